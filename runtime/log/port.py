@@ -1,0 +1,121 @@
+"""The log port: what ingest and the workers ask of a log, whichever engine keeps it.
+
+A log has a generation (`source`), a fixed number of partitions, and in each a sequence of records at positions
+0, 1, 2, …. One contract suite runs over every engine (`tests/contract/test_log.py`). Left out: what a record means.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from typing import NamedTuple, Protocol
+from uuid import UUID
+
+from runtime.errors import ConfigurationError, SluiceError
+
+
+class LogMisfitError(ConfigurationError):
+    """The log found is not the one expected: another generation, identity, partition count or an end that lies
+    before what has landed of it. Says what was found, what was expected and which command resolves it."""
+
+
+class BehindRetentionError(SluiceError):
+    """The position asked for lies below the oldest record the log still has: the records between are gone."""
+
+    def __init__(self, partition: int, position: int, start: int) -> None:
+        super().__init__(
+            f"partition {partition}: position {position} was asked for, the log starts at {start}: "
+            f"{start - position} records are lost"
+        )
+        self.partition = partition
+        self.position = position
+        self.start = start
+
+
+class Bounds(NamedTuple):
+    """The positions of a partition's oldest record and of the one that will be written next."""
+
+    start: int
+    end: int
+
+
+class Slice(NamedTuple):
+    """Consecutive records of one partition: `bodies[i]` stands at position `first + i`."""
+
+    partition: int
+    first: int
+    bodies: list[bytes]
+
+    @property
+    def next_position(self) -> int:
+        return self.first + len(self.bodies)
+
+
+class Expected(NamedTuple):
+    """The log that the database knows: opening any other is refused."""
+
+    source: UUID
+    name: str
+    identity: str
+    partitions: int
+
+
+class Reader(Protocol):
+    """Reads from positions its caller keeps: a reader remembers nothing beyond its own life."""
+
+    async def assign(self, positions: Mapping[int, int]) -> None:
+        """Read these partitions from these positions from now on, and no others."""
+        ...
+
+    async def read(self, *, bytes_max: int, wait_s: float) -> list[Slice]:
+        """What stands next in the assigned partitions, up to about `bytes_max`; waits up to `wait_s` for the first.
+
+        An empty list after `wait_s` without a record. A log that cannot be reached looks like one without new
+        records; `Log.trouble` tells. Raises `BehindRetentionError`; the other partitions go on after the caller
+        has assigned anew.
+        """
+        ...
+
+    async def close(self) -> None: ...
+
+
+class Log(Protocol):
+    """An open log. `append` never blocks; everything else may wait for the engine, bounded by its time-outs."""
+
+    source: UUID
+    partitions: int
+
+    def append(self, partition: int, body: bytes) -> "asyncio.Future[int]":
+        """Queue one record; the future gives its position once it is durable.
+
+        Records queued for one partition are written in that order. Raises `OverloadedError` at once, with nothing
+        queued, when the bounded queue is full. The future raises `UnavailableError` when the record was certainly
+        not written and `OutcomeUnknownError` when that is open.
+        """
+        ...
+
+    @property
+    def queued_bytes(self) -> int:
+        """Bytes of records whose fate is not known yet."""
+        ...
+
+    @property
+    def trouble(self) -> str | None:
+        """Why the log cannot be used right now, in words for an operator; None when it can."""
+        ...
+
+    async def bounds(self) -> dict[int, Bounds]:
+        """Of every partition. Raises `UnavailableError`."""
+        ...
+
+    def reader(self) -> Reader: ...
+
+    async def landed(self, positions: Mapping[int, int]) -> None:
+        """Tell the log that everything below these positions has landed.
+
+        The SQLite engine deletes it in time; the Kafka engine publishes the offsets for lag monitors. Never raises
+        for a log that cannot be reached: nothing depends on it.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Write what is queued, within the engine's time-out, then let go."""
+        ...

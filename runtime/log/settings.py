@@ -1,0 +1,49 @@
+"""Settings of the log, whichever engine keeps it."""
+
+from dataclasses import dataclass
+
+from runtime.settings import setting
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogSettings:
+    """How appends are batched and bounded, and how long the log is waited for."""
+
+    log_url: str = setting(
+        "sqlite:///sluice-log.db",
+        why="kafka://host:port[,host:port], kafkas://user:password@host:port (TLS, SASL), or sqlite:///path",
+        secret=True,
+    )
+    log_linger_ms: float = setting(
+        2.0,
+        unit="ms",
+        least=0,
+        most=1000,
+        why="Appends wait this long for company: a produce request costs far more than the records in it.",
+    )
+    log_batch_bytes_max: int = setting(
+        1_000_000,
+        unit="bytes",
+        least=10_000,
+        most=8_000_000,
+        why="The largest batch of one partition; brokers refuse more than their message.max.bytes.",
+    )
+    log_queue_bytes_max: int = setting(
+        64_000_000,
+        unit="bytes",
+        least=1_000_000,
+        why="Records waiting to be durable, per process; beyond it callers are told to slow down.",
+    )
+    log_append_timeout_ms: int = setting(
+        5_000,
+        unit="ms",
+        least=100,
+        most=120_000,
+        why="After this an append is reported as not known; devices rarely wait longer than ten seconds.",
+    )
+    log_fetch_bytes_max: int = setting(
+        16_000_000,
+        unit="bytes",
+        least=100_000,
+        why="How much a reader holds ahead of its caller.",
+    )

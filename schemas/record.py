@@ -1,0 +1,167 @@
+"""What stands in the log: one record a request and device, a versioned msgpack array.
+
+Readings are grouped by channel and kept in columns in PostgreSQL's own byte order and epoch, so that landing
+copies them as they are. Left out: which partition a record goes to (`schemas.topics`) and what becomes of it.
+"""
+
+import struct
+from enum import IntFlag
+from typing import Final
+from uuid import UUID
+
+import msgspec
+
+VERSION: Final = 1
+"""The newest version this code writes and reads. A worker that meets a newer one waits for its upgrade."""
+
+PG_EPOCH_US: Final = 946_684_800_000_000
+"""2000-01-01T00:00:00Z in microseconds of the Unix epoch; record times count from there."""
+
+
+class Quality(IntFlag):
+    """Flags of a stored reading (`readings.quality`); 0 is a plain, good one."""
+
+    TIME_REPLACED = 1
+    """Its own time was implausible; the receive time stands in its place."""
+    TIME_SHIFTED = 2
+    """A request without a usable clock kept its spacing, its newest reading at the receive time."""
+    TIME_STAMPED = 4
+    """It came without a time and was stamped once, on arrival."""
+    UNIT_CONVERTED = 8
+    """Its value was converted to the metric's canonical unit."""
+    BOOLEAN = 16
+    """It came as true or false and is stored as 1 or 0."""
+    INTEGER = 32
+    """An integer beyond 2^53, kept as text so that no digit is lost."""
+
+
+class Channel(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """The readings of one (metric, label) in a record, n of them, in the order they came.
+
+    `times`: n big-endian int64, microseconds since 2000-01-01 UTC. `values`: n big-endian float64, or n texts.
+    `quality`: one `Quality` for all, or n big-endian int16. `unit`: as stored, the canonical one where known.
+    """
+
+    metric: str
+    label: str
+    unit: str
+    times: bytes
+    values: bytes | list[str]
+    quality: int | bytes = 0
+
+    def __len__(self) -> int:
+        return len(self.times) // 8
+
+    def unpack_times(self) -> tuple[int, ...]:
+        return struct.unpack(f">{len(self.times) // 8}q", self.times)
+
+    def unpack_values(self) -> tuple[float, ...] | list[str]:
+        if isinstance(self.values, bytes):
+            return struct.unpack(f">{len(self.values) // 8}d", self.values)
+        return self.values
+
+    def unpack_quality(self) -> tuple[int, ...]:
+        if isinstance(self.quality, int):
+            return (self.quality,) * len(self)
+        return struct.unpack(f">{len(self.quality) // 2}h", self.quality)
+
+
+class Note(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """What a plain row has no room for, of reading `reading` of channel `channel` (both from 0)."""
+
+    channel: int
+    reading: int
+    original_time: str | None = None
+    original_unit: str | None = None
+    metadata: bytes | None = None
+    """A JSON object, as it came."""
+
+
+class Refused(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """A reading that was refused at the door, on its way to the quarantine."""
+
+    index: int
+    """Which measurement of the request, in body order, from 0."""
+    code: str
+    message: str
+    payload: bytes
+    """The measurement as JSON, bounded, without secrets."""
+
+
+class Record(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """One request of one device. Fields are only ever added at the end, with a default."""
+
+    version: int
+    record_id: bytes
+    """16 bytes, unique: the same on every attempt to append the same record."""
+    organisation: bytes
+    device: bytes
+    received_at: int
+    """Microseconds since 2000-01-01 UTC, stamped once, on arrival."""
+    way: str
+    """How it came: http, mqtt, …"""
+    request_id: str
+    channels: list[Channel]
+    refused: list[Refused] = []
+    notes: list[Note] = []
+
+    @property
+    def accepted(self) -> int:
+        return sum(map(len, self.channels))
+
+
+class UnknownVersionError(Exception):
+    """The record was written by newer code: wait for an upgrade, never quarantine it."""
+
+    def __init__(self, version: int) -> None:
+        super().__init__(f"record version {version} is newer than {VERSION}, the newest this worker reads")
+        self.version = version
+
+
+class UndecodableError(ValueError):
+    """The bytes are no record of any known version: nothing will ever read them."""
+
+
+_encoder: Final = msgspec.msgpack.Encoder()
+_decoder: Final = msgspec.msgpack.Decoder(Record)
+encode: Final = _encoder.encode
+
+_FIXARRAY: Final = 0x90
+_POSITIVE_FIXINT_MAX: Final = 0x7F
+
+
+def decode(body: bytes) -> Record:
+    """The record in `body`.
+
+    Raises `UnknownVersionError` for a newer version, whatever follows its number, and `UndecodableError` for
+    bytes that are no record or whose columns do not fit each other.
+    """
+    # The version is read from its byte alone: the rest of a newer record may have any shape.
+    if len(body) > 1 and body[0] & 0xF0 == _FIXARRAY and VERSION < body[1] <= _POSITIVE_FIXINT_MAX:
+        raise UnknownVersionError(body[1])
+    try:
+        record = _decoder.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise UndecodableError(f"not a record: {error}") from error
+    if len(record.organisation) != 16 or len(record.device) != 16 or len(record.record_id) != 16:
+        raise UndecodableError("not a record: an id is not 16 bytes long")
+    for channel in record.channels:
+        _check_columns(channel)
+    return record
+
+
+def _check_columns(channel: Channel) -> None:
+    size = len(channel.times)
+    values = channel.values
+    if size % 8 or (len(values) if isinstance(values, bytes) else len(values) * 8) != size:
+        raise UndecodableError("not a record: times and values differ in number")
+    if isinstance(channel.quality, bytes) and len(channel.quality) * 4 != size:
+        raise UndecodableError("not a record: times and quality flags differ in number")
+
+
+def organisation_of(record: Record) -> UUID:
+    return UUID(bytes=record.organisation)
+
+
+def device_of(record: Record) -> UUID:
+    return UUID(bytes=record.device)
