@@ -1,0 +1,1 @@
+"""The way out: readings as they were stored, to those who may see them."""

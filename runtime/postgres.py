@@ -3,6 +3,7 @@
 Every session has time-outs, so that neither a lost peer nor a stopped process holds anything for long.
 """
 
+import asyncio
 import ssl
 from dataclasses import dataclass
 from typing import Any, Final
@@ -11,6 +12,12 @@ import asyncpg
 
 from runtime.errors import ConfigurationError, UnavailableError
 from runtime.settings import setting
+
+VARIABLE: Final = "SLUICE_DATABASE_URL"
+OWNER_VARIABLE: Final = "SLUICE_DATABASE_OWNER_URL"
+PROBE_EVERY_S: Final = 1.0
+PROBE_TIMEOUT_S: Final = 3.0
+_LOGINS: Final = {VARIABLE: "sluice", OWNER_VARIABLE: "sluice_owner"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +57,16 @@ UNAVAILABLE: Final = (
 )
 
 
+#: What the database answers to a login, role or database it does not have or does not allow: mend the setting.
+_REFUSED: Final = (
+    asyncpg.InvalidAuthorizationSpecificationError,
+    asyncpg.InvalidCatalogNameError,
+    asyncpg.InsufficientPrivilegeError,
+    asyncpg.InvalidParameterValueError,
+    asyncpg.ClientConfigurationError,
+)
+
+
 def session_settings(settings: PostgresSettings, role: str | None, application: str) -> dict[str, str]:
     """What every session of ours is started with; the TCP ones notice a peer that vanished within 15 s."""
     timeout = settings.database_statement_timeout_ms
@@ -73,60 +90,63 @@ def session_settings(settings: PostgresSettings, role: str | None, application: 
 async def connect(
     settings: PostgresSettings, *, role: str | None, application: str, url: str | None = None, **overrides: str
 ) -> "asyncpg.Connection[asyncpg.Record]":
-    """One session as `role`; `overrides` replace session settings. Raises `UnavailableError`, `ConfigurationError`."""
+    """One session as `role`; `overrides` replace session settings.
+
+    Raises `UnavailableError`, `ConfigurationError`.
+    """
     dsn = url or _required(settings)
+    variable = OWNER_VARIABLE if dsn == settings.database_owner_url else VARIABLE
     try:
         return await asyncpg.connect(
             dsn,
             timeout=settings.database_connect_timeout_ms / 1000,
             server_settings=session_settings(settings, role, application) | overrides,
         )
-    except (
-        asyncpg.InvalidAuthorizationSpecificationError,
-        asyncpg.InvalidCatalogNameError,
-        asyncpg.ClientConfigurationError,
-    ) as error:
-        raise _refused(error) from error
+    except _REFUSED as error:
+        raise _refused(error, variable) from error
     except (*UNAVAILABLE, ssl.SSLError) as error:
         raise UnavailableError(f"the database cannot be reached: {error}") from error
 
 
 async def open_pool(
-    settings: PostgresSettings, *, role: str, application: str, size_max: int | None = None
+    settings: PostgresSettings, *, role: str, application: str, size_max: int | None = None, **overrides: str
 ) -> "asyncpg.Pool[asyncpg.Record]":
-    """A pool of sessions as `role`, after one has been checked. Raises `UnavailableError`, `ConfigurationError`."""
+    """A pool of sessions as `role`, after one has been checked; `overrides` replace session settings.
+
+    Raises `UnavailableError`, `ConfigurationError`.
+    """
     try:
         pool = await asyncpg.create_pool(
             _required(settings),
             min_size=1,
             max_size=size_max or settings.database_pool_size_max,
             timeout=settings.database_connect_timeout_ms / 1000,
-            server_settings=session_settings(settings, role, application),
+            server_settings=session_settings(settings, role, application) | overrides,
         )
-    except (
-        asyncpg.InvalidAuthorizationSpecificationError,
-        asyncpg.InvalidCatalogNameError,
-        asyncpg.ClientConfigurationError,
-    ) as error:
-        raise _refused(error) from error
+    except _REFUSED as error:
+        raise _refused(error, VARIABLE) from error
     except (*UNAVAILABLE, ssl.SSLError) as error:
         raise UnavailableError(f"the database cannot be reached: {error}") from error
-    async with pool.acquire() as connection:
-        await check_role(connection)
+    try:
+        async with pool.acquire() as connection:
+            await check_role(connection)
+    except BaseException:
+        await pool.close()
+        raise
     return pool
 
 
-async def check_role(connection: Any) -> None:
+async def check_role(connection: Any, variable: str = VARIABLE) -> None:
     """Raises `ConfigurationError` for a session that could look past row-level security."""
     row = await connection.fetchrow(
-        "SELECT rolname, rolsuper OR rolbypassrls AS excessive FROM pg_roles WHERE rolname IN (session_user, current_user)"
-        " ORDER BY excessive DESC LIMIT 1"
+        "SELECT rolname, rolsuper OR rolbypassrls AS excessive FROM pg_roles"
+        " WHERE rolname IN (session_user, current_user) ORDER BY excessive DESC LIMIT 1"
     )
     if row is None or row["excessive"]:
         name = "?" if row is None else row["rolname"]
         raise ConfigurationError(
-            f"SLUICE_DATABASE_URL: role {name} is superuser or bypasses row-level security; "
-            "use the login `sluice` that deploy/sql/bootstrap.sql makes"
+            f"{variable}: role {name} is superuser or bypasses row-level security; "
+            f"use the login `{_LOGINS[variable]}` that deploy/sql/bootstrap.sql makes"
         )
 
 
@@ -136,5 +156,26 @@ def _required(settings: PostgresSettings) -> str:
     return settings.database_url
 
 
-def _refused(error: Exception) -> ConfigurationError:
-    return ConfigurationError(f"SLUICE_DATABASE_URL is refused by the database: {error}")
+def _refused(error: Exception, variable: str) -> ConfigurationError:
+    return ConfigurationError(f"{variable} is refused by the database: {error}")
+
+
+class Probe:
+    """Whether the database answers, as a health check that costs one small query a second."""
+
+    def __init__(self, pool: "asyncpg.Pool[asyncpg.Record]") -> None:
+        self._pool = pool
+        self._reason: str | None = None
+
+    def check(self) -> str | None:
+        return self._reason
+
+    async def run(self) -> None:
+        """Ask for ever; its owner cancels it."""
+        while True:
+            await asyncio.sleep(PROBE_EVERY_S)
+            try:
+                await self._pool.fetchval("SELECT 1", timeout=PROBE_TIMEOUT_S)
+                self._reason = None
+            except UNAVAILABLE as error:
+                self._reason = f"the database is away: {error or type(error).__name__}"

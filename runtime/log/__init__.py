@@ -1,0 +1,30 @@
+"""The log: durable, ordered by partition, read from positions. One port, two engines."""
+
+from runtime.log.engines import Engine, create_log, engine_of, open_log
+from runtime.log.port import (
+    BehindRetentionError,
+    Bounds,
+    Expected,
+    Log,
+    LogMisfitError,
+    Reader,
+    Slice,
+    check_positions,
+)
+from runtime.log.settings import LogSettings
+
+__all__ = [
+    "BehindRetentionError",
+    "Bounds",
+    "Engine",
+    "Expected",
+    "Log",
+    "LogMisfitError",
+    "LogSettings",
+    "Reader",
+    "Slice",
+    "check_positions",
+    "create_log",
+    "engine_of",
+    "open_log",
+]

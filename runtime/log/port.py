@@ -6,10 +6,12 @@ A log has a generation (`source`), a fixed number of partitions, and in each a s
 
 import asyncio
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 from uuid import UUID
 
 from runtime.errors import ConfigurationError, SluiceError
+
+NEW_GENERATION: Final = "run `sluice migrate --new-generation`: it closes this generation and opens a new log"
 
 
 class LogMisfitError(ConfigurationError):
@@ -49,6 +51,21 @@ class Slice(NamedTuple):
         return self.first + len(self.bodies)
 
 
+def check_positions(bounds: Mapping[int, Bounds], positions: Mapping[int, int]) -> None:
+    """Refuse a log that ends before what the database has landed of it: a `LogMisfitError`.
+
+    A position below the log's start is no misfit: the reader reports it as `BehindRetentionError`.
+    """
+    for partition, position in sorted(positions.items()):
+        end = bounds[partition].end if partition in bounds else None
+        if end is None or end < position:
+            raise LogMisfitError(
+                f"partition {partition} of the log ends at {end}, the database has landed it up to {position}: "
+                "the log has lost records, was restored from a copy, or is another one. "
+                f"Bring the right log back, or {NEW_GENERATION}"
+            )
+
+
 class Expected(NamedTuple):
     """The log that the database knows: opening any other is refused."""
 
@@ -69,8 +86,9 @@ class Reader(Protocol):
         """What stands next in the assigned partitions, up to about `bytes_max`; waits up to `wait_s` for the first.
 
         An empty list after `wait_s` without a record. A log that cannot be reached looks like one without new
-        records; `Log.trouble` tells. Raises `BehindRetentionError`; the other partitions go on after the caller
-        has assigned anew.
+        records; `Log.trouble` tells. Raises `BehindRetentionError`, once the records it still had of that partition
+        are handed over, and `LogMisfitError` for a position beyond the end or a log made anew; the other partitions
+        go on after the caller has assigned anew.
         """
         ...
 
@@ -82,13 +100,15 @@ class Log(Protocol):
 
     source: UUID
     partitions: int
+    body_bytes_max: int
 
     def append(self, partition: int, body: bytes) -> "asyncio.Future[int]":
         """Queue one record; the future gives its position once it is durable.
 
         Records queued for one partition are written in that order. Raises `OverloadedError` at once, with nothing
-        queued, when the bounded queue is full. The future raises `UnavailableError` when the record was certainly
-        not written and `OutcomeUnknownError` when that is open.
+        queued, when the bounded queue is full, and `ValueError` for a body above `body_bytes_max`. The future raises
+        `UnavailableError` when the record was certainly not written and `OutcomeUnknownError` when that is open: it
+        then stands before every later record of its partition, or nowhere.
         """
         ...
 
@@ -111,8 +131,8 @@ class Log(Protocol):
     async def landed(self, positions: Mapping[int, int]) -> None:
         """Tell the log that everything below these positions has landed.
 
-        The SQLite engine deletes it in time; the Kafka engine publishes the offsets for lag monitors. Never raises
-        for a log that cannot be reached: nothing depends on it.
+        The SQLite engine deletes it in time; the Kafka engine publishes the offsets for lag monitors. Returns before
+        that is done, does it at most once a second, and never raises: nothing depends on it.
         """
         ...
 

@@ -10,8 +10,8 @@ class LogSettings:
     """How appends are batched and bounded, and how long the log is waited for."""
 
     log_url: str = setting(
-        "sqlite:///sluice-log.db",
-        why="kafka://host:port[,host:port], kafkas://user:password@host:port (TLS, SASL), or sqlite:///path",
+        "sqlite:///sluice-log",
+        why="kafka://host:port[,host:port], kafkas://user:password@host:port (TLS, SASL), or sqlite:///directory",
         secret=True,
     )
     log_linger_ms: float = setting(
@@ -46,4 +46,16 @@ class LogSettings:
         unit="bytes",
         least=100_000,
         why="How much a reader holds ahead of its caller.",
+    )
+    log_replication: int = setting(
+        0,
+        unit="copies",
+        least=0,
+        why="Of a Kafka topic that is made; 0 takes the brokers' default. With 1, a lost broker loses readings.",
+    )
+    log_retention_h: int = setting(
+        168,
+        unit="h",
+        least=1,
+        why="How long Kafka keeps a record whether it has landed or not: the longest that landing may stand still.",
     )

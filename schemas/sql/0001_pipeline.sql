@@ -161,21 +161,25 @@ CREATE TABLE reading_notes (
     PRIMARY KEY (series_id, ts)
 );
 
--- Without the extension a reading needs its week's partition; Monday to Monday, UTC. Idempotent.
+-- Without the extension a reading needs its week's partition; Monday to Monday, UTC. Idempotent. Attached, not
+-- created in place, so that it neither waits for a landing under way nor holds readers up.
 CREATE FUNCTION ensure_week(p_ts timestamptz) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
 DECLARE
     v_week timestamptz := date_trunc('week', p_ts, 'UTC');
-    v_name text := to_char(v_week AT TIME ZONE 'UTC', 'IYYY"w"IW');
     v_table text;
+    v_name text;
 BEGIN
     IF EXISTS (SELECT FROM pg_extension WHERE extname = 'timescaledb') THEN
         RETURN;
     END IF;
     PERFORM pg_advisory_xact_lock(hashtext('sluice ensure_week'));
     FOREACH v_table IN ARRAY ARRAY['readings', 'text_readings'] LOOP
-        EXECUTE format('CREATE TABLE IF NOT EXISTS %I PARTITION OF %I FOR VALUES FROM (%L) TO (%L)',
-                       v_table || '_' || v_name, v_table, v_week, v_week + interval '7 days');
+        v_name := v_table || to_char(v_week AT TIME ZONE 'UTC', '"_"IYYY"w"IW');
+        CONTINUE WHEN to_regclass(quote_ident(v_name)) IS NOT NULL;
+        EXECUTE format('CREATE TABLE %I (LIKE %I INCLUDING DEFAULTS INCLUDING CONSTRAINTS)', v_name, v_table);
+        EXECUTE format('ALTER TABLE %I ATTACH PARTITION %I FOR VALUES FROM (%L) TO (%L)',
+                       v_table, v_name, v_week, v_week + interval '7 days');
     END LOOP;
 END $$;
 
@@ -219,12 +223,12 @@ CREATE TABLE partition_leases (
     PRIMARY KEY (source, partition)
 ) WITH (fillfactor = 20);
 
--- Renews what p_worker holds, gives back what it says it gave up or holds beyond its fair share, and takes
--- what is free up to that share. The database's clock decides, for every worker alike.
--- Returns one row a partition held, with the previous holder's session where one has to be ended.
-CREATE FUNCTION lease_partitions(p_source uuid, p_worker uuid, p_ttl interval, p_releasing int[],
-                                 p_backend_pid int, p_backend_start timestamptz)
-RETURNS TABLE (held int, fair_share int, old_pid int, old_start timestamptz)
+-- Renews what p_worker holds, gives back what it says it gave up, and takes what is free up to its fair share.
+-- The database's clock decides, for every worker alike. Returns one row a partition held; `taken`: the lease has not
+-- been this worker's without a break, and old_pid and old_start name the session that wrote for it last. That one
+-- stays named until its successor has ended it and names its own.
+CREATE FUNCTION lease_partitions(p_source uuid, p_worker uuid, p_ttl interval, p_releasing int[])
+RETURNS TABLE (held int, fair_share int, taken boolean, old_pid int, old_start timestamptz)
 LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
 DECLARE
     v_now timestamptz := clock_timestamp();
@@ -249,18 +253,17 @@ BEGIN
 
     RETURN QUERY
     WITH free AS (
-        SELECT l.partition, l.backend_pid, l.backend_start FROM partition_leases l
+        SELECT l.partition FROM partition_leases l
         WHERE l.source = p_source AND l.lease_until < v_now AND l.partition <> ALL (p_releasing)
         ORDER BY l.partition LIMIT greatest(v_share - v_mine, 0) FOR UPDATE SKIP LOCKED
     ), taken AS (
-        UPDATE partition_leases l SET worker = p_worker, lease_until = v_now + p_ttl,
-               backend_pid = p_backend_pid, backend_start = p_backend_start
+        UPDATE partition_leases l SET worker = p_worker, lease_until = v_now + p_ttl
         FROM free f WHERE l.source = p_source AND l.partition = f.partition
-        RETURNING l.partition, f.backend_pid, f.backend_start
+        RETURNING l.partition, l.backend_pid, l.backend_start
     )
-    SELECT t.partition, v_share, t.backend_pid, t.backend_start FROM taken t
+    SELECT t.partition, v_share, true, t.backend_pid, t.backend_start FROM taken t
     UNION ALL
-    SELECT l.partition, v_share, NULL::int, NULL::timestamptz FROM partition_leases l
+    SELECT l.partition, v_share, false, NULL::int, NULL::timestamptz FROM partition_leases l
         WHERE l.source = p_source AND l.worker = p_worker AND l.lease_until >= v_now;
 END $$;
 
@@ -285,8 +288,9 @@ CREATE TABLE outcomes (
     source          uuid NOT NULL,
     partition       int NOT NULL,
     position        bigint NOT NULL,
-    organisation_id uuid NOT NULL,
+    organisation_id uuid,                     -- null only for a record that names none that can be read
     received_at     timestamptz NOT NULL,
+    unreadable      boolean NOT NULL DEFAULT false,   -- the whole record stands in quarantine, however much it was
     duplicates      int NOT NULL DEFAULT 0,
     conflicts       int NOT NULL DEFAULT 0,
     quarantined     int NOT NULL DEFAULT 0,   -- behind the log, of the readings accepted
@@ -331,6 +335,30 @@ BEGIN
     END LOOP;
 END $$;
 
+-- A session of the API that presents a token may see that one credential, before it knows an organisation.
+CREATE POLICY presented ON credentials FOR SELECT TO sluice_app
+    USING (token_hash = decode(current_setting('sluice.token_hash', true), 'hex'));
+
+-- Who presents one of p_hashes (one token's, under each key); the transaction then acts for its organisation.
+CREATE FUNCTION authenticate_api_key(p_hashes bytea[])
+RETURNS TABLE (credential_id uuid, organisation_id uuid, scopes text[])
+LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
+DECLARE v_hash bytea;
+BEGIN
+    FOREACH v_hash IN ARRAY p_hashes LOOP
+        PERFORM set_config('sluice.token_hash', encode(v_hash, 'hex'), true);
+        SELECT c.credential_id, c.organisation_id, c.scopes INTO credential_id, organisation_id, scopes
+            FROM credentials c
+            WHERE c.token_hash = v_hash AND c.kind = 'api_key' AND c.revoked_at IS NULL
+              AND (c.expires_at IS NULL OR c.expires_at > now());
+        IF FOUND THEN
+            PERFORM set_config('sluice.organisation', organisation_id::text, true);
+            RETURN NEXT;
+            RETURN;
+        END IF;
+    END LOOP;
+END $$;
+
 -- Readings are reached only through the series the session's organisation owns.
 CREATE VIEW organisation_readings WITH (security_barrier) AS
     SELECT r.series_id, r.quality, r.ts, r.value FROM readings r
@@ -338,6 +366,43 @@ CREATE VIEW organisation_readings WITH (security_barrier) AS
 CREATE VIEW organisation_text_readings WITH (security_barrier) AS
     SELECT r.series_id, r.quality, r.ts, r.value FROM text_readings r
     WHERE r.series_id IN (SELECT s.series_id FROM series s WHERE s.organisation_id = current_organisation());
+
+-- Up to p_each readings of each of p_series in [p_from, p_to), in order of time, after the place (p_after_ts,
+-- p_after_series, p_after_kind): kind 0 for numbers, 1 for texts. A function, because a security-barrier view
+-- cannot pass ORDER BY and LIMIT on to the chunks: every reading of the span would be read and sorted.
+CREATE FUNCTION readings_page(p_series int[], p_from timestamptz, p_to timestamptz, p_descending boolean,
+    p_after_ts timestamptz, p_after_series int, p_after_kind int, p_each int)
+RETURNS TABLE (series_id int, kind int, ts timestamptz, quality smallint, value float8, text_value text)
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = public, pg_temp AS $$
+BEGIN
+    IF p_descending THEN
+        RETURN QUERY SELECT r.* FROM series s CROSS JOIN LATERAL (
+            (SELECT s.series_id, 0, x.ts, x.quality, x.value, NULL::text FROM readings x
+             WHERE x.series_id = s.series_id AND x.ts >= p_from AND x.ts < p_to AND x.ts <= p_after_ts
+               AND (x.ts < p_after_ts OR (s.series_id, 0) < (p_after_series, p_after_kind))
+             ORDER BY x.ts DESC LIMIT p_each)
+            UNION ALL
+            (SELECT s.series_id, 1, x.ts, x.quality, NULL::float8, x.value FROM text_readings x
+             WHERE x.series_id = s.series_id AND x.ts >= p_from AND x.ts < p_to AND x.ts <= p_after_ts
+               AND (x.ts < p_after_ts OR (s.series_id, 1) < (p_after_series, p_after_kind))
+             ORDER BY x.ts DESC LIMIT p_each)) r
+        WHERE s.series_id = ANY (p_series);
+    ELSE
+        RETURN QUERY SELECT r.* FROM series s CROSS JOIN LATERAL (
+            (SELECT s.series_id, 0, x.ts, x.quality, x.value, NULL::text FROM readings x
+             WHERE x.series_id = s.series_id AND x.ts >= p_from AND x.ts < p_to AND x.ts >= p_after_ts
+               AND (x.ts > p_after_ts OR (s.series_id, 0) > (p_after_series, p_after_kind))
+             ORDER BY x.ts LIMIT p_each)
+            UNION ALL
+            (SELECT s.series_id, 1, x.ts, x.quality, NULL::float8, x.value FROM text_readings x
+             WHERE x.series_id = s.series_id AND x.ts >= p_from AND x.ts < p_to AND x.ts >= p_after_ts
+               AND (x.ts > p_after_ts OR (s.series_id, 1) > (p_after_series, p_after_kind))
+             ORDER BY x.ts LIMIT p_each)) r
+        WHERE s.series_id = ANY (p_series);
+    END IF;
+END $$;
+REVOKE ALL ON FUNCTION readings_page FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION readings_page TO sluice_app, sluice_reader;
 
 GRANT SELECT, INSERT, UPDATE, DELETE ON organisations, sites, devices, device_sites, credentials TO sluice_app;
 GRANT SELECT ON series, reading_notes, ledger, outcomes, quarantine TO sluice_app;

@@ -1,0 +1,124 @@
+"""Query parameters of the reading routes, checked. Left out: whether the device exists."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Final
+from uuid import UUID
+
+from multidict import MultiMapping
+
+from api.errors import invalid_parameter
+
+NAME_CHARACTERS_MAX: Final = 256
+CURSOR_CHARACTERS_MAX: Final = 512
+
+_RFC_3339: Final = re.compile(
+    r"(\d{4}-\d\d-\d\d)[Tt](\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(?:([Zz])|([+\- ])(\d\d:\d\d))", re.ASCII
+)
+_EPOCH_SECONDS: Final = re.compile(r"-?\d{1,12}(\.\d{1,9})?", re.ASCII)
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True)
+class SeriesFilter:
+    """Which series of a device: None stands for every metric or label."""
+
+    device_id: UUID
+    metric: str | None
+    label: str | None
+
+
+@dataclass(frozen=True)
+class Span:
+    """`[start, end)` in time, and the direction and number of what is read from it."""
+
+    start: datetime | None
+    end: datetime | None
+    descending: bool
+    limit: int
+    cursor: str | None
+
+
+def series_filter(query: Mapping[str, str]) -> SeriesFilter:
+    return SeriesFilter(_uuid("device_id", query.get("device_id")), _name(query, "metric"), _name(query, "label"))
+
+
+def span(query: Mapping[str, str], *, limit_default: int, limit_max: int) -> Span:
+    start, end = _time(query, "from"), _time(query, "to")
+    if start is not None and end is not None and start > end:
+        raise invalid_parameter("from", "lies after `to`")
+    order = query.get("order", "asc")
+    if order not in ("asc", "desc"):
+        raise invalid_parameter("order", "is asc (oldest first) or desc")
+    cursor = query.get("cursor")
+    if cursor is not None and len(cursor) > CURSOR_CHARACTERS_MAX:
+        raise invalid_parameter("cursor", "was not given out by this service")
+    return Span(start, end, order == "desc", _limit(query, limit_default, limit_max), cursor)
+
+
+def known_once(query: MultiMapping[str], known: frozenset[str]) -> dict[str, str]:
+    """The parameters, each of which is known and stands there once: a misspelt filter must not widen an answer."""
+    found: dict[str, str] = {}
+    for name, value in query.items():
+        if name not in known:
+            raise invalid_parameter(name[:NAME_CHARACTERS_MAX], f"is no parameter here: {', '.join(sorted(known))}")
+        if name in found:
+            raise invalid_parameter(name, "stands there twice")
+        found[name] = value
+    return found
+
+
+def _uuid(name: str, text: str | None) -> UUID:
+    if not text:
+        raise invalid_parameter(name, "is needed")
+    try:
+        return UUID(text)
+    except ValueError:
+        raise invalid_parameter(name, "is not a UUID") from None
+
+
+def _name(query: Mapping[str, str], name: str) -> str | None:
+    text = query.get(name)
+    if text is not None and (len(text) > NAME_CHARACTERS_MAX or "\0" in text or not _encodable(text)):
+        raise invalid_parameter(name, f"is not a text of at most {NAME_CHARACTERS_MAX} characters")
+    return text
+
+
+def _encodable(text: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _limit(query: Mapping[str, str], default: int, most: int) -> int:
+    text = query.get("limit")
+    if text is None:
+        return min(default, most)
+    if not text.isascii() or not text.isdecimal() or len(text) > 9 or not 1 <= int(text) <= most:
+        raise invalid_parameter("limit", f"is a number from 1 to {most}")
+    return int(text)
+
+
+def _time(query: Mapping[str, str], name: str) -> datetime | None:
+    text = query.get(name)
+    if text is None:
+        return None
+    try:
+        return parse_time(text)
+    except (ValueError, OverflowError):
+        raise invalid_parameter(name, "is neither RFC 3339 with an offset nor seconds since 1970") from None
+
+
+def parse_time(text: str) -> datetime:
+    """RFC 3339 or seconds since 1970, to the microsecond, later digits cut off. Raises `ValueError`."""
+    if _EPOCH_SECONDS.fullmatch(text):
+        return _EPOCH + timedelta(microseconds=int(Decimal(text).scaleb(6)))
+    match = _RFC_3339.fullmatch(text)
+    if match is None:
+        raise ValueError(text)
+    day, clock, fraction, zulu, sign, offset = match.groups()
+    # A plus sign that was not escaped in the URL arrives as a space.
+    zone = "+00:00" if zulu else ("+" if sign == " " else sign) + offset
+    fraction = (fraction or "").ljust(6, "0")[:6]
+    return datetime.fromisoformat(f"{day}T{clock}.{fraction}{zone}").astimezone(UTC)

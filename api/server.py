@@ -1,0 +1,147 @@
+"""The API as an aiohttp application: routes, who may use them, and one shape for every error.
+
+Left out: the listener and the process around it (`deploy`).
+"""
+
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Any, Final, TypeVar
+
+import asyncpg
+import orjson
+from aiohttp import web
+
+from api.auth import READ_SCOPE, Authority, presented_key
+from api.errors import ApiError, unavailable
+from api.metrics import ApiMetrics
+from api.parameters import known_once, series_filter, span
+from api.readings import Cursors, find_series, fingerprint, read_latest, read_page, render
+from api.settings import ApiSettings
+from runtime.ids import uuid7
+from runtime.postgres import UNAVAILABLE
+from runtime.secrets import KeyRing, Seal, TokenHasher
+
+_log = logging.getLogger("sluice.api")
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+_SERIES_PARAMETERS: Final = frozenset({"device_id", "metric", "label"})
+_PAGE_PARAMETERS: Final = _SERIES_PARAMETERS | {"from", "to", "order", "limit", "cursor"}
+
+H = TypeVar("H", bound=Handler)
+_FOREIGN: Final = "answers_its_own_errors"
+
+
+def foreign(handler: H) -> H:
+    """Mark a handler of another face: it sends errors of its own, and counts for itself."""
+    setattr(handler, _FOREIGN, True)
+    return handler
+
+
+def create_app(
+    *, pool: "asyncpg.Pool[asyncpg.Record]", ring: KeyRing, settings: ApiSettings, metrics: ApiMetrics
+) -> web.Application:
+    """The application; routes may be added before it serves."""
+    authority = Authority(pool, TokenHasher(ring), connection_wait_s=settings.api_connection_wait_ms / 1000)
+    readings = _Readings(authority, Cursors(Seal(ring, "cursor")), settings, metrics)
+    app = web.Application(middlewares=[_Edge(metrics).handle])
+    app.router.add_get("/api/v1/readings", readings.page, allow_head=False)
+    app.router.add_get("/api/v1/readings/latest", readings.latest, allow_head=False)
+    return app
+
+
+class _Readings:
+    """The reading routes."""
+
+    def __init__(self, authority: Authority, cursors: Cursors, settings: ApiSettings, metrics: ApiMetrics) -> None:
+        self._authority = authority
+        self._cursors = cursors
+        self._settings = settings
+        self._metrics = metrics
+
+    async def page(self, request: web.Request) -> web.Response:
+        key = presented_key(request.headers.get("Authorization"))
+        query = known_once(request.query, _PAGE_PARAMETERS)
+        wanted = series_filter(query)
+        read = span(
+            query,
+            limit_default=self._settings.api_page_readings_default,
+            limit_max=self._settings.api_page_readings_max,
+        )
+        async with self._authority.session(key, READ_SCOPE) as session:
+            query_mark = fingerprint(session.organisation, wanted, read)
+            after = None if read.cursor is None else self._cursors.take(query_mark, read.cursor)
+            series = await find_series(session.connection, wanted)
+            page = await read_page(session.connection, list(series), read, after)
+        next_cursor = None if page.end is None else self._cursors.give(query_mark, page.end)
+        return self._answer(page.rows, series, next_cursor)
+
+    async def latest(self, request: web.Request) -> web.Response:
+        key = presented_key(request.headers.get("Authorization"))
+        wanted = series_filter(known_once(request.query, _SERIES_PARAMETERS))
+        async with self._authority.session(key, READ_SCOPE) as session:
+            series = await find_series(session.connection, wanted)
+            rows = await read_latest(session.connection, list(series), datetime.now(UTC))
+        return self._answer(rows, series, None)
+
+    def _answer(self, rows: Any, series: Any, next_cursor: str | None) -> web.Response:
+        self._metrics.readings.inc(len(rows))
+        return web.Response(body=render(rows, series, next_cursor), content_type="application/json")
+
+
+class _Edge:
+    """What every request passes through: a request id, the errors of this face, counts."""
+
+    def __init__(self, metrics: ApiMetrics) -> None:
+        self._metrics = metrics
+
+    @web.middleware
+    async def handle(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        if getattr(request.match_info.handler, _FOREIGN, False):
+            return await handler(request)
+        request_id = str(uuid7())
+        route = _route(request)
+        started = time.perf_counter()
+        with self._metrics.in_flight.track_inprogress():
+            response = await self._answered(request, handler, request_id)
+        response.headers["X-Request-Id"] = request_id
+        response.headers["Cache-Control"] = "no-store"
+        self._metrics.requests.labels(route, str(response.status)).inc()
+        self._metrics.seconds.labels(route).observe(time.perf_counter() - started)
+        return response
+
+    async def _answered(self, request: web.Request, handler: Handler, request_id: str) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except ApiError as error:
+            return _error(error, request_id)
+        except web.HTTPMethodNotAllowed as error:
+            allowed = ", ".join(sorted(error.allowed_methods))
+            message = f"{request.method} is not possible here: {allowed}"
+            return _error(ApiError(405, "method_not_allowed", message, Allow=allowed), request_id)
+        except web.HTTPNotFound:
+            return _error(ApiError(404, "not_found", "nothing is at this path"), request_id)
+        except web.HTTPException as error:
+            return _error(ApiError(error.status, "bad_request", error.reason), request_id)
+        except asyncpg.QueryCanceledError:
+            return _error(unavailable("query_timeout", "the query took too long: ask for a shorter span"), request_id)
+        except UNAVAILABLE as error:
+            _log.warning("the database is away", extra={"request_id": request_id, "reason": str(error)})
+            return _error(unavailable("database_unavailable", "the database is away: try again"), request_id)
+        except Exception:
+            _log.exception("a request failed", extra={"request_id": request_id, "route": _route(request)})
+            return _error(ApiError(500, "internal_error", "something broke here; it has been logged"), request_id)
+
+
+def _route(request: web.Request) -> str:
+    resource = request.match_info.route.resource
+    return "unknown" if resource is None else resource.canonical
+
+
+def _error(error: ApiError, request_id: str) -> web.Response:
+    body = {"error": {"code": error.code, "message": error.message, "request_id": request_id}}
+    return web.Response(
+        status=error.status, body=orjson.dumps(body), content_type="application/json", headers=error.headers
+    )

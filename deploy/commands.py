@@ -1,0 +1,124 @@
+"""What the operator's commands do, and what they print. Left out: their options (`deploy.cli`)."""
+
+from dataclasses import asdict
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import click
+import orjson
+
+from deploy.database import bring_up_to_date, check_up_to_date, connect_owner, migrations
+from deploy.generation import Closed, Generation, follow_generation
+from deploy.operator import Demo, issue_token, seed
+from deploy.settings import DeploySettings
+from ingest.settings import IngestSettings
+from runtime.log import LogSettings
+from runtime.migrate import exclusively, migrate
+from runtime.postgres import PostgresSettings, check_role, connect
+from runtime.secrets import KeyRing, SecretSettings, TokenHasher
+from runtime.settings import Settings
+
+
+async def migrate_all(settings: Settings, *, new_generation: bool, abandon: bool) -> None:
+    """`sluice migrate`."""
+    closed: Closed | None = None
+    if new_generation:
+        connection = await connect_owner(settings.get(PostgresSettings))
+        deploy = settings.get(DeploySettings)
+        try:
+            async with exclusively(connection):
+                applied = await migrate(connection, migrations())
+                closed, generation = await follow_generation(
+                    connection,
+                    settings.get(LogSettings),
+                    deploy.log_partitions,
+                    closing_url=deploy.closing_log_url,
+                    abandon=abandon,
+                )
+        finally:
+            await connection.close()
+    else:
+        applied, generation = await bring_up_to_date(settings)
+    _print_migrated([str(migration) for migration in applied], closed, generation, settings)
+
+
+def _print_migrated(applied: list[str], closed: Closed | None, generation: Generation, settings: Settings) -> None:
+    if settings.get(DeploySettings).json:
+        answer = {"applied": applied, "generation": asdict(generation), "closed": asdict(closed) if closed else None}
+        click.echo(orjson.dumps(answer, default=str).decode())
+        return
+    click.echo(f"applied: {', '.join(applied)}" if applied else "the database is up to date")
+    if closed is not None:
+        lost = "an unknown number of records" if closed.lost is None else f"{closed.lost} records"
+        click.echo(f"closed: generation {closed.generation.source} ({closed.generation.engine}), {lost} lost")
+    click.echo(f"log: generation {generation.source} ({generation.engine}, {generation.partitions} partitions)")
+
+
+async def _login(settings: Settings) -> Any:
+    """A session of the login itself, which takes the role that each step needs."""
+    connection = await connect(settings.get(PostgresSettings), role=None, application="sluice operator")
+    try:
+        await check_role(connection)
+    except BaseException:
+        await connection.close()
+        raise
+    return connection
+
+
+def _hasher(settings: Settings) -> TokenHasher:
+    return TokenHasher(KeyRing.parse(settings.get(SecretSettings).secret_keys))
+
+
+async def seed_demo(settings: Settings) -> None:
+    """`sluice seed`."""
+    hasher = _hasher(settings)
+    await check_up_to_date(settings)
+    connection = await _login(settings)
+    try:
+        demo = await seed(connection, hasher)
+    finally:
+        await connection.close()
+    print_demo(settings, demo, public_url(settings))
+
+
+def public_url(settings: Settings) -> str:
+    """How devices reach the ingest face."""
+    return settings.get(DeploySettings).public_url.rstrip("/") or f"http://{settings.get(IngestSettings).http_listen}"
+
+
+def print_demo(settings: Settings, demo: Demo, url: str) -> None:
+    """One line of JSON, or two commands to try."""
+    if settings.get(DeploySettings).json:
+        data_dir = str(Path(settings.get(DeploySettings).data_dir).absolute())
+        known = {name: value for name, value in asdict(demo).items() if value is not None}
+        click.echo(orjson.dumps({"url": url, **known, "data_dir": data_dir}, default=str).decode())
+        return
+    click.echo(
+        f'curl -sS {url}/v1/ingest -H "Authorization: Bearer {demo.ingest_token or "$INGEST_TOKEN"}" '
+        """-H "Content-Type: application/json" -d '{"measurements": [{"type": "temperature", "value": 21.5}]}'"""
+    )
+    click.echo(
+        f'curl -sS "{url}/api/v1/readings?device_id={demo.device_id}" '
+        f'-H "Authorization: Bearer {demo.api_key or "$API_KEY"}"'
+    )
+    if demo.ingest_token is None:
+        click.echo(
+            f"The tokens were shown when they were made; new ones: sluice token device {demo.device_id}, "
+            f"sluice token api-key {demo.organisation_id}"
+        )
+
+
+async def print_token(
+    settings: Settings, kind: str, owner: UUID, *, name: str, scopes: list[str], expires_at: datetime | None
+) -> None:
+    """`sluice token device|gateway|api-key`."""
+    hasher = _hasher(settings)
+    await check_up_to_date(settings)
+    connection = await _login(settings)
+    try:
+        token = await issue_token(connection, hasher, kind, owner, name=name, scopes=scopes, expires_at=expires_at)
+    finally:
+        await connection.close()
+    click.echo(orjson.dumps({"token": token}).decode() if settings.get(DeploySettings).json else token)

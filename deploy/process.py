@@ -1,0 +1,163 @@
+"""One process on its way from settings to work: probes, the database, the log, an end in order.
+
+Left out: what each role does (`deploy.roles`) and the command line.
+"""
+
+import asyncio
+import logging
+import signal
+import socket
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any, Final, TypeVar
+
+import asyncpg
+
+from deploy.database import prepare
+from deploy.generation import READER_ROLE, Generation, Guard, open_generation
+from runtime.errors import UnavailableError
+from runtime.health import Health
+from runtime.lifecycle import LifecycleSettings, Teardown, first_of
+from runtime.log import LogSettings
+from runtime.log.port import Log
+from runtime.metrics import VARIABLE as METRICS_VARIABLE
+from runtime.metrics import MetricsServer, MetricsSettings, Render, render_own
+from runtime.postgres import PostgresSettings, Probe, connect, open_pool
+from runtime.settings import Settings
+from runtime.sockets import address_of, listen
+from runtime.supervisor import Inherited, Supervisor, report
+
+_log = logging.getLogger("sluice.process")
+
+T = TypeVar("T")
+RETRY_S: Final = 1.0
+
+
+class Process:
+    """The parts that every role has; what is opened here is closed by `end`, last opened first."""
+
+    def __init__(self, name: str, settings: Settings, stop: asyncio.Event) -> None:
+        self.name = name
+        self.settings = settings
+        self.stop = stop
+        self.health = Health()
+        self.teardown = Teardown(settings.get(LifecycleSettings).shutdown_timeout_ms / 1000)
+        self.tasks: list[asyncio.Task[Any]] = []
+
+    async def serve(self, start: Callable[["Process"], Coroutine[Any, Any, None]]) -> None:
+        """Start, work until told to stop or a part fails, end. Raises what made the start or the work fail."""
+        starting = asyncio.create_task(start(self), name="start")
+        stopping = asyncio.create_task(self.stop.wait(), name="stop")
+        try:
+            await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if starting.done():
+                starting.result()
+                _log.info("ready", extra={"role": self.name})
+                await first_of(self.stop, *self.tasks)
+        finally:
+            self.health.stopping()
+            await cancel(starting)
+            await cancel(stopping)
+            await self.teardown.run()
+
+    def run_beside(self, name: str, work: Coroutine[Any, Any, Any]) -> None:
+        """A task that lives as long as the process, and ends it if it fails."""
+        task = asyncio.create_task(work, name=name)
+        self.tasks.append(task)
+        self.teardown.add(name, lambda: cancel(task))
+
+    async def patiently(self, name: str, attempt: Callable[[], Awaitable[T]]) -> T:
+        """Repeat `attempt` while what it needs is away; meanwhile the process lives and is not ready."""
+        reason: str | None = "it is being opened"
+        forget = self.health.register(name, lambda: reason)
+        try:
+            while True:
+                try:
+                    return await attempt()
+                except UnavailableError as error:
+                    _log.warning("waiting", extra={"for": name, "reason": str(error)})
+                    reason = str(error)
+                await asyncio.sleep(RETRY_S)
+        finally:
+            forget()
+
+    # ------------------------------------------------------------ parts
+
+    async def expose(self, port_default: int, render: Render = render_own) -> None:
+        """Serve probes and metrics, from now until everything else has ended."""
+        where = self.settings.get(MetricsSettings).metrics_listen or f"127.0.0.1:{port_default}"
+        server = MetricsServer(listen(METRICS_VARIABLE, where), self.health, render)
+        await server.start()
+        self.teardown.add("metrics", server.stop)
+
+    def report_to_parent(self, inherited: Inherited) -> None:
+        self.run_beside("report", report(inherited.channel, self.health, self.stop))
+
+    async def prepare_database(self, *, may_change: bool) -> None:
+        await self.patiently("database", lambda: prepare(self.settings, may_change=may_change))
+
+    async def pool(self, role: str, **overrides: str) -> "asyncpg.Pool[asyncpg.Record]":
+        """Sessions as `role`, whose database is one of the health checks."""
+        settings = self.settings.get(PostgresSettings)
+        application = f"sluice {self.name}"
+        pool = await self.patiently(
+            "database", lambda: open_pool(settings, role=role, application=application, size_max=None, **overrides)
+        )
+        self.teardown.add(f"pool of {role}", pool.close)
+        return pool
+
+    def watch_database(self, pool: "asyncpg.Pool[asyncpg.Record]") -> None:
+        probe = Probe(pool)
+        self.health.register("database", probe.check)
+        self.run_beside("database probe", probe.run())
+
+    async def log(self) -> tuple[Generation, Log]:
+        """The active generation, which nobody closes while we use it, and its log, which is a health check."""
+        generation, log = await self.patiently("log", self._open_log)
+        self.teardown.add("log", log.close)
+        self.health.register("log", lambda: log.trouble)
+        guard = Guard(self.settings.get(PostgresSettings), generation.source, f"sluice {self.name}")
+        self.teardown.add("guard", guard.release)
+        await self.patiently("generation", guard.take)
+        self.run_beside("guard", guard.keep())
+        return generation, log
+
+    async def _open_log(self) -> tuple[Generation, Log]:
+        connection = await connect(
+            self.settings.get(PostgresSettings), role=READER_ROLE, application=f"sluice {self.name} start"
+        )
+        try:
+            return await open_generation(connection, self.settings.get(LogSettings), client_id=f"sluice-{self.name}")
+        finally:
+            await connection.close()
+
+    def supervise(self, argv: Sequence[str], count: int, listeners: Sequence[socket.socket]) -> Supervisor:
+        """Children that will do the work, replaced one by one on SIGHUP."""
+        lifecycle = self.settings.get(LifecycleSettings)
+        supervisor = Supervisor(
+            argv,
+            count=count,
+            listeners=listeners,
+            health=self.health,
+            ready_timeout_s=lifecycle.process_ready_timeout_ms / 1000,
+            stop_timeout_s=lifecycle.shutdown_timeout_ms / 1000,
+        )
+        self.teardown.add("processes", supervisor.stop)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, supervisor.replace)
+        return supervisor
+
+    def ignore_hangup(self) -> None:
+        """A single process has nobody to be replaced by, and a hang-up is no reason to end."""
+        asyncio.get_running_loop().add_signal_handler(
+            signal.SIGHUP, _log.warning, "SIGHUP replaces processes only where there are several"
+        )
+
+    def listen(self, variable: str, address: str) -> socket.socket:
+        """Raises `ConfigurationError` naming `variable`."""
+        listener = listen(variable, address)
+        _log.info("listening", extra={"role": self.name, "address": str(address_of(listener))})
+        return listener
+
+
+async def cancel(task: "asyncio.Task[Any]") -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

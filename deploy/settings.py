@@ -1,0 +1,61 @@
+"""Settings of the whole, and every group there is: a variable that none of them declares stops a start."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from api.settings import ApiSettings
+from ingest.settings import IngestSettings
+from runtime.lifecycle import LifecycleSettings
+from runtime.log import LogSettings
+from runtime.logging import LoggingSettings
+from runtime.metrics import MetricsSettings
+from runtime.postgres import PostgresSettings
+from runtime.secrets import SecretSettings
+from runtime.settings import Settings, setting
+from schemas.topics import PARTITIONS_DEFAULT
+from workers.settings import LandingSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeploySettings:
+    """How the parts are put together on a machine."""
+
+    data_dir: str = setting(".sluice", why="Where `sluice up` keeps its database, log and keys.")
+    public_url: str = setting("", why="How devices reach the ingest face, for what is printed; unset: its address.")
+    log_partitions: int = setting(
+        PARTITIONS_DEFAULT,
+        unit="partitions",
+        least=1,
+        most=1024,
+        why="Of a new generation of the log, fixed for its life: at least as many as workers that will share it.",
+    )
+    closing_log_url: str = setting(
+        "",
+        secret=True,
+        why="For `sluice migrate --new-generation`: where the log to be closed stands, if not at SLUICE_LOG_URL.",
+    )
+    worker_processes: int = setting(
+        1, unit="processes", least=1, most=256, why="They share the partitions; one event loop uses one core."
+    )
+    json: bool = setting(False, why="Print JSON for programs instead of text for people.")
+
+
+GROUPS: Final = (
+    DeploySettings,
+    PostgresSettings,
+    LogSettings,
+    SecretSettings,
+    IngestSettings,
+    LandingSettings,
+    ApiSettings,
+    MetricsSettings,
+    LoggingSettings,
+    LifecycleSettings,
+)
+
+
+def load(overrides: Mapping[str, object] | None = None) -> Settings:
+    """All settings: the command line's over the environment's over the file's. Raises `ConfigurationError`."""
+    return Settings.load(GROUPS, os.environ, overrides)

@@ -1,0 +1,436 @@
+"""The one use case of ingest: judge each reading of a device's request on its own, and make the log record.
+
+Pure but for a bounded cache of channel specifications: time and identity are passed in. What fails is answered per
+reading and travels in the same record, for the quarantine. Left out: who may send (`ingest.credentials`), and what
+only the store knows (series limits, units first reported, conflicts: `workers.landing`).
+"""
+
+import re
+import struct
+import sys
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from typing import Any, Final, NamedTuple
+
+import msgspec
+import orjson
+
+from ingest.formats.shape import BadNumber, Measurement, Submission
+from ingest.formats.times import parse_time
+from schemas.catalogue import METRIC_SPELLINGS, METRICS, SAME, UNIT_SPELLINGS, Conversion, Metric
+from schemas.errors import ReadingCode
+from schemas.record import PG_EPOCH_US, VERSION, Channel, Note, Quality, Record, Refused
+
+TEXT_LENGTH_MAX: Final = 1_000
+LABEL_LENGTH_MAX: Final = 64
+UNIT_LENGTH_MAX: Final = 16
+PAYLOAD_BYTES_MAX: Final = 2_000
+INTEGER_EXACT_MAX: Final = 2**53
+INTEGER_BITS_MAX: Final = 320
+_FLOAT_MAX: Final = sys.float_info.max
+
+_METRIC_NAME: Final = re.compile(r"[a-z_][a-z0-9_.:/\-]{0,63}")
+_SECRET: Final = re.compile(r"(?:ds|gw|sk)_live_[A-Za-z0-9]+|eyJ[\w\-]+\.[\w\-]+\.[\w\-]+")
+_MICROSECONDS_A_DAY: Final = 86_400_000_000
+_SPECIFICATIONS_MAX: Final = 20_000
+
+
+class TimeWindow(NamedTuple):
+    """Which times are believed, all in microseconds since 1970-01-01 UTC, both ends included."""
+
+    received: int
+    oldest: int
+    newest: int
+    floor: int
+    """Before it stands a clock that was never set, not old data."""
+
+
+class Sender(NamedTuple):
+    """Whose readings these are, as 16-byte ids."""
+
+    organisation: bytes
+    device: bytes
+
+
+class Rejection(msgspec.Struct, frozen=True, gc=False):
+    """A reading's refusal, as the client is told."""
+
+    index: int
+    code: str
+    message: str
+    retryable: bool = False
+
+
+class Admitted(NamedTuple):
+    """What became of one device's part of a request."""
+
+    record: Record
+    accepted: int
+    rejections: list[Rejection]
+
+
+class _Refusal(Exception):  # noqa: N818 - a verdict that unwinds to the loop, not an error of ours
+    def __init__(self, code: ReadingCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+
+class Specification(NamedTuple):
+    """What a (type, label, unit) means: where its readings go and how its values are judged."""
+
+    metric: str
+    label: str
+    unit: str
+    sent_unit: str
+    """As it came, where values are converted; empty where they are not."""
+    conversion: Conversion | None
+    low: float
+    high: float
+    known: bool
+    boolean: bool
+
+
+class _Column:
+    """The readings of one channel while a request is worked on; times in µs since 1970."""
+
+    __slots__ = ("claims", "flags", "specification", "times", "values")
+
+    def __init__(self, specification: Specification) -> None:
+        self.specification = specification
+        self.times: list[int] = []
+        self.values: list[Any] = []
+        self.flags: list[int] = []
+        self.claims: dict[int, str] = {}
+        """The times that were not believed, as text, by position."""
+
+
+class _Undated(NamedTuple):
+    """A reading whose time has to be made up: where it stands, and the time it claimed, if one can be told."""
+
+    column: _Column
+    position: int
+    claimed: int | None
+
+
+class Admission:
+    """Judges requests. Its state is a cache only: one object serves a whole process."""
+
+    def __init__(self, *, future_us: int, year_floor: int) -> None:
+        self._future_us = future_us
+        self._floor = round(datetime(year_floor, 1, 1, tzinfo=UTC).timestamp()) * 1_000_000
+        self._specifications: dict[tuple[Any, Any, Any], Specification] = {}
+
+    def window(self, received: int, retention_days: int) -> TimeWindow:
+        """What is believed of a request received at `received` (µs since 1970) for an organisation."""
+        oldest = received - retention_days * _MICROSECONDS_A_DAY
+        return TimeWindow(received, oldest, received + self._future_us, self._floor)
+
+    def admit(
+        self,
+        submissions: Iterable[tuple[int, Submission]],
+        sender: Sender,
+        window: TimeWindow,
+        *,
+        record_id: bytes,
+        request_id: str,
+        way: str,
+    ) -> Admitted:
+        """Judge one device's submissions; each comes with the index of its first measurement in the request."""
+        work = _Work(self._specify, window)
+        for first, submission in submissions:
+            work.take(first, submission)
+        work.settle_times()
+        channels, notes = work.pack()
+        record = Record(
+            VERSION,
+            record_id,
+            sender.organisation,
+            sender.device,
+            window.received - PG_EPOCH_US,
+            way,
+            request_id,
+            channels,
+            work.refused,
+            notes,
+        )
+        return Admitted(record, record.accepted, work.rejections)
+
+    def _specify(self, key: tuple[Any, Any, Any]) -> Specification:
+        known = self._specifications.get(key)
+        if known is None:
+            known = specify(*key)
+            if len(self._specifications) >= _SPECIFICATIONS_MAX:
+                self._specifications.clear()
+            self._specifications[key] = known
+        return known
+
+
+class _Work:
+    """One request of one device, being judged."""
+
+    def __init__(self, specify: Callable[[tuple[Any, Any, Any]], Specification], window: TimeWindow) -> None:
+        self._specify = specify
+        self._window = window
+        self._columns: dict[Any, _Column] = {}
+        self._undated: list[_Undated] = []
+        self._dated = 0
+        self.refused: list[Refused] = []
+        self.rejections: list[Rejection] = []
+
+    def take(self, first: int, submission: Submission) -> None:
+        """Judge every measurement. This loop is the hot path: the common case is decided in it, the rest below."""
+        _, oldest, newest, _ = self._window
+        common_ts, columns = submission.ts, self._columns
+        moments: dict[Any, int | None] = {}
+        for index, measurement in enumerate(submission.measurements, first):
+            if type(measurement) is not Measurement:
+                self._refuse(index, measurement.code, measurement.message, measurement.payload)
+                continue
+            try:
+                key = (measurement.type, measurement.label, measurement.unit)
+                column = columns.get(key) or self._open(key)
+                value = measurement.value
+                flags = 0
+                if type(value) is int and -INTEGER_EXACT_MAX <= value <= INTEGER_EXACT_MAX:
+                    value = float(value)
+                specification = column.specification
+                if type(value) is not float or specification.boolean:
+                    column, value, flags = self._other_value(key, column, value)
+                elif specification.conversion is not None:
+                    value = specification.conversion(value)
+                    flags = Quality.UNIT_CONVERTED.value
+                if type(value) is float and not specification.low <= value <= specification.high:
+                    raise _beyond(specification, value)
+                raw_time = measurement.ts
+                if raw_time is None:
+                    raw_time = common_ts
+                # Readings of one moment share its text, and reading a time costs as much as all the rest.
+                moment = moments.get(raw_time) if type(raw_time) is str else None
+                if moment is None and raw_time is not None:
+                    moment = moments[raw_time] = parse_time(raw_time)
+                if moment is not None and oldest <= moment <= newest:
+                    self._dated += 1
+                else:
+                    flags |= self._undate(column, raw_time, moment)
+                    moment = self._window.received
+                column.times.append(moment)
+                column.values.append(value)
+                column.flags.append(flags)
+            except _Refusal as refusal:
+                self._refuse(index, refusal.code, refusal.message, measurement)
+            except ValueError as error:
+                self._refuse(index, ReadingCode.INVALID_TIME, f"ts: {error}", measurement)
+
+    def _open(self, key: tuple[Any, Any, Any]) -> _Column:
+        for part, code in zip(key, _PART_CODES, strict=True):
+            if part is not None and type(part) is not str:
+                raise _Refusal(code, "type, label and unit are texts")
+        column = self._columns[key] = _Column(self._specify(key))
+        return column
+
+    def _other_value(self, key: Any, column: _Column, value: object) -> tuple[_Column, float | str, int]:
+        """A value that is no plain number: its column (texts have one of their own), value and flags."""
+        judged, flags = _judge_other(column.specification, value)
+        if type(judged) is str:
+            column = self._columns.setdefault((key, "text"), _Column(column.specification))
+        return column, judged, flags
+
+    def _undate(self, column: _Column, raw: object, moment: int | None) -> int:
+        """Remember a reading without a believable time, to be dated once the whole request is known."""
+        window = self._window
+        if moment is not None and window.floor <= moment < window.oldest:
+            raise _Refusal(ReadingCode.TOO_OLD, "its time is older than the organisation keeps readings")
+        position = len(column.times)
+        self._undated.append(_Undated(column, position, moment))
+        if raw is None:
+            return Quality.TIME_STAMPED.value
+        column.claims[position] = str(raw)[:64]
+        return Quality.TIME_REPLACED.value
+
+    def _refuse(self, index: int, code: str, message: str, shown: object) -> None:
+        self.rejections.append(Rejection(index, str(code), message))
+        self.refused.append(Refused(index, str(code), message, _payload(shown)))
+
+    def settle_times(self) -> None:
+        """Date what came without a believable time.
+
+        A request that told times, none of them believable, keeps its own spacing, its newest reading at the receive
+        time. Stamps that would coincide in a channel move on by 1 µs.
+        """
+        if not self._undated:
+            return
+        claims = [one.claimed for one in self._undated if one.claimed is not None]
+        newest, oldest = max(claims, default=0), min(claims, default=0)
+        window = self._window
+        spaced = not self._dated and 0 < newest - oldest <= window.received - window.oldest
+        movable: dict[int, tuple[_Column, set[int]]] = {}
+        for column, position, claimed in self._undated:
+            if spaced and claimed is not None:
+                column.times[position] = window.received - (newest - claimed)
+                column.flags[position] ^= Quality.TIME_REPLACED | Quality.TIME_SHIFTED
+            movable.setdefault(id(column), (column, set()))[1].add(position)
+        for column, positions in movable.values():
+            _part_coinciding(column.times, positions)
+
+    def pack(self) -> tuple[list[Channel], list[Note]]:
+        """The record's channels, and the notes of readings that lose something in their plain row."""
+        channels: list[Channel] = []
+        notes: list[Note] = []
+        for column in self._columns.values():
+            if not column.times:
+                continue
+            if column.claims or column.specification.sent_unit:
+                notes += _notes(column, len(channels))
+            channels.append(_channel(column))
+        return channels, notes
+
+
+_PART_CODES: Final = (ReadingCode.INVALID_METRIC, ReadingCode.INVALID_LABEL, ReadingCode.INVALID_UNIT)
+
+
+def specify(raw_metric: str | None, label: str | None, unit: str | None) -> Specification:
+    """What a measurement's (type, label, unit) means. Raises a refusal for a bad name or an unknown unit."""
+    if not raw_metric:
+        raise _Refusal(ReadingCode.INVALID_METRIC, "`type` is missing")
+    name = raw_metric.lower()
+    name = METRIC_SPELLINGS.get(name, name)
+    if not _METRIC_NAME.fullmatch(name):
+        raise _Refusal(
+            ReadingCode.INVALID_METRIC, "`type` is up to 64 of a-z 0-9 _ . : / - and begins with a letter or _"
+        )
+    label, unit = label or "", unit or ""
+    if len(label) > LABEL_LENGTH_MAX or not (label.isprintable()):
+        raise _Refusal(ReadingCode.INVALID_LABEL, f"`label` is up to {LABEL_LENGTH_MAX} printable characters")
+    if len(unit) > UNIT_LENGTH_MAX or not unit.isprintable():
+        raise _Refusal(ReadingCode.INVALID_UNIT, f"`unit` is up to {UNIT_LENGTH_MAX} printable characters")
+    known = METRICS.get(name)
+    if known is None:
+        return Specification(name, label, unit, "", None, -_FLOAT_MAX, _FLOAT_MAX, known=False, boolean=False)
+    return _specify_known(known, label, unit)
+
+
+def _specify_known(metric: Metric, label: str, sent_unit: str) -> Specification:
+    unit = UNIT_SPELLINGS.get(sent_unit, sent_unit)
+    conversion: Conversion | None = None
+    if unit and unit != metric.unit:
+        conversion = metric.conversions.get(unit)
+        if conversion is None:
+            takes = ", ".join([metric.unit, *metric.conversions]).strip(", ") or "no unit"
+            raise _Refusal(ReadingCode.UNKNOWN_UNIT, f"{metric.name} takes {takes}, not `{sent_unit}`")
+        if conversion.metric is not None:
+            metric = METRICS[conversion.metric]
+    if conversion is not None and conversion[:3] == SAME[:3]:
+        conversion = None
+    return Specification(
+        metric.name,
+        label,
+        metric.unit,
+        "" if conversion is None else sent_unit,
+        conversion,
+        metric.low,
+        metric.high,
+        known=True,
+        boolean=metric.boolean,
+    )
+
+
+def _judge_other(specification: Specification, value: object) -> tuple[float | str, int]:
+    """A boolean, text or big integer, or a value of a boolean metric: what is stored, and its flags."""
+    if type(value) is bool:
+        if specification.known and not specification.boolean:
+            raise _Refusal(ReadingCode.INVALID_VALUE, f"{specification.metric} takes a number")
+        return float(value), Quality.BOOLEAN.value
+    if type(value) is float:
+        if value not in (0.0, 1.0):
+            raise _Refusal(ReadingCode.OUT_OF_RANGE, f"{specification.metric} takes true or false, 1 or 0")
+        return value, Quality.BOOLEAN.value
+    if isinstance(value, BadNumber):
+        raise _Refusal(ReadingCode.NOT_FINITE, "a value is a finite number")
+    if specification.known:
+        raise _Refusal(ReadingCode.INVALID_VALUE, f"{specification.metric} takes {_takes(specification)}")
+    if type(value) is int:
+        if value.bit_length() > INTEGER_BITS_MAX:
+            raise _Refusal(ReadingCode.OUT_OF_RANGE, "an integer has up to 96 digits")
+        return str(value), Quality.INTEGER.value
+    if type(value) is not str:
+        raise _Refusal(ReadingCode.INVALID_VALUE, "a value is a number, true, false or a text")
+    return _judge_text(value), 0
+
+
+def _judge_text(value: str) -> str:
+    if not value:
+        raise _Refusal(ReadingCode.INVALID_VALUE, "a value is not empty")
+    if value.startswith("${"):
+        raise _Refusal(ReadingCode.UNEXPANDED, "the value is a placeholder the device did not fill in")
+    if len(value) > TEXT_LENGTH_MAX:
+        raise _Refusal(ReadingCode.OUT_OF_RANGE, f"a text has up to {TEXT_LENGTH_MAX} characters")
+    if "\0" in value or (not value.isascii() and not _encodable(value)):
+        raise _Refusal(ReadingCode.INVALID_VALUE, "the text holds characters that cannot be stored")
+    return value
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:  # a lone surrogate
+        return False
+    return True
+
+
+def _takes(specification: Specification) -> str:
+    return "true or false" if specification.boolean else "a number"
+
+
+def _beyond(specification: Specification, value: float) -> _Refusal:
+    if not abs(value) <= _FLOAT_MAX:
+        return _Refusal(ReadingCode.NOT_FINITE, "a value is a finite number")
+    low, high, unit = specification.low, specification.high, specification.unit
+    return _Refusal(
+        ReadingCode.OUT_OF_RANGE, f"{specification.metric} lies between {low:g} and {high:g} {unit}".rstrip()
+    )
+
+
+def _part_coinciding(times: list[int], movable: set[int]) -> None:
+    taken = -1
+    for position in sorted(range(len(times)), key=lambda one: (times[one], one)):
+        if position in movable and times[position] <= taken:
+            times[position] = taken + 1
+        taken = max(taken, times[position])
+
+
+def _channel(column: _Column) -> Channel:
+    specification, times, values, flags = column.specification, column.times, column.values, column.flags
+    count = len(times)
+    return Channel(
+        specification.metric,
+        specification.label,
+        specification.unit,
+        struct.pack(f">{count}q", *[moment - PG_EPOCH_US for moment in times]),
+        values if type(values[0]) is str else struct.pack(f">{count}d", *values),
+        flags[0] if flags.count(flags[0]) == count else struct.pack(f">{count}h", *flags),
+    )
+
+
+def _notes(column: _Column, channel: int) -> list[Note]:
+    unit = column.specification.sent_unit or None
+    positions = range(len(column.times)) if unit else sorted(column.claims)
+    return [Note(channel, position, column.claims.get(position), unit) for position in positions]
+
+
+def _payload(shown: object) -> bytes:
+    """What was refused, as JSON of bounded size; tokens in it are blotted out."""
+    try:
+        text = orjson.dumps(shown, default=_plain).decode()
+    except (TypeError, ValueError, RecursionError):
+        text = orjson.dumps(ascii(shown)[:PAYLOAD_BYTES_MAX]).decode()
+    return _SECRET.sub("***", text).encode()[:PAYLOAD_BYTES_MAX]
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Measurement):
+        fields = {"type": value.type, "value": value.value, "label": value.label, "unit": value.unit, "ts": value.ts}
+        return {name: field for name, field in fields.items() if field is not None}
+    if isinstance(value, BadNumber):
+        return value.text
+    raise TypeError(f"{type(value).__name__} is no JSON value")

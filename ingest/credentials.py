@@ -1,0 +1,381 @@
+"""Who sends: tokens to grants, from a bounded cache that feels every change within a second.
+
+An entry is believed while the database's epoch of changes is followed; a change names the token or device it
+touches. While the database is away, what is known goes on being honoured. Left out: what a grant allows
+(`ingest.http`), and how credentials are made (the registry).
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import Any, Final, Protocol
+from uuid import UUID
+
+import msgspec
+
+from ingest.metrics import CREDENTIAL_LOOKUPS
+from ingest.settings import IngestSettings
+from runtime.clock import Clock
+from runtime.errors import UnavailableError
+from runtime.postgres import UNAVAILABLE
+
+_log = logging.getLogger("sluice.credentials")
+
+_POLL_S: Final = 0.25
+_TRUST_S: Final = 1.0
+_LOOKUP_TIMEOUT_S: Final = 3.0
+_BATCH_MAX: Final = 500
+_PENDING_MAX: Final = 20_000
+_CHANGES_MAX: Final = 10_000
+_UNKNOWN_TTL_S: Final = 60.0
+_CHANNEL: Final = "sluice_credentials"
+
+
+class Grant(msgspec.Struct, frozen=True, gc=False):
+    """What a token stands for. Ids are 16 bytes; only a device's token has a `device`, only a gateway's a `site`."""
+
+    kind: str
+    organisation: bytes
+    device: bytes | None
+    site: bytes | None
+    local_id: str
+    suspended: bool
+    retention_days: int
+    expires_s: float
+    """Unix seconds after which it is void."""
+    token_hash: bytes
+    epoch: int
+    read_s: float
+    """Monotonic seconds of the look-up."""
+
+
+class SiteDevice(msgspec.Struct, frozen=True, gc=False):
+    """A device as a gateway of its site knows it; `device` is None for a name that no device there has."""
+
+    device: bytes | None
+    suspended: bool
+    epoch: int
+    until_s: float
+    """Monotonic seconds after which it is looked up again: the next move is known, or the entry is old."""
+
+
+class Connections(Protocol):
+    """What is asked of a pool of database sessions."""
+
+    async def fetch(self, query: str, *arguments: Any) -> list[Any]: ...
+
+
+class Listener(Protocol):
+    """A session of its own that calls back for every notification on a channel."""
+
+    async def listen(self, channel: str, callback: Callable[..., None]) -> None:
+        """Returns when the session has ended. Raises `UnavailableError` when there cannot be one."""
+        ...
+
+
+class UnknownTokenError(Exception):
+    """The token is none of ours, was revoked, or has expired."""
+
+
+_GRANTS: Final = """
+    SELECT c.token_hash, c.kind, c.organisation_id, c.device_id, c.site_id, d.local_id, d.status,
+           o.raw_retention_days, extract(epoch FROM c.expires_at)::float8 AS expires_s,
+           (SELECT epoch FROM credential_epoch) AS epoch
+    FROM credentials c
+    JOIN organisations o ON o.organisation_id = c.organisation_id
+    LEFT JOIN devices d ON d.device_id = c.device_id
+    WHERE c.token_hash = ANY ($1) AND c.revoked_at IS NULL AND d.status IS DISTINCT FROM 'deleted'
+"""
+
+# Where each device stands now, and when that ends; by the name it has at the site, or by its id.
+_SITE_DEVICE: Final = """
+    SELECT d.device_id, d.status, (SELECT epoch FROM credential_epoch) AS epoch,
+           (SELECT extract(epoch FROM min(n.valid_from) - now())::float8 FROM device_sites n
+            WHERE n.device_id = d.device_id AND n.valid_from > now()) AS ends_in_s
+    FROM device_sites s JOIN devices d ON d.device_id = s.device_id
+    WHERE s.site_id = $1 AND (d.local_id = $2 OR d.device_id = $3) AND d.status <> 'deleted'
+      AND s.valid_from = (SELECT max(h.valid_from) FROM device_sites h
+                          WHERE h.device_id = s.device_id AND h.valid_from <= now())
+    ORDER BY d.device_id = $3 DESC NULLS LAST, d.device_id LIMIT 1
+"""
+
+
+class Credentials:
+    """The cache of one process. `start` begins to follow changes, `stop` ends it."""
+
+    def __init__(self, pool: Connections, listener: Listener, settings: IngestSettings, clock: Clock) -> None:
+        self._pool = pool
+        self._listener = listener
+        self._settings = settings
+        self._clock = clock
+        self._known: dict[bytes, Grant] = {}
+        self._unknown: dict[bytes, float] = {}
+        self._site_devices: dict[tuple[bytes, str], SiteDevice] = {}
+        self._organisations: dict[bytes, bytes] = {}
+        self._changed: dict[bytes, int] = {}
+        self._generation = 0
+        self._epoch = -1
+        self._trusted_until_s = 0.0
+        self._followed_s = 0.0
+        self._away = False
+        self._pending: dict[bytes, tuple[list[bytes], asyncio.Future[Grant | None]]] = {}
+        self._wanted = asyncio.Event()
+        self._moved = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        """Begin to follow. Does not wait for the database."""
+        self._followed_s = self._clock.monotonic()
+        self._tasks = [
+            asyncio.create_task(self._follow(), name="credentials follow"),
+            asyncio.create_task(self._listen(), name="credentials listen"),
+            asyncio.create_task(self._look_up_forever(), name="credentials look-up"),
+        ]
+
+    async def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for _, future in self._pending.values():
+            if not future.done():
+                future.set_exception(UnavailableError("the process is stopping"))
+
+    @property
+    def trouble(self) -> str | None:
+        """Why credentials cannot be looked up right now; None when they can."""
+        return "the database cannot be asked about credentials" if self._away else None
+
+    # ------------------------------------------------------------ use
+
+    def cached(self, digest: bytes) -> Grant | None:
+        """The grant, when it can be believed without asking."""
+        grant = self._known.get(digest)
+        if grant is None:
+            return None
+        now = self._clock.monotonic()
+        if now >= self._trusted_until_s and not (
+            self._away and now - self._followed_s < self._settings.credential_grace_s
+        ):
+            return None
+        if self._changed and self._outdated(grant):
+            return None
+        if now - grant.read_s > self._settings.credential_refresh_s and not self._away:
+            return None
+        return grant if self._clock.now_us() < grant.expires_s * 1e6 else None
+
+    async def find(self, digests: list[bytes]) -> Grant:
+        """The grant of a token by its digests, newest key first; asks the database when it must.
+
+        Raises `UnknownTokenError`, and `UnavailableError` when that cannot be told.
+        """
+        grant = self.cached(digests[0])
+        if grant is not None:
+            CREDENTIAL_LOOKUPS.hit()
+            return grant
+        if self._clock.monotonic() < min(self._unknown.get(digests[0], 0.0), self._trusted_until_s):
+            CREDENTIAL_LOOKUPS.hit_unknown()
+            raise UnknownTokenError
+        CREDENTIAL_LOOKUPS.miss()
+        found = await self._ask(digests)
+        if found is None or self._clock.now_us() >= found.expires_s * 1e6:
+            raise UnknownTokenError
+        return found
+
+    def _outdated(self, entry: Grant | SiteDevice) -> bool:
+        changed = self._changed
+        if entry.device is not None and changed.get(entry.device, -1) > entry.epoch:
+            return True
+        return isinstance(entry, Grant) and changed.get(entry.token_hash, -1) > entry.epoch
+
+    async def _ask(self, digests: list[bytes]) -> Grant | None:
+        waiting = self._pending.get(digests[0])
+        if waiting is None:
+            if len(self._pending) >= _PENDING_MAX:
+                raise UnavailableError("too many unknown credentials are being looked up")
+            waiting = self._pending[digests[0]] = (digests, asyncio.get_running_loop().create_future())
+            self._wanted.set()
+        return await asyncio.shield(waiting[1])
+
+    async def site_device(self, grant: Grant, name: str) -> SiteDevice:
+        """The device that a gateway's site knows as `name` (its local id, or its id). Raises `UnavailableError`."""
+        key = (grant.site or b"", name)
+        entry = self._site_devices.get(key)
+        now = self._clock.monotonic()
+        trusted = now < self._trusted_until_s or self._away
+        if entry is not None and trusted and now < entry.until_s and not (self._changed and self._outdated(entry)):
+            return entry
+        generation = self._generation
+        entry = await self._read_site_device(grant, name)
+        if generation == self._generation:
+            _make_room(self._site_devices, self._settings.credential_cache_entries_max)
+            self._site_devices[key] = entry
+        return entry
+
+    async def _read_site_device(self, grant: Grant, name: str) -> SiteDevice:
+        try:
+            by_id: UUID | None = UUID(name.removeprefix("dev_"))
+        except ValueError:
+            by_id = None
+        rows = await self._fetch(_SITE_DEVICE, UUID(bytes=grant.site or bytes(16)), name, by_id)
+        ttl = self._settings.credential_refresh_s
+        if not rows:
+            return SiteDevice(None, False, self._epoch, self._clock.monotonic() + min(ttl, _UNKNOWN_TTL_S))
+        row = rows[0]
+        if row["ends_in_s"] is not None:
+            ttl = min(ttl, row["ends_in_s"])
+        until = self._clock.monotonic() + ttl
+        return SiteDevice(row["device_id"].bytes, row["status"] == "suspended", row["epoch"], until)
+
+    # ------------------------------------------------------------ look-ups, many at a time
+
+    async def _look_up_forever(self) -> None:
+        while True:
+            await self._wanted.wait()
+            self._wanted.clear()
+            while self._pending:
+                await self._look_up(list(self._pending)[:_BATCH_MAX])
+
+    async def _look_up(self, keys: list[bytes]) -> None:
+        generation = self._generation
+        waiting = {key: self._pending[key] for key in keys}
+        try:
+            rows = await self._fetch(_GRANTS, [digest for digests, _ in waiting.values() for digest in digests])
+        except UnavailableError as error:
+            for key in keys:
+                self._fail(key, error)
+            return
+        found = {row["token_hash"]: row for row in rows}
+        for key in keys:
+            digests, future = self._pending.pop(key)
+            row = next((found[digest] for digest in digests if digest in found), None)
+            grant = None if row is None else self._grant(row)
+            # What changed while we asked may not be in the answer: good for this use, not for later ones.
+            if generation == self._generation:
+                self._remember(key, grant)
+            if not future.done():
+                future.set_result(grant)
+
+    def _fail(self, key: bytes, error: UnavailableError) -> None:
+        _, future = self._pending.pop(key)
+        known = self._known.get(key)
+        if future.done():
+            return
+        since = self._clock.monotonic() - self._followed_s
+        if known is not None and since < self._settings.credential_grace_s and not self._outdated(known):
+            future.set_result(known)
+        else:
+            future.set_exception(error)
+            future.exception()  # a caller that went away leaves nobody to take it
+
+    def _grant(self, row: Any) -> Grant:
+        organisation = row["organisation_id"].bytes
+        return Grant(
+            row["kind"],
+            self._organisations.setdefault(organisation, organisation),
+            row["device_id"].bytes if row["device_id"] else None,
+            row["site_id"].bytes if row["site_id"] else None,
+            row["local_id"] or "",
+            row["status"] == "suspended",
+            row["raw_retention_days"],
+            row["expires_s"] if row["expires_s"] is not None else float("inf"),
+            row["token_hash"],
+            row["epoch"],
+            self._clock.monotonic(),
+        )
+
+    def _remember(self, key: bytes, grant: Grant | None) -> None:
+        self._known.pop(key, None)
+        if grant is None:
+            _make_room(self._unknown, self._settings.credential_unknown_entries_max)
+            self._unknown[key] = self._clock.monotonic() + _UNKNOWN_TTL_S
+            return
+        # The digest is the stored hash but for tokens under an older key: one object serves for both.
+        _make_room(self._known, self._settings.credential_cache_entries_max)
+        self._known[grant.token_hash if grant.token_hash == key else key] = grant
+
+    async def _fetch(self, query: str, *arguments: Any, timeout_s: float = _LOOKUP_TIMEOUT_S) -> list[Any]:
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self._pool.fetch(query, *arguments)
+        except UNAVAILABLE as error:
+            raise UnavailableError("the registry cannot be asked right now") from error
+
+    # ------------------------------------------------------------ following changes
+
+    async def _listen(self) -> None:
+        while True:
+            with suppress(UnavailableError):
+                await self._listener.listen(_CHANNEL, self._on_notify)
+            # Polling goes on meanwhile: a notification only makes a change felt sooner.
+            await asyncio.sleep(1.0)
+
+    def _on_notify(self, *_: object) -> None:
+        """Something changed: what is being looked up right now may be outdated, and the change is read at once."""
+        self._generation += 1
+        self._moved.set()
+
+    async def _follow(self) -> None:
+        while True:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._moved.wait(), _POLL_S)
+            self._moved.clear()
+            began = self._clock.monotonic()
+            try:
+                await self._poll()
+            except UnavailableError as error:
+                if not self._away:
+                    _log.warning(
+                        "the database cannot be reached: known credentials are honoured, unknown ones get 503",
+                        extra={"cause": str(error.__cause__), "grace_s": self._settings.credential_grace_s},
+                    )
+                self._away = True
+                continue
+            if self._away:
+                _log.info("the database is back: credentials are looked up again")
+            self._away = False
+            self._followed_s = began
+            self._trusted_until_s = began + _TRUST_S
+
+    async def _poll(self) -> None:
+        rows = await self._fetch("SELECT epoch FROM credential_epoch", timeout_s=_TRUST_S)
+        epoch = rows[0]["epoch"]
+        if epoch == self._epoch:
+            return
+        if self._epoch < 0:
+            self._forget_everything(epoch)
+            return
+        changes = await self._fetch(
+            "SELECT epoch, token_hash, device_id FROM credential_changes WHERE epoch > $1 ORDER BY epoch LIMIT $2",
+            self._epoch,
+            _CHANGES_MAX + 1,
+        )
+        whole = bool(changes) and changes[0]["epoch"] == self._epoch + 1 and epoch > self._epoch
+        if not whole or len(changes) > _CHANGES_MAX or len(self._changed) > _CHANGES_MAX:
+            self._forget_everything(epoch)
+        else:
+            self._apply(changes)
+
+    def _apply(self, changes: Iterable[Any]) -> None:
+        self._generation += 1
+        for change in changes:
+            self._epoch = change["epoch"]
+            if change["token_hash"] is not None:
+                self._changed[change["token_hash"]] = self._epoch
+                self._unknown.clear()
+            if change["device_id"] is not None:
+                self._changed[change["device_id"].bytes] = self._epoch
+                # A name may stand for another device now, or for one where none was.
+                self._site_devices.clear()
+
+    def _forget_everything(self, epoch: int) -> None:
+        self._generation += 1
+        self._epoch = epoch
+        for cache in (self._known, self._unknown, self._site_devices, self._changed, self._organisations):
+            cache.clear()
+
+
+def _make_room(cache: dict[Any, Any], entries_max: int) -> None:
+    """Drop what was read longest ago: entries in use are read again from time to time, and stand at the end."""
+    if len(cache) >= entries_max:
+        del cache[next(iter(cache))]

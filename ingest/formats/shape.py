@@ -1,0 +1,48 @@
+"""The one shape that every wire format decodes to. Left out: whether a reading is any good (`ingest.admit`)."""
+
+from typing import Any
+
+import msgspec
+
+from schemas.errors import RequestCode
+
+
+class Measurement(msgspec.Struct, gc=False):
+    """One reading as it was sent. Nothing is checked yet: any field may hold any JSON value."""
+
+    type: Any = None
+    value: Any = None
+    label: Any = None
+    unit: Any = None
+    ts: Any = None
+
+
+class Malformed(msgspec.Struct, gc=False):
+    """Something that stands where a measurement should, and the code and message it is refused with."""
+
+    code: str
+    message: str
+    payload: Any = None
+
+
+class Submission(msgspec.Struct, gc=False):
+    """What one device sent at once: `device` and `ts` hold for measurements that name none of their own."""
+
+    measurements: list[Any]
+    """Of `Measurement` and `Malformed`, in the order of the body."""
+    device: Any = None
+    ts: Any = None
+
+
+class BadNumber(msgspec.Struct, frozen=True, gc=False):
+    """A JSON number that no float64 holds (NaN, 1e400, 400 digits): refused by itself, as `not_finite`."""
+
+    text: str
+
+
+class BodyError(ValueError):
+    """The body as a whole cannot be decoded: `code` is the request's error code."""
+
+    def __init__(self, code: RequestCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code

@@ -1,0 +1,120 @@
+"""Shelly's GET requests: readings as query parameters, Gen1 firmware and Gen2/Gen3 webhooks alike.
+
+Firmware joins its parameters onto the configured URL with `&` or with a second `?`; both separate here. A
+parameter nobody knows is refused by itself. Left out: who sends (`ingest.credentials`) and units' ranges.
+"""
+
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
+from urllib.parse import unquote_plus
+
+from ingest.formats.shape import BodyError, Malformed, Measurement, Submission
+from schemas.errors import ReadingCode, RequestCode
+
+_PARAMETERS_MAX: Final = 100
+_UNEXPANDED: Final = ("${", "{{", "%{")
+
+
+class Query(NamedTuple):
+    """A request's query: the token and device it names, and the readings in it."""
+
+    token: str | None
+    submission: Submission
+
+
+class _Rule(NamedTuple):
+    metric: str
+    unit: str | None
+    parse: "Callable[[str], Any]"
+
+
+def _number(text: str) -> float:
+    if "_" in text:  # Python reads 1_0 as 10; nobody else does
+        raise ValueError(text)
+    return float(text)
+
+
+def _flag(text: str) -> bool:
+    known = {
+        "1": True, "true": True, "on": True, "open": True, "opened": True, "online": True, "detected": True,
+        "0": False, "false": False, "off": False, "close": False, "closed": False, "offline": False, "none": False,
+        "mild": True, "heavy": True, "test": False, "sleep": False,
+    }  # fmt: skip
+    if text.lower() not in known:
+        raise ValueError(text)
+    return known[text.lower()]
+
+
+def _rules() -> dict[str, _Rule]:
+    numbers: dict[str, tuple[str, str | None]] = {
+        "temp": ("temperature", None), "temperature": ("temperature", None), "tc": ("temperature", "°C"),
+        "tempc": ("temperature", "°C"), "tf": ("temperature", "°F"), "tempf": ("temperature", "°F"),
+        "hum": ("humidity", None), "humidity": ("humidity", None), "rh": ("humidity", None),
+        "battery": ("battery", None), "bat": ("battery", None), "batv": ("battery_voltage", "V"),
+        "batterymv": ("battery_voltage", "mV"), "signal": ("signal", None), "rssi": ("signal", None),
+        "lux": ("illuminance", None), "illuminance": ("illuminance", None), "tilt": ("tilt", None),
+        "ppm": ("gas", None), "co2": ("co2", None), "pressure": ("pressure", None),
+        "voltage": ("voltage", None), "current": ("current", None), "power": ("power", None),
+        "apower": ("power", None), "energy": ("energy", None), "aenergy": ("energy", None),
+        "freq": ("frequency", None), "frequency": ("frequency", None), "pf": ("power_factor", None),
+        "uptime": ("uptime", None), "rotation": ("rotation", "°"), "distance": ("distance", None),
+        "event_cnt": ("event_count", None), "wakeup_count": ("wakeup_count", None),
+    }  # fmt: skip
+    flags = {
+        "flood": "leak", "leak": "leak", "state": "open", "open": "open", "window": "open", "motion": "motion",
+        "vibration": "vibration", "smoke": "smoke", "alarm": "alarm", "presence": "occupancy", "lwt": "online",
+        "online": "online", "output": "switch", "ext_power": "external_power", "charger": "external_power",
+    }  # fmt: skip
+    texts = {"event": "event", "act_reasons": "wake_reason", "wakeup_reason": "wake_reason", "error": "error"}
+    return (
+        {name: _Rule(metric, unit, _number) for name, (metric, unit) in numbers.items()}
+        | {name: _Rule(metric, None, _flag) for name, metric in flags.items()}
+        | {name: _Rule(metric, None, str) for name, metric in texts.items()}
+    )
+
+
+_RULES: Final = _rules()
+#: Says what the firmware calls itself; the token decides which device it is.
+_IGNORED: Final = frozenset({"id", "cid", "mac", "src", "component", "user", "username"})
+
+
+def decode(raw_query: str) -> Query:
+    """The readings in a request's raw (still percent-encoded) query string.
+
+    Raises `BodyError` for a query of more than 100 parameters.
+    """
+    parts = raw_query.replace("?", "&").split("&")
+    if len(parts) > _PARAMETERS_MAX:
+        raise BodyError(RequestCode.INVALID_PARAMETER, f"more than {_PARAMETERS_MAX} parameters")
+    token: str | None = None
+    submission = Submission([])
+    for part in parts:
+        name, _, raw = part.partition("=")
+        value = unquote_plus(raw) if "%" in raw or "+" in raw else raw
+        if name == "token":
+            token = value
+        elif name == "device":
+            submission.device = value
+        elif name == "ts":
+            # An unexpanded or empty time says nothing of the readings: they are stamped like untimed ones.
+            submission.ts = value if value and not value.startswith(_UNEXPANDED) else None
+        elif name and name not in _IGNORED:
+            submission.measurements.append(_measurement(name, value))
+    return Query(token, submission)
+
+
+def _measurement(name: str, value: str) -> Measurement | Malformed:
+    shown = {"parameter": name[:64], "value": value[:200]}
+    if value.startswith(_UNEXPANDED):
+        return Malformed(
+            ReadingCode.UNEXPANDED, f"`{name[:64]}` holds a placeholder the device did not fill in", shown
+        )
+    rule = _RULES.get(name) or _RULES.get(name.lower())
+    if rule is None:
+        return Malformed(ReadingCode.UNKNOWN_PARAMETER, f"`{name[:64]}` is no parameter that Sluice knows", shown)
+    if not value or value == "null":
+        return Malformed(ReadingCode.INVALID_VALUE, f"`{name[:64]}` is empty", shown)
+    try:
+        return Measurement(rule.metric, rule.parse(value), None, rule.unit)
+    except ValueError:
+        return Malformed(ReadingCode.INVALID_VALUE, f"`{name[:64]}` holds no value it can have", shown)

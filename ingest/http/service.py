@@ -1,0 +1,462 @@
+"""The ingest face: from a request to records that are durable, and the answer that says so.
+
+`handle` is the whole face; `ingest.http.server` puts it on a socket, and `sluice up` beside the API. Left out: how
+credentials are kept, readings judged, and bodies read.
+"""
+
+import asyncio
+import logging
+import os
+from collections.abc import Awaitable, Callable, Iterable
+from time import perf_counter
+from typing import Final, NamedTuple, TypeVar
+from urllib.parse import unquote
+from uuid import UUID
+
+import msgspec
+import orjson
+from aiohttp import web
+
+from ingest import metrics
+from ingest.admit import Admission, Admitted, Rejection, Sender
+from ingest.credentials import Credentials, Grant, UnknownTokenError
+from ingest.formats import measurements_json, shelly_get
+from ingest.formats.shape import BodyError, Submission
+from ingest.http.answers import DATE, Answer, Refusal
+from ingest.http.bodies import declared_size, read_body
+from ingest.receipts import Place, Receipt, ReceiptError, Receipts, State
+from ingest.settings import IngestSettings
+from runtime.clock import Clock
+from runtime.errors import OutcomeUnknownError, OverloadedError, UnavailableError
+from runtime.log.port import Log
+from runtime.secrets import API_KEY_PREFIX, DEVICE_PREFIX, GATEWAY_PREFIX, TokenHasher, plausible_token
+from schemas import record as records
+from schemas.errors import ReadingCode, RequestCode
+from schemas.topics import partition_of
+
+_log = logging.getLogger("sluice.ingest")
+
+INGEST_PATH: Final = "/v1/ingest"
+SHELLY_PATH: Final = "/v1/ingest/shelly/"
+RECEIPTS_PATH: Final = "/v1/receipts/"
+
+_RECORD_COUNT_MAX: Final = 1_000
+_SENDERS: Final = ("device", "gateway")
+
+
+class _Part(NamedTuple):
+    """One device's part of a request, judged, and the indexes of the measurements that are in it."""
+
+    admitted: Admitted
+    device: bytes
+    spans: list[tuple[int, int]]
+
+
+class _Durable(NamedTuple):
+    """What became of a request's records."""
+
+    places: list[Place]
+    accepted: int
+    failed: list[tuple[_Part, Exception]]
+
+
+class IngestService:
+    """One process's ingest. Everything it needs is handed to it; `start` begins, `stop` ends its own tasks."""
+
+    def __init__(
+        self,
+        *,
+        log: Log,
+        credentials: Credentials,
+        receipts: Receipts,
+        hasher: TokenHasher,
+        settings: IngestSettings,
+        clock: Clock,
+    ) -> None:
+        self._log = log
+        self._credentials = credentials
+        self._receipts = receipts
+        self._hasher = hasher
+        self._settings = settings
+        self._clock = clock
+        self._admission = Admission(
+            future_us=round(settings.reading_future_s * 1e6), year_floor=settings.reading_year_floor
+        )
+        self._source = log.source.bytes
+        self._in_flight = 0
+        self._received_us = 0
+        self._requests = 0
+        # Request and record ids: random per process, counted within it, so that neither costs system calls.
+        self._id_prefix = os.urandom(6).hex()
+        self._record_prefix = os.urandom(8)
+        self._housekeeping: asyncio.Task[None] | None = None
+        self.connections: Callable[[], int] = lambda: 0
+
+    async def start(self) -> None:
+        await self._credentials.start()
+        self._housekeeping = asyncio.create_task(self._keep_house(), name="ingest housekeeping")
+
+    async def stop(self) -> None:
+        if self._housekeeping is not None:
+            self._housekeeping.cancel()
+            await asyncio.gather(self._housekeeping, return_exceptions=True)
+        self._publish()
+        await self._credentials.stop()
+
+    @property
+    def trouble(self) -> str | None:
+        """Why requests cannot be served right now; None when they can."""
+        return self._log.trouble
+
+    async def _keep_house(self) -> None:
+        while True:
+            DATE.renew()
+            self._publish()
+            await asyncio.sleep(1.0)
+
+    def _publish(self) -> None:
+        metrics.publish(
+            in_flight_bytes=self._in_flight, queued_bytes=self._log.queued_bytes, connections=self.connections()
+        )
+
+    # ------------------------------------------------------------ routes
+
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Any request of the ingest face."""
+        self._requests += 1
+        request_id = f"{self._id_prefix}{self._requests:x}"
+        path, _, query = request.raw_path.partition("?")
+        if not path.startswith("/"):  # a request target in absolute form, as proxies send it
+            path, query = request.rel_url.raw_path, request.rel_url.raw_query_string
+        form, route, methods = self._route(path)
+        try:
+            answer = await self._dispatch(request, request_id, route, methods, path, query)
+        except Refusal as refusal:
+            answer = refusal.answer(request_id)
+        except Exception:
+            _log.exception("a request failed", extra={"request_id": request_id, "format": form})
+            answer = Refusal(RequestCode.INTERNAL, "this is our fault, not yours").answer(request_id)
+        metrics.REQUESTS.add((form, str(answer.status)))
+        return answer
+
+    def _route(self, path: str) -> "tuple[str, _Route | None, tuple[str, ...]]":
+        if path in (INGEST_PATH, INGEST_PATH + "/"):
+            return "ingest", self._ingest, ("GET", "POST")
+        if path.startswith(SHELLY_PATH):
+            return "shelly", self._ingest_shelly, ("GET",)
+        if path.startswith(RECEIPTS_PATH):
+            return "receipt", self._receipt, ("GET",)
+        return "none", None, ()
+
+    async def _dispatch(
+        self,
+        request: web.BaseRequest,
+        request_id: str,
+        route: "_Route | None",
+        methods: tuple[str, ...],
+        path: str,
+        query: str,
+    ) -> Answer:
+        if route is None:
+            raise Refusal(RequestCode.NOT_FOUND, "no such path: readings go to /v1/ingest")
+        if request.method not in methods:
+            allow = b"Allow: %s\r\n" % ", ".join((*methods, "OPTIONS")).encode()
+            if request.method == "OPTIONS":
+                return Answer(204, b"", request_id, allow)
+            raise Refusal(RequestCode.METHOD_NOT_ALLOWED, f"takes {' and '.join(methods)}", headers=allow)
+        # Refused before any work is done: neither the token nor the body has been looked at.
+        size = declared_size(request, self._settings.body_bytes_max)
+        if self._in_flight + size > self._settings.http_in_flight_bytes_max:
+            raise Refusal(RequestCode.OVERLOADED, "too much is being worked on: try again later", close=size > 0)
+        self._in_flight += size
+        try:
+            return await route(request, request_id, path, query)
+        finally:
+            self._in_flight -= size
+
+    async def _ingest(self, request: web.BaseRequest, request_id: str, path: str, query: str) -> Answer:
+        received_us = self._stamp()
+        if request.method == "GET":
+            found = _decode(lambda: shelly_get.decode(query))
+            grant = await self._grant(found.token or _bearer(request), _SENDERS)
+            return await self._take(request, request_id, received_us, grant, [found.submission])
+        grant = await self._grant(_bearer(request), _SENDERS)
+        body = await read_body(
+            request, bytes_max=self._settings.body_bytes_max, timeout_s=self._settings.http_body_timeout_s
+        )
+        metrics.BODY_BYTES.add((), len(body))
+        submissions = _decode(lambda: measurements_json.decode(body))
+        return await self._take(request, request_id, received_us, grant, submissions)
+
+    async def _ingest_shelly(self, request: web.BaseRequest, request_id: str, path: str, query: str) -> Answer:
+        received_us = self._stamp()
+        # Firmware that appends `&hum=…` to a URL without a query puts its parameters into the path.
+        token, _, misplaced = path.removeprefix(SHELLY_PATH).partition("&")
+        found = _decode(lambda: shelly_get.decode(f"{misplaced}&{query}" if misplaced else query))
+        grant = await self._grant(token, _SENDERS)
+        return await self._take(request, request_id, received_us, grant, [found.submission])
+
+    async def _receipt(self, request: web.BaseRequest, request_id: str, path: str, query: str) -> Answer:
+        grant = await self._grant(_bearer(request), (*_SENDERS, "api_key"))
+        text = unquote(path.removeprefix(RECEIPTS_PATH))
+        try:
+            receipt = self._receipts.read(text, grant.organisation)
+        except ReceiptError:
+            message = "no such receipt: it is damaged, too old, or of another organisation"
+            raise Refusal(RequestCode.RECEIPT_NOT_FOUND, message) from None
+        try:
+            status = await self._receipts.status(receipt)
+        except UnavailableError as error:
+            raise Refusal(RequestCode.REGISTRY_UNAVAILABLE, str(error)) from error
+        return Answer(200, orjson.dumps({"receipt": text} | msgspec.to_builtins(status)), request_id)
+
+    # ------------------------------------------------------------ who
+
+    async def _grant(self, token: str | None, kinds: tuple[str, ...]) -> Grant:
+        if not token:
+            raise Refusal(RequestCode.AUTH_REQUIRED, "send `Authorization: Bearer <token>`, or `token=` in the query")
+        grant = self._credentials.cached(self._hasher.digest(token))
+        if grant is None:
+            grant = await self._look_up(token)
+        else:
+            metrics.CREDENTIAL_LOOKUPS.hit()
+        if grant.kind not in kinds:
+            raise Refusal(
+                RequestCode.FORBIDDEN, "an API key reads; readings are sent with a device's or gateway's token"
+            )
+        if grant.suspended:
+            raise Refusal(RequestCode.DEVICE_SUSPENDED, "the device is suspended")
+        return grant
+
+    async def _look_up(self, token: str) -> Grant:
+        try:
+            # The checksum turns away what was never a token of ours before anybody is asked.
+            if any(plausible_token(token, prefix) for prefix in _PREFIXES):
+                return await self._credentials.find(self._hasher.digests(token))
+        except UnknownTokenError:
+            pass
+        except UnavailableError as error:
+            raise Refusal(RequestCode.REGISTRY_UNAVAILABLE, str(error)) from error
+        raise Refusal(RequestCode.TOKEN_INVALID, "the token is unknown, revoked or expired")
+
+    async def _devices(
+        self, grant: Grant, header: str | None, submissions: list[Submission]
+    ) -> tuple[dict[bytes, list[tuple[int, Submission]]], list[Rejection]]:
+        """Each device's submissions with the index of their first measurement, and what belongs to no device."""
+        if grant.device is not None and len(submissions) == 1 and header is None and submissions[0].device is None:
+            return {grant.device: [(0, submissions[0])]}, []
+        devices: dict[bytes, list[tuple[int, Submission]]] = {}
+        strays: list[Rejection] = []
+        first = 0
+        for submission in submissions:
+            name = header if header is not None else submission.device
+            device, code, message = await self._device(grant, name)
+            if device is None:
+                strays += [
+                    Rejection(index, str(code), message)
+                    for index in range(first, first + len(submission.measurements))
+                ]
+            else:
+                devices.setdefault(device, []).append((first, submission))
+            first += len(submission.measurements)
+        if not devices and strays:
+            raise Refusal(_REQUEST_CODES[strays[0].code], strays[0].message)
+        return devices, strays
+
+    async def _device(self, grant: Grant, name: object) -> tuple[bytes | None, ReadingCode, str]:
+        mismatch = ReadingCode.DEVICE_MISMATCH
+        if grant.device is not None:
+            fits = name is None or name == grant.local_id or _is_id(name, grant.device)
+            return grant.device if fits else None, mismatch, "`device` is not the device of this token"
+        if type(name) is not str or not 0 < len(name) <= 64:
+            return None, mismatch, "a gateway names the `device` that each reading belongs to"
+        try:
+            found = await self._credentials.site_device(grant, name)
+        except UnavailableError as error:
+            raise Refusal(RequestCode.REGISTRY_UNAVAILABLE, str(error)) from error
+        if found.suspended:
+            return None, ReadingCode.DEVICE_SUSPENDED, "the device is suspended"
+        return found.device, mismatch, "no device of this name at the gateway's site"
+
+    # ------------------------------------------------------------ what
+
+    async def _take(
+        self, request: web.BaseRequest, request_id: str, received_us: int, grant: Grant, submissions: list[Submission]
+    ) -> Answer:
+        """Judge a request's submissions, make what is good durable, and answer."""
+        count = sum([len(submission.measurements) for submission in submissions])
+        if count > self._settings.readings_per_request_max:
+            message = f"a request has up to {self._settings.readings_per_request_max} readings, not {count}"
+            raise Refusal(RequestCode.TOO_MANY_READINGS, message)
+        if not count:
+            raise Refusal(RequestCode.NO_READINGS, "the request holds no reading")
+        devices, rejections = await self._devices(grant, request.headers.get("X-Device-Id"), submissions)
+        if len(devices) > _RECORD_COUNT_MAX:
+            raise Refusal(RequestCode.TOO_MANY_READINGS, f"a request has up to {_RECORD_COUNT_MAX} devices")
+        parts = self._admit(request_id, received_us, grant, devices)
+        durable = await self._make_durable(parts)
+        for part in parts:
+            rejections += part.admitted.rejections
+        for part, _ in durable.failed:
+            rejections += _not_durable(part)
+        _count(durable.accepted, rejections)
+        return await self._answer(request, request_id, grant, durable, rejections)
+
+    def _admit(
+        self,
+        request_id: str,
+        received_us: int,
+        grant: Grant,
+        devices: dict[bytes, list[tuple[int, Submission]]],
+    ) -> list[_Part]:
+        window = self._admission.window(received_us, grant.retention_days)
+        parts = []
+        for number, (device, submissions) in enumerate(devices.items()):
+            admitted = self._admission.admit(
+                submissions,
+                Sender(grant.organisation, device),
+                window,
+                record_id=self._record_prefix + (self._requests << 12 | number).to_bytes(8, "big"),
+                request_id=request_id,
+                way="http",
+            )
+            spans = [(first, first + len(submission.measurements)) for first, submission in submissions]
+            parts.append(_Part(admitted, device, spans))
+        return parts
+
+    async def _make_durable(self, parts: list[_Part]) -> _Durable:
+        """Append one record a device. Raises a refusal when none of them is known to be durable."""
+        began = perf_counter()
+        appended: list[tuple[_Part, int, asyncio.Future[int] | Exception]] = []
+        for part in parts:
+            partition = partition_of(part.device, self._log.partitions)
+            try:
+                appended.append((part, partition, self._log.append(partition, records.encode(part.admitted.record))))
+            except (OverloadedError, UnavailableError) as error:
+                appended.append((part, partition, error))
+        durable = _Durable([], 0, [])
+        accepted = 0
+        for part, partition, outcome in appended:
+            try:
+                if isinstance(outcome, Exception):
+                    raise outcome
+                durable.places.append(Place(partition, await outcome))
+                accepted += part.admitted.accepted
+            except (OverloadedError, UnavailableError, OutcomeUnknownError) as error:
+                durable.failed.append((part, error))
+                metrics.RECORDS.add(("unknown" if isinstance(error, OutcomeUnknownError) else "not_written",))
+        if not durable.places:
+            raise _refusal_of([error for _, error in durable.failed])
+        metrics.RECORDS.add(("durable",), len(durable.places))
+        metrics.APPEND_SECONDS.observe(perf_counter() - began)
+        return durable._replace(accepted=accepted)
+
+    async def _answer(
+        self,
+        request: web.BaseRequest,
+        request_id: str,
+        grant: Grant,
+        durable: _Durable,
+        rejections: list[Rejection],
+    ) -> Answer:
+        if not durable.accepted:
+            refusal = Refusal(RequestCode.ALL_REFUSED, "every reading was refused")
+            return refusal.answer(request_id, rejected=_listed(rejections))
+        receipt = Receipt(self._source, grant.organisation, durable.accepted, durable.places)
+        text = self._receipts.make(receipt)
+        listed = orjson.dumps(_listed(rejections)) if rejections else b"[]"
+        body = b'{"accepted":%d,"rejected":%s,"receipt":"%s","durable":"log"' % (
+            durable.accepted,
+            listed,
+            text.encode(),
+        )
+        prefer = request.headers.get("Prefer")
+        if prefer is not None and "wait=stored" in prefer.replace(" ", ""):
+            return await self._wait(request_id, receipt, body)
+        return Answer(202, body + b"}", request_id)
+
+    async def _wait(self, request_id: str, receipt: Receipt, body: bytes) -> Answer:
+        """Hold the answer until the readings have landed; 202 when that takes too long or cannot be told."""
+        try:
+            status = await self._receipts.wait(receipt, self._settings.wait_stored_s)
+        except UnavailableError:
+            return Answer(202, body + b"}", request_id)
+        if status.state is not State.LANDED:
+            return Answer(202, body + b"}", request_id)
+        counts = b',"stored":%d,"duplicates":%d,"conflicts":%d,"quarantined":%d}' % (
+            status.stored or 0,
+            status.duplicates or 0,
+            status.conflicts or 0,
+            status.quarantined or 0,
+        )
+        return Answer(200, body + counts, request_id, b"Preference-Applied: wait=stored\r\n")
+
+    def _stamp(self) -> int:
+        """The receive time: later than that of every earlier request, so that no two stamps of a process coincide."""
+        self._received_us = max(self._clock.now_us(), self._received_us + 1)
+        return self._received_us
+
+
+_PREFIXES: Final = (DEVICE_PREFIX, GATEWAY_PREFIX, API_KEY_PREFIX)
+_REQUEST_CODES: Final = {
+    str(ReadingCode.DEVICE_MISMATCH): RequestCode.DEVICE_MISMATCH,
+    str(ReadingCode.DEVICE_SUSPENDED): RequestCode.DEVICE_SUSPENDED,
+}
+_T = TypeVar("_T")
+_Route = Callable[[web.BaseRequest, str, str, str], Awaitable[Answer]]
+
+
+def _decode(decode: Callable[[], _T]) -> _T:
+    try:
+        return decode()
+    except BodyError as error:
+        raise Refusal(error.code, str(error)) from None
+
+
+def _bearer(request: web.BaseRequest) -> str | None:
+    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else None
+
+
+def _is_id(name: object, device: bytes) -> bool:
+    if type(name) is not str:
+        return False
+    try:
+        return UUID(name.removeprefix("dev_")).bytes == device
+    except ValueError:
+        return False
+
+
+def _listed(rejections: Iterable[Rejection]) -> list[dict[str, object]]:
+    ordered = sorted(rejections, key=lambda one: one.index)
+    return [
+        {"index": one.index, "code": one.code, "message": one.message, "retryable": one.retryable} for one in ordered
+    ]
+
+
+def _not_durable(part: _Part) -> list[Rejection]:
+    """The readings of a record that may not be in the log, as refusals that a repeat can mend."""
+    refused = {rejection.index for rejection in part.admitted.rejections}
+    message = "could not be made durable: send it again"
+    return [
+        Rejection(index, str(ReadingCode.NOT_DURABLE), message, retryable=True)
+        for first, last in part.spans
+        for index in range(first, last)
+        if index not in refused
+    ]
+
+
+def _count(accepted: int, rejections: Iterable[Rejection]) -> None:
+    if accepted:
+        metrics.READINGS.add(("accepted", ""), accepted)
+    for rejection in rejections:
+        metrics.READINGS.add(("refused", rejection.code))
+
+
+def _refusal_of(errors: list[Exception]) -> Refusal:
+    if any(isinstance(error, OutcomeUnknownError) for error in errors):
+        message = "it is not known whether the readings were kept: send them again, with their own times"
+        return Refusal(RequestCode.OUTCOME_UNKNOWN, message)
+    if any(isinstance(error, OverloadedError) for error in errors):
+        return Refusal(RequestCode.OVERLOADED, "too much waits to be made durable: try again later")
+    return Refusal(RequestCode.LOG_UNAVAILABLE, "readings cannot be made durable right now: try again later")

@@ -1,0 +1,88 @@
+"""Picks the engine that a log URL names: creates the log of a new generation, opens the one the database knows.
+
+Left out: the engines.
+"""
+
+import asyncio
+from pathlib import Path
+from typing import Final, Literal
+from urllib.parse import unquote, urlsplit
+from uuid import UUID
+
+from runtime.errors import ConfigurationError
+from runtime.log.kafka_address import parse_address
+from runtime.log.kafka_log import create_kafka_log, open_kafka_log
+from runtime.log.port import NEW_GENERATION, Expected, Log, LogMisfitError
+from runtime.log.settings import LogSettings
+from runtime.log.sqlite_log import SqliteLog
+from runtime.log.sqlite_store import Store, create_store
+
+Engine = Literal["kafka", "sqlite"]
+
+ENGINES: Final[dict[str, Engine]] = {"kafka": "kafka", "kafkas": "kafka", "sqlite": "sqlite"}
+SUFFIX: Final = ".db"
+
+
+def engine_of(url: str) -> Engine:
+    """Raises `ConfigurationError` for a URL that names none."""
+    scheme = urlsplit(url).scheme
+    if scheme not in ENGINES:
+        raise ConfigurationError(f"SLUICE_LOG_URL: {scheme!r} is none of {', '.join(ENGINES)}")
+    return ENGINES[scheme]
+
+
+async def create_log(settings: LogSettings, *, source: UUID, name: str, partitions: int) -> str:
+    """Make the log of a new generation; its identity, by which `open_log` knows it again.
+
+    Raises `ConfigurationError` for a URL or a log that is refused, `LogMisfitError` when there is one of that name
+    already, and `UnavailableError`.
+    """
+    if engine_of(settings.log_url) == "kafka":
+        return await create_kafka_log(settings, parse_address(settings.log_url), name, partitions)
+    path = _path(settings.log_url, name)
+    try:
+        origin = await asyncio.to_thread(create_store, path, source, partitions)
+    except FileExistsError as error:
+        raise LogMisfitError(
+            f"a file {path} exists already: move it away if nothing needs it, or {NEW_GENERATION}"
+        ) from error
+    except OSError as error:
+        raise ConfigurationError(f"SLUICE_LOG_URL: {path} cannot be made: {error}") from error
+    return str(origin.identity)
+
+
+async def open_log(settings: LogSettings, expected: Expected, *, client_id: str) -> Log:
+    """Open the log that the database knows.
+
+    Raises `ConfigurationError` for a bad URL, `LogMisfitError` for any other log than the expected, or none, and
+    `UnavailableError` when it cannot be reached.
+    """
+    if engine_of(settings.log_url) == "kafka":
+        return await open_kafka_log(settings, parse_address(settings.log_url), expected, client_id)
+    path = _path(settings.log_url, expected.name)
+    await asyncio.to_thread(_verify, path, expected)
+    return SqliteLog(settings, Store(path), expected.source, expected.partitions)
+
+
+def _path(url: str, name: str) -> Path:
+    """`sqlite:///path` is relative to the working directory, `sqlite:////path` is not; a file a generation in it."""
+    parts = urlsplit(url)
+    directory = unquote(parts.path)[1:]
+    if parts.netloc or parts.query or parts.fragment or not directory:
+        raise ConfigurationError("SLUICE_LOG_URL: sqlite:///directory, or sqlite:////directory for an absolute one")
+    return Path(directory).absolute() / f"{name}{SUFFIX}"
+
+
+def _verify(path: Path, expected: Expected) -> None:
+    store = Store(path)
+    try:
+        found = store.open()
+    finally:
+        store.close()
+    known = (expected.identity, expected.source, expected.partitions)
+    if (str(found.identity), found.source, found.partitions) != known:
+        raise LogMisfitError(
+            f"{path} is log {found.identity} of generation {found.source} with {found.partitions} partitions, "
+            f"the database knows {expected.identity} of {expected.source} with {expected.partitions}: "
+            f"bring that one back, or {NEW_GENERATION}"
+        )

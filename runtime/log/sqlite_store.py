@@ -1,0 +1,409 @@
+"""One SQLite file that keeps records by partition: its format, and what one thread does with it.
+
+Every call blocks. Left out: threads, queues and futures (`sqlite_log`), and what a generation is (`engines`):
+ingest's spool builds on the same file.
+"""
+
+import os
+import sqlite3
+import sys
+import time
+from array import array
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Final, NamedTuple, TypeVar
+from urllib.parse import quote
+from uuid import UUID, uuid4
+
+from runtime.errors import OutcomeUnknownError, UnavailableError
+from runtime.log.port import NEW_GENERATION, BehindRetentionError, Bounds, LogMisfitError, Slice
+
+FORMAT: Final = 1
+APPLICATION_ID: Final = 0x534C5543  # "SLUC"
+POSITION_BITS: Final = 48
+CHUNK_BYTES_MAX: Final = 256_000  # a reader decodes and pruning deletes whole chunks
+LOCK_POLL_S: Final = 0.0002  # another process frees the lock only for the moment between two commits
+OPEN_WAIT_S: Final = 5.0
+PRUNE_CHUNKS_MAX: Final = 2_000
+VACUUM_PAGES_MAX: Final = 1_000
+FREE_PAGES_KEPT: Final = 4_000
+CHECKPOINT_PAGES: Final = 4_000
+WAL_BYTES_KEPT: Final = 64_000_000
+
+SCHEMA: Final = """
+CREATE TABLE origin (
+    one INTEGER PRIMARY KEY CHECK (one = 1), identity TEXT NOT NULL, source TEXT NOT NULL, partitions INTEGER NOT NULL
+);
+CREATE TABLE heads (partition INTEGER PRIMARY KEY, start INTEGER NOT NULL, next INTEGER NOT NULL);
+CREATE TABLE chunks (key INTEGER PRIMARY KEY, lengths BLOB NOT NULL, bodies BLOB NOT NULL);
+"""
+# A chunk's key is its partition, then the position of its first record. A record that stands within a chunk is
+# found by the greatest key not above its own.
+READ_CHUNKS: Final = """
+SELECT key, lengths, bodies FROM chunks
+WHERE key >= coalesce((SELECT max(key) FROM chunks WHERE key <= :at AND key >= :low), :at) AND key < :high
+ORDER BY key
+"""
+OLDEST_CHUNK: Final = "SELECT min(key) FROM chunks WHERE key >= ? AND key < ?"
+# The newest chunk that may hold an un-landed record, and so is the first to stay.
+FIRST_KEPT: Final = "SELECT max(key) FROM chunks WHERE key <= ? AND key >= ?"
+DELETE_CHUNKS: Final = """
+DELETE FROM chunks WHERE key IN (SELECT key FROM chunks WHERE key >= ? AND key < ? ORDER BY key LIMIT ?)
+"""
+
+
+T = TypeVar("T")
+
+
+class Origin(NamedTuple):
+    """What a file says about itself since it was made."""
+
+    identity: UUID
+    source: UUID
+    partitions: int
+
+
+def create_store(path: Path, source: UUID, partitions: int) -> Origin:
+    """Make a new file, complete or not at all. Raises `FileExistsError` and, for a disk that refuses, `OSError`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    origin = Origin(uuid4(), source, partitions)
+    draft = path.with_name(f"{path.name}.{origin.identity}")
+    try:
+        _write_new(draft, origin)
+        os.link(draft, path)
+    except sqlite3.Error as error:
+        raise OSError(f"{path} cannot be made: {error}") from error
+    finally:
+        draft.unlink(missing_ok=True)
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+    return origin
+
+
+def _write_new(path: Path, origin: Origin) -> None:
+    connection = sqlite3.connect(path, isolation_level=None)
+    try:
+        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+        connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+        connection.execute(f"PRAGMA user_version = {FORMAT}")
+        connection.executescript(SCHEMA)
+        row = (str(origin.identity), str(origin.source), origin.partitions)
+        connection.execute("INSERT INTO origin VALUES (1, ?, ?, ?)", row)
+        connection.executemany("INSERT INTO heads VALUES (?, 0, 0)", ((n,) for n in range(origin.partitions)))
+        connection.execute("PRAGMA journal_mode = WAL")  # kept in the file, so it is set once
+    finally:
+        connection.close()
+
+
+class Store:
+    """One thread's hold on a file. Not to be used from two threads.
+
+    Raises `LogMisfitError` when the path no longer leads to the file that was opened first, `UnavailableError` when
+    certainly nothing was written, and `OutcomeUnknownError` when that is open.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._connection: sqlite3.Connection | None = None
+        self._file: tuple[int, int] | None = None
+        self._version = -1
+
+    def open(self) -> Origin:
+        """Take hold of the file and read what it says about itself."""
+        return self._guarded(self._read_origin)
+
+    def append(self, batch: Mapping[int, list[bytes]], wait_s: float) -> dict[int, int]:
+        """Write these records durably; the position of the first of each partition. Waits for other writers."""
+        connection = self._hold()
+        self._begin(connection, wait_s)
+        try:
+            firsts = {partition: _insert(connection, partition, bodies) for partition, bodies in batch.items()}
+        except sqlite3.Error as error:
+            self.close()
+            raise UnavailableError(f"{self.path} takes no records: {error}") from error
+        self._commit(connection)
+        return firsts
+
+    def probe(self, wait_s: float) -> None:
+        """Find out whether the file can be written, by a transaction that changes nothing."""
+        connection = self._hold()
+        self._begin(connection, wait_s)
+        try:
+            connection.execute("UPDATE origin SET partitions = partitions")
+        except sqlite3.Error as error:
+            self.close()
+            raise UnavailableError(f"{self.path} cannot be written: {error}") from error
+        self._commit(connection)
+
+    def prune(self, positions: Mapping[int, int], wait_s: float) -> bool:
+        """Delete some of what lies wholly below these positions; whether there is more of it to delete."""
+        connection = self._hold()
+        self._begin(connection, wait_s)
+        try:
+            left = PRUNE_CHUNKS_MAX
+            for partition, position in positions.items():
+                left -= _delete_below(connection, partition, position, left)
+        except sqlite3.Error as error:
+            self.close()
+            raise UnavailableError(f"{self.path} cannot be pruned: {error}") from error
+        self._commit(connection)
+        if left == PRUNE_CHUNKS_MAX:
+            self._guarded(_give_back_space)
+        return left == 0
+
+    def bounds(self) -> dict[int, Bounds]:
+        """Of every partition."""
+        return self._guarded(_read_bounds)
+
+    def read(self, positions: Mapping[int, int], bytes_max: int) -> list[Slice]:
+        """What stands at these positions, in the order of the mapping, up to about `bytes_max` in all."""
+
+        def in_one_snapshot(connection: sqlite3.Connection) -> list[Slice]:
+            connection.execute("BEGIN")
+            try:
+                return _read_slices(connection, positions, bytes_max)
+            finally:
+                connection.execute("COMMIT")
+
+        return self._guarded(in_one_snapshot)
+
+    def changed(self) -> bool:
+        """Whether anyone has committed since this was asked last."""
+        version = self._guarded(_data_version)
+        changed, self._version = version != self._version, version
+        return changed
+
+    def close(self) -> None:
+        """Let go of the file; the next call takes hold of it again."""
+        if self._connection is not None:
+            connection, self._connection = self._connection, None
+            connection.close()
+
+    def _guarded(self, ask: Callable[[sqlite3.Connection], T]) -> T:
+        connection = self._hold()
+        try:
+            return ask(connection)
+        except sqlite3.Error as error:
+            self.close()
+            raise UnavailableError(f"{self.path} cannot be read: {error}") from error
+
+    def _hold(self) -> sqlite3.Connection:
+        """The open connection, after making sure that the path still leads to its file."""
+        self._check_file()
+        if self._connection is None:
+            self._connection = self._connect()
+            self._version = -1
+        return self._connection
+
+    def _check_file(self) -> None:
+        try:
+            status = self.path.stat()
+        except OSError as error:
+            raise LogMisfitError(f"no file at {self.path} ({error}): bring it back, or {NEW_GENERATION}") from error
+        found = (status.st_dev, status.st_ino)
+        if self._file is None:
+            self._file = found
+        elif self._file != found:
+            raise LogMisfitError(
+                f"{self.path} is another file than the one that was opened: bring that one back, or {NEW_GENERATION}"
+            )
+
+    def _connect(self) -> sqlite3.Connection:
+        """Raises `LogMisfitError` for a file that is no log of this format."""
+        uri = f"file:{quote(str(self.path))}?mode=rw"
+        connection: sqlite3.Connection | None = None
+        try:
+            connection = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=OPEN_WAIT_S)
+            _check_format(connection, self.path)
+            connection.execute("PRAGMA synchronous = FULL")
+            connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
+            connection.execute(f"PRAGMA journal_size_limit = {WAL_BYTES_KEPT}")
+        except (sqlite3.Error, LogMisfitError) as error:
+            if connection is not None:
+                connection.close()
+            if isinstance(error, sqlite3.Error):
+                raise UnavailableError(f"{self.path} cannot be opened: {error}") from error
+            raise
+        return connection
+
+    def _read_origin(self, connection: sqlite3.Connection) -> Origin:
+        identity, source, partitions = connection.execute(
+            "SELECT identity, source, partitions FROM origin"
+        ).fetchone()
+        return Origin(UUID(identity), UUID(source), partitions)
+
+    def _begin(self, connection: sqlite3.Connection, wait_s: float) -> None:
+        """Become the writer. SQLite's own waiting backs off to 100 ms, which starves a process beside a busy one."""
+        deadline = time.monotonic() + wait_s
+        connection.execute("PRAGMA busy_timeout = 0")
+        while True:
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+            except sqlite3.Error as error:
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() >= deadline:
+                    self.close()
+                    raise UnavailableError(f"{self.path} cannot be written: {error}") from error
+                time.sleep(LOCK_POLL_S)
+            else:
+                return
+
+    def _commit(self, connection: sqlite3.Connection) -> None:
+        try:
+            connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            self.close()
+            if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_BUSY):
+                raise UnavailableError(f"{self.path} takes no records: {error}") from error
+            # What reached the disk may be seen again after a crash, unless a later commit overwrites it.
+            raise OutcomeUnknownError(f"{self.path} did not confirm a commit: {error}") from error
+        try:
+            self._check_file()
+        except LogMisfitError as error:
+            raise OutcomeUnknownError(str(error)) from error
+
+
+def _check_format(connection: sqlite3.Connection, path: Path) -> None:
+    try:
+        application = connection.execute("PRAGMA application_id").fetchone()[0]
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+    except sqlite3.DatabaseError as error:
+        if error.sqlite_errorcode != sqlite3.SQLITE_NOTADB:
+            raise
+        application, version = None, None
+    if (application, version) != (APPLICATION_ID, FORMAT):
+        raise LogMisfitError(
+            f"{path} is no log of format {FORMAT} (found application {application}, format {version}): "
+            f"start the Sluice that made it, or {NEW_GENERATION}"
+        )
+
+
+def _insert(connection: sqlite3.Connection, partition: int, bodies: list[bytes]) -> int:
+    update = "UPDATE heads SET next = next + ? WHERE partition = ? RETURNING next"
+    ((end,),) = connection.execute(update, (len(bodies), partition)).fetchall()
+    first: int = end - len(bodies)
+    rows = ((_key(partition, first + offset), _lengths(chunk), b"".join(chunk)) for offset, chunk in _chunks(bodies))
+    connection.executemany("INSERT INTO chunks VALUES (?, ?, ?)", rows)
+    return first
+
+
+def _chunks(bodies: list[bytes]) -> Iterator[tuple[int, list[bytes]]]:
+    """Cut into chunks: each with the index of its first record."""
+    begin, size = 0, 0
+    for index, body in enumerate(bodies):
+        if size and size + len(body) > CHUNK_BYTES_MAX:
+            yield begin, bodies[begin:index]
+            begin, size = index, 0
+        size += len(body)
+    yield begin, bodies[begin:] if begin else bodies
+
+
+def _lengths(bodies: list[bytes]) -> bytes:
+    """Little-endian, so that a file may move; empty for a single record, the common case when little comes in."""
+    if len(bodies) == 1:
+        return b""
+    lengths = array("I", map(len, bodies))
+    if sys.byteorder == "big":
+        lengths.byteswap()
+    return lengths.tobytes()
+
+
+def _unpack(lengths: bytes, bodies: bytes) -> list[bytes]:
+    if not lengths:
+        return [bodies]
+    sizes = array("I", lengths)
+    if sys.byteorder == "big":
+        sizes.byteswap()
+    records, begin = [], 0
+    for size in sizes:
+        end = begin + size
+        records.append(bodies[begin:end])
+        begin = end
+    return records
+
+
+def _read_slices(connection: sqlite3.Connection, positions: Mapping[int, int], bytes_max: int) -> list[Slice]:
+    bounds = _read_bounds(connection)
+    slices: list[Slice] = []
+    for partition, position in positions.items():
+        if position == bounds[partition].end:
+            continue
+        if not bounds[partition].start <= position <= bounds[partition].end:
+            if slices:
+                break  # the complaint comes with the next call, when these are handed over
+            _complain(partition, position, bounds[partition])
+        bodies, size = _read_partition(connection, partition, position, bytes_max)
+        slices.append(Slice(partition, position, bodies))
+        bytes_max -= size
+        if bytes_max <= 0:
+            break
+    return slices
+
+
+def _complain(partition: int, position: int, bounds: Bounds) -> None:
+    if position < bounds.start:
+        raise BehindRetentionError(partition, position, bounds.start)
+    raise LogMisfitError(
+        f"partition {partition} of the log ends at {bounds.end}, position {position} was asked for: "
+        f"bring the right log back, or {NEW_GENERATION}"
+    )
+
+
+def _read_partition(
+    connection: sqlite3.Connection, partition: int, position: int, bytes_max: int
+) -> tuple[list[bytes], int]:
+    """Records from `position` on, and their bytes: at least one chunk of them."""
+    keys = {"at": _key(partition, position), "low": _key(partition, 0), "high": _key(partition + 1, 0)}
+    records: list[bytes] = []
+    size = 0
+    rows = connection.execute(READ_CHUNKS, keys)
+    for key, lengths, bodies in rows:
+        unpacked = _unpack(lengths, bodies)
+        before = keys["at"] - key
+        records += unpacked[before:] if before > 0 else unpacked
+        size += len(bodies)
+        if size >= bytes_max:
+            break
+    rows.close()
+    return records, size
+
+
+def _delete_below(connection: sqlite3.Connection, partition: int, position: int, chunks_max: int) -> int:
+    """Delete chunks without a record at or after `position`; how many."""
+    low, high = _key(partition, 0), _key(partition + 1, 0)
+    start, end = connection.execute("SELECT start, next FROM heads WHERE partition = ?", (partition,)).fetchone()
+    if position <= start or chunks_max <= 0:
+        return 0
+    kept = high
+    if position < end:
+        (kept,) = connection.execute(FIRST_KEPT, (_key(partition, position), low)).fetchone()
+    deleted = connection.execute(DELETE_CHUNKS, (low, kept, chunks_max)).rowcount
+    if deleted:
+        (oldest,) = connection.execute(OLDEST_CHUNK, (low, high)).fetchone()
+        start = end if oldest is None else oldest - low
+        connection.execute("UPDATE heads SET start = ? WHERE partition = ?", (start, partition))
+    return deleted
+
+
+def _give_back_space(connection: sqlite3.Connection) -> None:
+    """Freed pages are used again; only what a past backlog left behind goes back to the file system, bit by bit."""
+    (free,) = connection.execute("PRAGMA freelist_count").fetchone()
+    if free > FREE_PAGES_KEPT:
+        pages = min(free - FREE_PAGES_KEPT, VACUUM_PAGES_MAX)
+        connection.execute(f"PRAGMA incremental_vacuum({pages})").fetchall()
+
+
+def _read_bounds(connection: sqlite3.Connection) -> dict[int, Bounds]:
+    rows = connection.execute("SELECT partition, start, next FROM heads")
+    return {partition: Bounds(start, end) for partition, start, end in rows}
+
+
+def _data_version(connection: sqlite3.Connection) -> int:
+    version: int = connection.execute("PRAGMA data_version").fetchone()[0]
+    return version
+
+
+def _key(partition: int, position: int) -> int:
+    return partition << POSITION_BITS | position

@@ -1,0 +1,116 @@
+"""What an operator sees of a process: `/metrics`, `/health/live` and `/health/ready` on a port of their own.
+
+Left out: the metrics themselves; each role has all of its own in one file.
+"""
+
+import asyncio
+import json
+import logging
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import prometheus_client
+from aiohttp import web
+from prometheus_client import CollectorRegistry, multiprocess
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+
+from runtime.health import Health
+from runtime.settings import setting
+from runtime.sockets import address_of
+
+_log = logging.getLogger("sluice.metrics")
+
+# When a counter was made is of no use to anyone here and doubles the size of the answer.
+prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
+
+VARIABLE: Final = "SLUICE_METRICS_LISTEN"
+#: Where the processes of one parent leave their values; set before prometheus_client is first imported there.
+DIRECTORY_VARIABLE: Final = "PROMETHEUS_MULTIPROC_DIR"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricsSettings:
+    """Where probes and Prometheus find a process."""
+
+    metrics_listen: str = setting(
+        "",
+        why="host:port of /metrics and /health; unset: 127.0.0.1 with port 9461 for ingest, 9462 for worker, 9463 "
+        "for api, and any free one for up, which says where; port 0 takes any free one",
+    )
+
+
+#: The text of `/metrics`, without blocking for long: it runs in a thread.
+Render = Callable[[], bytes]
+
+
+def render_own() -> bytes:
+    """The metrics of this process alone."""
+    return prometheus_client.generate_latest()
+
+
+class MergedMetrics:
+    """The metrics of all processes of a parent, added up. The parent owns the directory they share."""
+
+    def __init__(self, own: CollectorRegistry) -> None:
+        self.directory = Path(tempfile.mkdtemp(prefix="sluice-metrics-"))
+        self._own = own
+
+    def render(self) -> bytes:
+        merged = CollectorRegistry()
+        multiprocess.MultiProcessCollector(merged, path=str(self.directory))  # type: ignore[no-untyped-call]
+        return prometheus_client.generate_latest(merged) + prometheus_client.generate_latest(self._own)
+
+    def forget(self, pid: int) -> None:
+        """The process is gone: its gauges no longer count, its counters do for ever."""
+        multiprocess.mark_process_dead(pid, path=str(self.directory))  # type: ignore[no-untyped-call]
+
+    def close(self) -> None:
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def environment(merged: MergedMetrics) -> dict[str, str]:
+    """The environment of a process whose metrics are merged."""
+    return os.environ | {DIRECTORY_VARIABLE: str(merged.directory)}
+
+
+class MetricsServer:
+    """Serves probes and metrics on `listener` between `start` and `stop`."""
+
+    def __init__(self, listener: socket.socket, health: Health, render: Render = render_own) -> None:
+        self._listener = listener
+        self._health = health
+        self._render = render
+        app = web.Application()
+        app.router.add_get("/metrics", self._metrics)
+        app.router.add_get("/health/live", self._live)
+        app.router.add_get("/health/ready", self._ready)
+        self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
+
+    async def start(self) -> None:
+        await self._runner.setup()
+        await web.SockSite(self._runner, self._listener).start()
+        _log.info("metrics and probes are served", extra={"address": str(address_of(self._listener))})
+
+    async def stop(self) -> None:
+        await self._runner.cleanup()
+
+    async def _metrics(self, _: web.Request) -> web.Response:
+        body = await asyncio.to_thread(self._render)
+        return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})
+
+    async def _live(self, _: web.Request) -> web.Response:
+        return web.json_response({"live": True})
+
+    async def _ready(self, _: web.Request) -> web.Response:
+        reasons = self._health.not_ready()
+        return web.json_response(
+            {"ready": not reasons, "not_ready": reasons},
+            status=503 if reasons else 200,
+            dumps=lambda value: json.dumps(value, ensure_ascii=False),
+        )

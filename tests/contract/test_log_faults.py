@@ -1,0 +1,450 @@
+"""What the port promises while the broker, the link to it, or the disk does not play along.
+
+The rule behind all of it: what an append reported as written is in the log exactly once, where it said; what it
+reported as not known is there at most once; what it reported as unavailable is not there.
+"""
+
+import asyncio
+import collections
+import contextlib
+import resource
+import signal
+import sqlite3
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from runtime.errors import OutcomeUnknownError, UnavailableError
+from runtime.log import Expected, Log, LogMisfitError, open_log
+from runtime.log.kafka_log import KafkaLog
+from runtime.log.sqlite_log import SqliteLog
+from tests.contract.conftest import PARTITIONS, Broker, KafkaPlace, SqlitePlace, make, opened, read_all, run
+from tests.proxy import Mode, Proxy
+
+TIMEOUT_MS = 1_500
+
+
+class Ledger:
+    """What the appends of a test were told."""
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+        self._made = 0
+        self.written: dict[bytes, tuple[int, int]] = {}
+        self.unknown: list[bytes] = []
+        self.unavailable: list[bytes] = []
+
+    async def append(self, partition: int | None = None) -> None:
+        self._made += 1
+        body = b"record %d" % self._made
+        partition = self._made % PARTITIONS if partition is None else partition
+        try:
+            self.written[body] = partition, await self._log.append(partition, body)
+        except OutcomeUnknownError:
+            self.unknown.append(body)
+        except UnavailableError:
+            self.unavailable.append(body)
+
+    async def keep_appending(self) -> None:
+        """Ten at a time, until cancelled; those under way are seen to their end."""
+        tasks: set[asyncio.Task[None]] = set()
+        try:
+            while True:
+                tasks |= {asyncio.create_task(self.append()) for _ in range(10)}
+                await asyncio.sleep(0.005)
+                tasks = {task for task in tasks if not task.done()}
+        finally:
+            await asyncio.gather(*tasks)
+
+    async def until_written(self) -> None:
+        """Append until it works again."""
+        before = len(self.written)
+        while len(self.written) == before:
+            await self.append()
+
+    async def check(self, log: Log) -> None:
+        found = await read_all(log)
+        count = collections.Counter(body for bodies in found.values() for body in bodies)
+        assert max(count.values()) == 1
+        for body, (partition, position) in self.written.items():
+            assert found[partition][position] == body
+        assert not count.keys() & set(self.unavailable)
+        assert count.keys() <= self.written.keys() | set(self.unknown)
+        for bodies in found.values():  # in the order of their appends, the unknown ones too
+            numbers = [int(body.split()[1]) for body in bodies]
+            assert numbers == sorted(numbers)
+
+
+@contextlib.asynccontextmanager
+async def appending(ledger: Ledger) -> AsyncIterator[None]:
+    task = asyncio.create_task(ledger.keep_appending())
+    try:
+        await asyncio.sleep(0.2)
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+@contextlib.asynccontextmanager
+async def through_proxy(
+    broker: Broker, *, timeout_ms: int = TIMEOUT_MS
+) -> AsyncIterator[tuple[Proxy, Log, Expected, KafkaPlace]]:
+    async with Proxy(broker.proxy_port, broker.port) as proxy:
+        place = broker.place
+        expected = await make(place)
+        async with opened(place, expected, log_append_timeout_ms=timeout_ms) as log:
+            await log.append(0, b"record 0")
+            yield proxy, log, expected, place
+            proxy.set_mode(Mode.PASS)
+
+
+# ---------------------------------------------------------------- the broker and the link
+
+
+def test_a_broker_that_is_killed_under_appends(broker: Broker) -> None:
+    async def test() -> None:
+        async with through_proxy(broker) as (_, log, _, _):
+            ledger = Ledger(log)
+            reader = log.reader()
+            await reader.assign({3: 0})
+            async with appending(ledger):
+                await broker.kill()
+                await asyncio.sleep(2 * TIMEOUT_MS / 1000)
+                assert log.trouble is not None
+            assert ledger.unavailable
+            await broker.start()
+            await ledger.until_written()
+            assert log.trouble is None
+            assert await reader.read(bytes_max=1_000_000, wait_s=10.0)
+            await reader.close()
+            ledger.written[b"record 0"] = 0, 0
+            await ledger.check(log)
+
+    run(test())
+
+
+@pytest.mark.parametrize("mode", [Mode.BLACKHOLE, Mode.MUTE])
+def test_a_link_that_goes_silent_under_appends(broker: Broker, mode: Mode) -> None:
+    async def test() -> None:
+        async with through_proxy(broker) as (proxy, log, _, _):
+            ledger = Ledger(log)
+            async with appending(ledger):
+                proxy.set_mode(mode)
+                await asyncio.sleep(2 * TIMEOUT_MS / 1000)
+                assert log.trouble is not None
+            assert ledger.unknown
+            proxy.set_mode(Mode.PASS)
+            await ledger.until_written()
+            ledger.written[b"record 0"] = 0, 0
+            await ledger.check(log)
+
+    run(test())
+
+
+def test_links_that_are_cut_again_and_again(broker: Broker) -> None:
+    async def test() -> None:
+        async with through_proxy(broker, timeout_ms=10_000) as (proxy, log, _, _):
+            ledger = Ledger(log)
+            async with appending(ledger):
+                for _ in range(10):
+                    proxy.cut()
+                    await asyncio.sleep(0.05)
+            assert not ledger.unknown + ledger.unavailable
+            ledger.written[b"record 0"] = 0, 0
+            await ledger.check(log)
+
+    run(test())
+
+
+def test_an_answer_that_is_lost_is_asked_for_again(broker: Broker) -> None:
+    """The broker has written the batch; sent again under the same number, it is not written again."""
+
+    async def test() -> None:
+        async with through_proxy(broker, timeout_ms=10_000) as (proxy, log, expected, place):
+            mine = list(proxy.links)
+            async with opened(place, expected) as direct:
+                await _answer_lost(mine, proxy, log, direct)
+            waiting = log.append(0, b"record 1")
+            while (await direct.bounds())[0].end < 2:
+                await asyncio.sleep(0.01)
+            proxy.cut()
+            assert await waiting == 1
+            assert (await read_all(log))[0] == [b"record 0", b"record 1"]
+
+    run(test())
+
+
+async def _limit_batches(admin: AIOKafkaAdminClient, topic: str, size: int) -> None:
+    await admin.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, {"max.message.bytes": str(size)})])
+
+
+def test_a_batch_that_arrives_after_its_successor_is_refused(broker: Broker) -> None:
+    """It was reported as not known; the records behind it went on under the next epoch of the producer."""
+
+    async def test() -> None:
+        async with through_proxy(broker) as (proxy, log, _, _):
+            for link in proxy.links:
+                link.mode = Mode.HOLD
+            with pytest.raises(OutcomeUnknownError):
+                # It is sent on every link that is made until its time is over: all of them are held.
+                proxy.mode = Mode.HOLD
+                await log.append(0, b"straggler")
+            held = list(proxy.links)
+            proxy.mode = Mode.PASS
+            while True:
+                with contextlib.suppress(UnavailableError, OutcomeUnknownError):
+                    position = await log.append(0, b"successor")
+                    break
+            for link in held:
+                link.release()
+                await link.answered.wait()
+            assert position == 1
+            assert await log.append(0, b"last") == 2
+            assert (await read_all(log))[0] == [b"record 0", b"successor", b"last"]
+
+    run(test())
+
+
+def test_a_broker_that_is_away_at_the_start(broker: Broker) -> None:
+    async def test() -> None:
+        place = broker.place
+        settings = place.settings(log_append_timeout_ms=500)
+        async with Proxy(broker.proxy_port, broker.port) as proxy:
+            expected = await make(place)
+            proxy.refuse = True
+            proxy.cut()
+            with pytest.raises(UnavailableError):
+                await open_log(settings, expected, client_id="test")
+            proxy.refuse, proxy.mode = False, Mode.BLACKHOLE
+            with pytest.raises(UnavailableError):
+                await open_log(settings, expected, client_id="test")
+        with pytest.raises(UnavailableError):
+            await open_log(settings, expected, client_id="test")
+
+    run(test())
+
+
+def test_a_producer_the_broker_disagrees_with_is_replaced(broker: Broker) -> None:
+    """Provoked by a number that is wrong: the broker's own answers do the rest."""
+
+    async def test() -> None:
+        async with through_proxy(broker) as (_, log, _, _):
+            assert isinstance(log, KafkaLog)
+            lane = log._writer._lanes[0]
+            producer = lane.producer
+            lane.sequence += 7  # out of order
+            assert await log.append(0, b"record 1") == 1
+            assert (lane.producer, lane.epoch) == (producer, 1)
+            lane.epoch = 0  # fenced
+            assert await log.append(0, b"record 2") == 2
+            assert lane.producer != producer
+            assert log.trouble is None
+            assert (await read_all(log))[0] == [b"record 0", b"record 1", b"record 2"]
+
+    run(test())
+
+
+def test_records_that_were_deleted_with_the_producers_state(broker: Broker) -> None:
+    async def test() -> None:
+        async with through_proxy(broker) as (_, log, expected, place):
+            for n in range(1, 4):
+                assert await log.append(0, b"record %d" % n) == n
+            await place.forget(log, expected, {0: 4})
+            assert await log.append(0, b"record 4") == 4
+            assert (await read_all(log))[0] == [b"record 4"]
+
+    run(test())
+
+
+def test_a_batch_the_broker_refuses_harms_nobody_else(broker: Broker) -> None:
+    async def test() -> None:
+        async with through_proxy(broker) as (_, log, expected, place):
+            async with place.admin() as admin:
+                await _limit_batches(admin, expected.name, 5_000)
+            with pytest.raises(UnavailableError, match="refuses"):
+                while True:  # until the broker has heard of the limit
+                    await log.append(1, bytes(10_000))
+            end = (await log.bounds())[1].end
+            assert await asyncio.gather(log.append(1, b"a"), log.append(0, b"b")) == [end, 1]
+
+    run(test())
+
+
+def test_a_topic_that_is_deleted_under_appends(broker: Broker) -> None:
+    async def test() -> None:
+        async with through_proxy(broker, timeout_ms=500) as (_, log, expected, place):
+            await place.destroy(expected)
+            for _ in range(3):
+                with pytest.raises((UnavailableError, OutcomeUnknownError)):
+                    await log.append(0, b"lost")
+            assert log.trouble is not None
+            with pytest.raises(UnavailableError):
+                await log.bounds()
+
+    run(test())
+
+
+# ---------------------------------------------------------------- the file and the disk
+
+
+def test_a_file_that_is_removed(sqlite_place: SqlitePlace) -> None:
+    async def test() -> None:
+        async with opened(sqlite_place) as log:
+            await log.append(0, b"written")
+            for path in sqlite_place.directory.glob("*.db*"):
+                path.unlink()
+            with pytest.raises(UnavailableError, match="no file"):
+                await log.append(0, b"lost")
+            assert log.trouble is not None
+            with pytest.raises(LogMisfitError):
+                await log.bounds()
+
+    run(test())
+
+
+def test_a_file_that_another_process_keeps_locked(sqlite_place: SqlitePlace) -> None:
+    async def test() -> None:
+        expected = await make(sqlite_place)
+        async with opened(sqlite_place, expected, log_append_timeout_ms=300) as log:
+            other = sqlite3.connect(sqlite_place.path(expected), isolation_level=None)
+            other.execute("BEGIN IMMEDIATE")
+            futures = [log.append(0, b"not written") for _ in range(3)]
+            for future in futures:
+                with pytest.raises(UnavailableError, match="locked"):
+                    await future
+            assert log.trouble is not None
+            assert log.queued_bytes == 0
+            other.execute("ROLLBACK")
+            other.close()
+            while log.trouble is not None:  # noticed without an append
+                await asyncio.sleep(0.05)
+            assert await log.append(0, b"written") == 0
+
+    run(test())
+
+
+def test_a_file_that_may_not_grow(sqlite_place: SqlitePlace) -> None:
+    async def test() -> None:
+        async with opened(sqlite_place) as log:
+            assert isinstance(log, SqliteLog)
+            (pages,) = await log._in_thread(_pragma, log, "page_count")
+            await log._in_thread(_pragma, log, f"max_page_count = {pages + 2}")
+            with pytest.raises(UnavailableError, match="full"):
+                await log.append(0, bytes(100_000))
+            assert log.trouble is not None
+            assert await log.append(0, b"fits") == 0
+            assert log.trouble is None
+
+    run(test())
+
+
+def _pragma(log: SqliteLog, text: str) -> tuple[int]:
+    assert log._store._connection is not None
+    found: tuple[int] = log._store._connection.execute(f"PRAGMA {text}").fetchone()
+    return found
+
+
+@contextlib.contextmanager
+def file_size_limit(size: int) -> Iterator[None]:
+    """Writes beyond this size fail in this process, as on a disk that breaks."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_commit_the_disk_does_not_confirm(sqlite_place: SqlitePlace) -> None:
+    async def test() -> None:
+        expected = await make(sqlite_place)
+        async with opened(sqlite_place, expected) as log:
+            await log.append(0, b"first")
+            journal = Path(f"{sqlite_place.path(expected)}-wal")
+            with file_size_limit(journal.stat().st_size + 5_000):
+                with pytest.raises(OutcomeUnknownError):
+                    await log.append(0, bytes(100_000))
+                assert log.trouble is not None
+            assert await log.append(0, b"second") == 1
+            assert (await read_all(log))[0] == [b"first", b"second"]
+
+    run(test())
+
+
+def test_a_file_of_another_format_is_refused(sqlite_place: SqlitePlace) -> None:
+    async def test() -> None:
+        expected = await make(sqlite_place)
+        path = sqlite_place.path(expected)
+        connection = sqlite3.connect(path)
+        connection.execute("PRAGMA user_version = 2")
+        connection.close()
+        with pytest.raises(LogMisfitError, match="format 2"):
+            await open_log(sqlite_place.settings(), expected, client_id="test")
+        path.write_bytes(b"something else entirely" * 1_000)
+        with pytest.raises(LogMisfitError, match="no log"):
+            await open_log(sqlite_place.settings(), expected, client_id="test")
+
+    run(test())
+
+
+# Appends for ever and prints the number of each record once it is durable.
+ENDLESS = """
+import asyncio, sys
+from uuid import UUID
+from runtime.log import Expected, LogSettings, open_log
+
+async def one(log, n):
+    await log.append(n % log.partitions, b"%d" % n)
+    print(n, flush=True)
+
+async def main(url, source, name, identity):
+    log = await open_log(LogSettings(log_url=url), Expected(UUID(source), name, identity, 4), client_id="test")
+    for n in range(10**9):
+        task = asyncio.create_task(one(log, n))
+        await asyncio.sleep(0.0001)
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+def test_what_a_killed_process_was_told_is_written_is_written(sqlite_place: SqlitePlace) -> None:
+    async def test() -> None:
+        expected = await make(sqlite_place)
+        where = [sqlite_place.settings().log_url, str(expected.source), expected.name, expected.identity]
+        process = await asyncio.create_subprocess_exec(
+            *[sys.executable, "-c", ENDLESS, *where],
+            stdout=asyncio.subprocess.PIPE,
+            cwd=Path(__file__).parents[2],
+        )
+        assert process.stdout is not None
+        told = {int(await process.stdout.readline()) for _ in range(1_000)}
+        process.send_signal(signal.SIGKILL)
+        told |= {int(line) for line in (await process.stdout.read()).splitlines()}
+        await process.wait()
+        async with opened(sqlite_place, expected) as log:
+            found = await read_all(log)
+            numbers = [[int(body) for body in bodies] for bodies in found.values()]
+            assert told <= {number for partition in numbers for number in partition}
+            for partition, appended in enumerate(numbers):
+                assert appended == list(range(partition, partition + PARTITIONS * len(appended), PARTITIONS))
+
+    run(test())
+
+
+def test_a_file_whose_records_land_stops_growing(sqlite_place: SqlitePlace) -> None:
+    async def test() -> None:
+        expected = await make(sqlite_place)
+        async with opened(sqlite_place, expected) as log:
+            sizes = []
+            for _ in range(6):
+                await asyncio.gather(*(log.append(n % PARTITIONS, bytes(2_000)) for n in range(2_000)))
+                ends = {partition: bounds.end for partition, bounds in (await log.bounds()).items()}
+                await sqlite_place.forget(log, expected, ends)
+                (pages,) = await log._in_thread(_pragma, log, "page_count")  # type: ignore[attr-defined]
+                sizes.append(pages)
+            assert sizes[-1] <= sizes[0] * 1.2
+
+    run(test())

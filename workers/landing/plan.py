@@ -1,0 +1,436 @@
+"""Records into what one transaction writes. Pure: no I/O, no clock; the same records and caches give the same plan.
+
+A series' readings newer than all that landed are fresh and go by COPY, whole columns at once; the others are suspect
+and are judged in the database. Left out: looking series up (`registry`), writing (`store`).
+"""
+
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from operator import lt
+from typing import Final, NamedTuple
+
+from schemas.record import Channel, Note, Record, UndecodableError, decode
+from workers.landing import quarantine
+from workers.landing.quarantine import Place, QuarantineRow, Reading
+from workers.landing.series import NEVER, Found, Refusal, SeriesCache, SeriesName, cache_key
+
+_HOUR_US: Final = 3_600_000_000
+
+# What others cost against a fresh reading, in memory and in the database: a flood of them makes batches smaller.
+_SUSPECT_WEIGHT: Final = 4
+_QUARANTINE_WEIGHT: Final = 10
+
+_NO_SLOTS: Final[Mapping[bytes, int]] = {}
+_TOO_OLD: Final = Refusal("too_old", "it is older than the organisation keeps raw readings")
+
+
+class Limits(NamedTuple):
+    """What landing needs to know of an organisation."""
+
+    retention_us: int
+    series_max: int
+
+
+class Bounds(NamedTuple):
+    """The settings that a plan depends on."""
+
+    future_us: int
+    payload_max: int
+
+
+#: (series_id, times, values, quality): a run of fresh readings of one series, as columns
+Fresh = tuple[int, bytes, bytes, int | bytes]
+#: the same, then (index of the outcome, numbers of the readings in their record)
+Suspects = tuple[int, bytes, bytes, int | bytes, int, Sequence[int]]
+
+
+class TextReading(NamedTuple):
+    series_id: int
+    quality: int
+    ts: int
+    value: str
+    outcome: int
+    number: int
+
+
+class NoteRow(NamedTuple):
+    series_id: int
+    ts: int
+    organisation: bytes
+    received_at: int
+    note: Note
+
+
+class Outcome:
+    """What became of a record of which more is to be told than that all of it was stored."""
+
+    __slots__ = ("conflicts", "duplicates", "place", "quarantined", "record", "refused")
+
+    def __init__(self, place: Place, record: Record) -> None:
+        self.place = place
+        self.record = record
+        self.duplicates = self.conflicts = self.quarantined = self.refused = 0
+
+    @property
+    def is_plain(self) -> bool:
+        return not (self.duplicates or self.conflicts or self.quarantined or self.refused)
+
+    @property
+    def hour(self) -> tuple[bytes, int]:
+        """The ledger's key within a partition."""
+        return self.record.organisation, self.record.received_at // _HOUR_US
+
+
+class Part:
+    """One partition of a plan: from which position to which, and what is new of its series."""
+
+    def __init__(
+        self,
+        partition: int,
+        position: int,
+        cache: SeriesCache,
+        *,
+        ahead: "Part | None" = None,
+        careful_until: int = 0,
+        rejected: Mapping[int, str] | None = None,
+    ) -> None:
+        self.partition = partition
+        self.expected = position
+        self.position = position
+        self.cache = cache
+        self.ahead = ahead if ahead is not None and ahead.cache is cache else None
+        """What the transaction under way will have landed before this one begins."""
+        self.careful_until = careful_until
+        """Records before this position are suspect whatever their times."""
+        self.rejected = rejected or {}
+        """Records that the database refused, by position, with what it said."""
+        self.newest: dict[int, int] = {}
+        self.high_water = NEVER
+        self.received_through = NEVER
+        self.oldest_received = 2**63 - 1
+        self.received: dict[tuple[bytes, int], int] = {}
+        """Readings, those refused at the door among them, by organisation and hour of receipt."""
+        self.unknown: dict[bytes, SeriesName] = {}
+
+    def newest_of(self, slot: int) -> int:
+        """No reading of the series that landed, will have before this plan, or is in it, is newer."""
+        newest = self.newest.get(slot)
+        if newest is None and self.ahead is not None:
+            newest = self.ahead.newest.get(slot)
+        return self.cache.newest[slot] if newest is None else newest
+
+    def moved(self, slot: int, newest: int) -> None:
+        self.newest[slot] = newest
+        if newest > self.high_water:
+            self.high_water = newest
+
+    def apply(self) -> None:
+        """The transaction is committed: the cache may know."""
+        cache = self.cache
+        cache.high_water = max(cache.high_water, self.high_water)
+        newest = cache.newest
+        for slot, time in self.newest.items():
+            newest[slot] = time
+
+
+class Spot(NamedTuple):
+    """A channel that cannot be taken at a glance."""
+
+    part: Part
+    place: Place
+    record: Record
+    ordinal: int
+    """Which of the record's channels."""
+    base: int
+    """The number of its first reading in the record."""
+
+    @property
+    def channel(self) -> Channel:
+        return self.record.channels[self.ordinal]
+
+    @property
+    def key(self) -> bytes:
+        channel = self.channel
+        return cache_key(self.record.device, channel.metric, channel.label, channel.unit)
+
+    @property
+    def is_careful(self) -> bool:
+        return self.place.position < self.part.careful_until
+
+    def reading(self, index: int) -> Reading:
+        return Reading(self.place, self.record, self.channel, index, self.base + index)
+
+
+class Plan:
+    """What one transaction writes, growing record by record. `limits` is read as it stands, and may grow."""
+
+    def __init__(self, limits: Mapping[bytes, Limits], bounds: Bounds) -> None:
+        self._limits = limits
+        self._bounds = bounds
+        self.parts: dict[int, Part] = {}
+        self.fresh: list[Fresh] = []
+        self.suspects: list[Suspects] = []
+        self.texts: list[TextReading] = []
+        self.notes: dict[tuple[int, int], NoteRow] = {}
+        """By outcome and reading number; only those of readings that are stored stay."""
+        self.outcomes: list[Outcome] = []
+        self.quarantine: list[QuarantineRow] = []
+        self.undecodable: list[Place] = []
+        self.rows = self.records = self.bytes = self.suspect_rows = 0
+        self.unknown_organisations: set[bytes] = set()
+        self._outcome_of: dict[Place, int] = {}
+        self._waiting: list[Spot] = []
+        # Channels of a record mostly share their times: what the last ones were found to be.
+        self._times = b""
+        self._stamps: tuple[int, ...] = ()
+        self._ascends = True
+        self._noted: tuple[Record, dict[tuple[int, int], Note]] | None = None
+
+    @property
+    def weight(self) -> int:
+        """What it costs to land, in fresh readings."""
+        return self.rows + self.suspect_rows * _SUSPECT_WEIGHT + len(self.quarantine) * _QUARANTINE_WEIGHT
+
+    def add(self, part: Part, body: bytes, now: int) -> None:
+        """Take the next record of `part`. Raises `UnknownVersionError` with nothing taken."""
+        try:
+            self._take(part, decode(body))
+        except UndecodableError as error:
+            place = Place(part.partition, part.position)
+            self.undecodable.append(place)
+            self.quarantine.append(quarantine.of_body(place, body, str(error), now, self._bounds.payload_max))
+        part.position += 1
+        self.records += 1
+        self.bytes += len(body)
+
+    def settle(self, resolved: Mapping[bytes, Found | Refusal], refusals_until: float) -> None:
+        """Take what waited, now that every unknown series is found, made or refused and every organisation known."""
+        for part in self.parts.values():
+            for key in part.unknown:
+                result = resolved[key]
+                if isinstance(result, Refusal):
+                    part.cache.refuse(key, result, refusals_until)
+                else:
+                    part.cache.learn(key, result)
+            part.unknown = {}
+        self.unknown_organisations = set()
+        waiting, self._waiting = self._waiting, []
+        for spot in waiting:
+            self._consider(spot)
+
+    def judged(self, outcome: int, duplicates: Sequence[int], conflicts: Sequence[int]) -> None:
+        """The database found these readings of an outcome, by number, stored already."""
+        told = self.outcomes[outcome]
+        told.duplicates += len(duplicates)
+        told.conflicts += len(conflicts)
+        for number in (*duplicates, *conflicts):
+            self.notes.pop((outcome, number), None)
+        message = "a reading of this series and time is stored already, with another value"
+        for reading in _readings(told.place, told.record, sorted(conflicts)):
+            self.quarantine.append(quarantine.of_reading(reading, "conflict", message, self._bounds.payload_max))
+
+    def _take(self, part: Part, record: Record) -> None:
+        received_at = record.received_at
+        limits = self._limits.get(record.organisation)
+        at_a_glance = limits is not None and not record.notes and part.position >= part.careful_until
+        oldest, latest = self._window(record, limits)
+        slots = part.cache.slots if at_a_glance and not part.rejected else _NO_SLOTS
+        base = 0
+        for index, channel in enumerate(record.channels):
+            slot = slots.get(cache_key(record.device, channel.metric, channel.label, channel.unit))
+            if slot is None or not self._take_fresh(part, channel, slot, oldest, latest):
+                self._consider(Spot(part, Place(part.partition, part.position), record, index, base))
+            base += len(channel.times) // 8
+        self.rows += base
+        if record.refused:
+            self._keep_refused(Place(part.partition, part.position), record)
+            base += len(record.refused)
+        hour = (record.organisation, received_at // _HOUR_US)
+        part.received[hour] = part.received.get(hour, 0) + base
+        part.received_through = max(part.received_through, received_at)
+        part.oldest_received = min(part.oldest_received, received_at)
+
+    def _take_fresh(self, part: Part, channel: Channel, slot: int, oldest: int, latest: int) -> bool:
+        """Take the channel as it is if all of it is fresh."""
+        times, values = channel.times, channel.values
+        if times != self._times:
+            self._look_at(times)
+        stamps = self._stamps
+        if (
+            not self._ascends
+            or stamps[0] <= part.newest_of(slot)
+            or stamps[0] < oldest
+            or stamps[-1] > latest
+            or type(values) is not bytes
+        ):
+            return False
+        part.moved(slot, stamps[-1])
+        self.fresh.append((part.cache.ids[slot], times, values, channel.quality))
+        return True
+
+    def _look_at(self, times: bytes) -> None:
+        self._times = times
+        self._stamps = stamps = struct.unpack(f">{len(times) // 8}q", times)
+        self._ascends = bool(stamps) and all(map(lt, stamps, stamps[1:]))
+
+    def _window(self, record: Record, limits: Limits | None) -> tuple[int, int]:
+        """The oldest time that may land, and the newest that may move a high-water."""
+        retention = 0 if limits is None else limits.retention_us
+        return record.received_at - retention, record.received_at + self._bounds.future_us
+
+    def _consider(self, spot: Spot) -> None:
+        """Take a channel by the rules in full, refuse it, or let it wait for a look-up."""
+        part, record = spot.part, spot.record
+        rejected = part.rejected.get(spot.place.position)
+        if rejected is not None:
+            self._refuse(spot, Refusal("rejected_by_store", rejected))
+            return
+        key = spot.key
+        slot = part.cache.slots.get(key)
+        limits = self._limits.get(record.organisation)
+        if slot is None and key in part.cache.refused:
+            self._refuse(spot, part.cache.refused[key])
+        elif slot is None or limits is None:
+            self._wait(spot, key if slot is None else None)
+        else:
+            window = self._window(record, limits)
+            by_one = spot.is_careful or record.notes
+            if by_one or not self._take_fresh(part, spot.channel, slot, *window):
+                self._take_each(spot, slot, *window)
+
+    def _wait(self, spot: Spot, key: bytes | None) -> None:
+        record, channel = spot.record, spot.channel
+        self._waiting.append(spot)
+        # Numbered in the order of arrival: of two readings with the same time the first stays.
+        self._outcome(spot.place, record)
+        if record.organisation not in self._limits:
+            self.unknown_organisations.add(record.organisation)
+        if key is not None:
+            name = SeriesName(record.organisation, record.device, channel.metric, channel.label, channel.unit)
+            spot.part.unknown[key] = name
+
+    def _take_each(self, spot: Spot, slot: int, oldest: int, latest: int) -> None:
+        """Reading by reading, in the order of their times: fresh, suspect, or refused."""
+        part, channel = spot.part, spot.channel
+        self._look_at(channel.times)
+        stamps = self._stamps
+        newest = part.newest_of(slot)
+        fresh: list[int] = []
+        suspects: list[int] = []
+        for index in sorted(range(len(stamps)), key=stamps.__getitem__):
+            time = stamps[index]
+            refusal = self._refusal(spot, index, time, oldest)
+            if refusal is not None:
+                self._quarantine(spot, index, refusal)
+                continue
+            if spot.is_careful or time <= newest or time > latest or type(channel.values) is list:
+                suspects.append(index)
+            else:
+                fresh.append(index)
+            if newest < time <= latest:
+                newest = time
+            self._note(spot, index, slot)
+        part.moved(slot, newest)
+        series_id = part.cache.ids[slot]
+        if type(channel.values) is list:
+            self._take_texts(spot, series_id, suspects)
+            return
+        if fresh:
+            self.fresh.append((series_id, *_picked(channel, fresh)))
+        if suspects:
+            numbers = [spot.base + index for index in suspects]
+            self.suspects.append(
+                (series_id, *_picked(channel, suspects), self._outcome(spot.place, spot.record), numbers)
+            )
+            self.suspect_rows += len(suspects)
+
+    def _take_texts(self, spot: Spot, series_id: int, indices: list[int]) -> None:
+        channel = spot.channel
+        flags = channel.unpack_quality()
+        outcome = self._outcome(spot.place, spot.record)
+        self.suspect_rows += len(indices)
+        for index in indices:
+            time, value = self._stamps[index], channel.values[index]
+            self.texts.append(TextReading(series_id, flags[index], time, str(value), outcome, spot.base + index))
+
+    def _refusal(self, spot: Spot, index: int, time: int, oldest: int) -> Refusal | None:
+        if time < oldest:
+            return _TOO_OLD
+        values = spot.channel.values
+        if type(values) is list and not quarantine.is_storable_text(values[index]):
+            return Refusal("rejected_by_store", "a text with a NUL character cannot be stored")
+        note = self._note_of(spot, index)
+        if note is not None and not _is_storable(note):
+            return Refusal("rejected_by_store", "its metadata, original time or unit cannot be stored")
+        return None
+
+    def _note_of(self, spot: Spot, index: int) -> Note | None:
+        record = spot.record
+        if not record.notes:
+            return None
+        if self._noted is None or self._noted[0] is not record:
+            self._noted = record, {(note.channel, note.reading): note for note in record.notes}
+        return self._noted[1].get((spot.ordinal, index))
+
+    def _note(self, spot: Spot, index: int, slot: int) -> None:
+        note = self._note_of(spot, index)
+        if note is not None:
+            record = spot.record
+            row = NoteRow(
+                spot.part.cache.ids[slot], self._stamps[index], record.organisation, record.received_at, note
+            )
+            self.notes[self._outcome(spot.place, record), spot.base + index] = row
+
+    def _refuse(self, spot: Spot, refusal: Refusal) -> None:
+        for index in range(len(spot.channel)):
+            self._quarantine(spot, index, refusal)
+
+    def _quarantine(self, spot: Spot, index: int, refusal: Refusal) -> None:
+        self.outcomes[self._outcome(spot.place, spot.record)].quarantined += 1
+        row = quarantine.of_reading(spot.reading(index), refusal.code, refusal.message, self._bounds.payload_max)
+        self.quarantine.append(row)
+
+    def _keep_refused(self, place: Place, record: Record) -> None:
+        self.outcomes[self._outcome(place, record)].refused = len(record.refused)
+        self.quarantine += quarantine.of_refused(place, record, self._bounds.payload_max)
+
+    def _outcome(self, place: Place, record: Record) -> int:
+        number = self._outcome_of.get(place)
+        if number is None:
+            number = self._outcome_of[place] = len(self.outcomes)
+            self.outcomes.append(Outcome(place, record))
+        return number
+
+
+def _picked(channel: Channel, indices: list[int]) -> tuple[bytes, bytes, int | bytes]:
+    """Times, values and quality of these readings of a channel of numbers."""
+    times, values, quality = channel.times, channel.values, channel.quality
+    if not isinstance(values, bytes):
+        raise TypeError("a channel of texts has no columns")
+    if indices == [*range(len(channel))]:
+        return times, values, quality
+    picked = quality if isinstance(quality, int) else _items(quality, 2, indices)
+    return _items(times, 8, indices), _items(values, 8, indices), picked
+
+
+def _items(column: bytes, size: int, indices: list[int]) -> bytes:
+    return b"".join([column[size * index : size * (index + 1)] for index in indices])
+
+
+def _is_storable(note: Note) -> bool:
+    return (
+        quarantine.is_storable_text(note.original_time)
+        and quarantine.is_storable_text(note.original_unit)
+        and (note.metadata is None or quarantine.is_storable_json(note.metadata))
+    )
+
+
+def _readings(place: Place, record: Record, numbers: Sequence[int]) -> Iterator[Reading]:
+    """The readings of a record with these numbers, which ascend."""
+    channels = enumerate(record.channels)
+    base, end, index = 0, 0, 0
+    for number in numbers:
+        while number >= end:
+            index, channel = next(channels)
+            base, end = end, end + len(channel)
+        yield Reading(place, record, record.channels[index], number - base, number)

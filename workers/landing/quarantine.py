@@ -1,0 +1,125 @@
+"""What stands in the quarantine: one row a reading that did not land, with why and, bounded, what it was.
+
+Items of a record: those refused at the door under their index in the request, from 0; those refused behind the log
+under -1 - n, n being the reading's number in the record; a record that cannot be read whole under 0.
+Left out: how rows are written (`store`).
+"""
+
+import struct
+from datetime import UTC, datetime, timedelta
+from typing import Final, NamedTuple
+
+import msgspec
+
+from schemas.record import Channel, Record
+
+_EPOCH: Final = datetime(2000, 1, 1, tzinfo=UTC)
+_TIME: Final = struct.Struct(">q")
+_VALUE: Final = struct.Struct(">d")
+_QUALITY: Final = struct.Struct(">h")
+_MESSAGE_MAX: Final = 500
+_REQUEST_ID_MAX: Final = 200
+
+
+class QuarantineRow(NamedTuple):
+    """As the table has it; ids as bytes, times in microseconds since 2000."""
+
+    organisation: bytes | None
+    device: bytes | None
+    code: str
+    message: str
+    payload: bytes
+    request_id: str
+    received_at: int
+    partition: int
+    position: int
+    item: int
+
+
+class Place(NamedTuple):
+    """Where a record stands in the log."""
+
+    partition: int
+    position: int
+
+
+class Reading(NamedTuple):
+    """Reading `at` of a channel; `number` counts from the record's first reading through all its channels."""
+
+    place: Place
+    record: Record
+    channel: Channel
+    at: int
+    number: int
+
+
+def of_reading(reading: Reading, code: str, message: str, payload_max: int) -> QuarantineRow:
+    payload = _as_json(reading)[:payload_max]
+    return _row(reading.place, reading.record, code, message, payload, -1 - reading.number)
+
+
+def of_refused(place: Place, record: Record, payload_max: int) -> list[QuarantineRow]:
+    """What the record carries of readings refused at the door."""
+    return [
+        _row(place, record, refused.code, refused.message, refused.payload[:payload_max], refused.index)
+        for refused in record.refused
+    ]
+
+
+def of_body(place: Place, body: bytes, message: str, received_at: int, payload_max: int) -> QuarantineRow:
+    """A record of which nothing can be read, not even whose it is."""
+    return QuarantineRow(None, None, "undecodable", message, body[:payload_max], "", received_at, *place, 0)
+
+
+def is_storable_json(raw: bytes) -> bool:
+    """Whether a jsonb column takes it: PostgreSQL's text has no NUL."""
+    try:
+        msgspec.json.decode(raw)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    return b"\\u0000" not in raw
+
+
+def is_storable_text(text: str | None) -> bool:
+    return text is None or "\0" not in text
+
+
+def _row(place: Place, record: Record, code: str, message: str, payload: bytes, item: int) -> QuarantineRow:
+    return QuarantineRow(
+        record.organisation,
+        record.device,
+        _cleaned(code, _REQUEST_ID_MAX),
+        _cleaned(message, _MESSAGE_MAX),
+        payload,
+        _cleaned(record.request_id, _REQUEST_ID_MAX),
+        record.received_at,
+        *place,
+        item,
+    )
+
+
+def _cleaned(text: str, length_max: int) -> str:
+    return text[:length_max].replace("\0", "\N{REPLACEMENT CHARACTER}")
+
+
+def _as_json(reading: Reading) -> bytes:
+    channel, at = reading.channel, reading.at
+    (time,) = _TIME.unpack_from(channel.times, 8 * at)
+    values, quality = channel.values, channel.quality
+    return msgspec.json.encode(
+        {
+            "metric": channel.metric,
+            "label": channel.label,
+            "unit": channel.unit,
+            "ts": _as_text(time),
+            "value": _VALUE.unpack_from(values, 8 * at)[0] if isinstance(values, bytes) else values[at],
+            "quality": quality if isinstance(quality, int) else _QUALITY.unpack_from(quality, 2 * at)[0],
+        }
+    )
+
+
+def _as_text(time: int) -> str:
+    try:
+        return (_EPOCH + timedelta(microseconds=time)).isoformat().replace("+00:00", "Z")
+    except OverflowError:
+        return f"{time} microseconds since 2000"

@@ -1,0 +1,224 @@
+"""Series, organisations and partitions of the tables: what must stand committed before a batch can land.
+
+On a connection of its own, so that the next batch is prepared while one is being written. Left out: what a refusal
+means for readings (`plan`).
+"""
+
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+from uuid import UUID
+
+from runtime.clock import Clock
+from runtime.postgres import PostgresSettings, connect
+from workers.landing.plan import Limits
+from workers.landing.series import Found, Refusal, SeriesName
+from workers.metrics import LandingMetrics
+from workers.settings import LandingSettings
+
+_DAY_US: Final = 86_400_000_000
+_EPOCH: Final = datetime(2000, 1, 1, tzinfo=UTC)
+
+# The index of names holds rows of up to 2,704 bytes.
+_NAME_BYTES_MAX: Final = 2_000
+
+_UNKNOWN_DEVICE: Final = Refusal("unknown_device", "the device is not, or no longer, one of the organisation's")
+
+_FIND: Final = """
+SELECT k.number - 1 AS number, s.series_id, s.unit
+FROM unnest($1::uuid[], $2::text[], $3::text[]) WITH ORDINALITY AS k (device_id, metric, label, number)
+JOIN series s ON s.device_id = k.device_id AND s.metric = k.metric AND s.label = k.label"""
+
+_DEVICES: Final = """
+SELECT d.device_id, d.organisation_id, (SELECT count(*) FROM series s WHERE s.device_id = d.device_id) AS series
+FROM devices d WHERE d.device_id = ANY ($1::uuid[])"""
+
+# In a fixed order, so that two workers that make the same series wait for each other and nothing worse.
+_MAKE: Final = """
+INSERT INTO series (organisation_id, device_id, metric, label, unit)
+SELECT organisation_id, device_id, metric, label, unit
+FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::text[])
+    AS k (organisation_id, device_id, metric, label, unit)
+ORDER BY device_id, metric, label
+ON CONFLICT (device_id, metric, label) DO NOTHING
+RETURNING series_id, device_id, metric, label, unit"""
+
+_LIMITS: Final = """
+SELECT organisation_id, raw_retention_days, series_max
+FROM organisations WHERE organisation_id = ANY ($1::uuid[])"""
+
+_COUNT: Final = "SELECT count(*) FROM series WHERE organisation_id = $1"
+_HYPERTABLES: Final = "SELECT EXISTS (SELECT FROM pg_extension WHERE extname = 'timescaledb')"
+
+# Without this a join may read a whole chunk to find a few rows.
+_PLANNER: Final = {"enable_hashjoin": "off", "enable_mergejoin": "off", "plan_cache_mode": "force_custom_plan"}
+
+_Identity = tuple[UUID, str, str]
+
+
+class Registry:
+    """Looks up and makes what a plan needs. Every call may raise what the database raises; all may be repeated."""
+
+    def __init__(
+        self, postgres: PostgresSettings, settings: LandingSettings, clock: Clock, metrics: LandingMetrics
+    ) -> None:
+        self._postgres = postgres
+        self._settings = settings
+        self._clock = clock
+        self._metrics = metrics
+        self._connection: Any = None
+        self.limits: dict[bytes, Limits] = {}
+        self._limits_until = 0.0
+        self._series_counts: dict[bytes, int] = {}
+        self._weeks: set[int] = set()
+        self._hypertables: bool | None = None
+
+    async def close(self) -> None:
+        """Let go of the connection; the next call makes another."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.terminate()
+
+    async def refresh(self) -> None:
+        """Read the limits of every organisation in use again, when their time has come."""
+        if self._clock.monotonic() >= self._limits_until:
+            self._series_counts.clear()
+            await self.learn(list(self.limits))
+            self._limits_until = self._clock.monotonic() + self._settings.landing_registry_refresh_s
+
+    async def learn(self, organisations: Iterable[bytes]) -> None:
+        """Read the limits of these organisations; of one that does not exist nothing will land."""
+        wanted = {UUID(bytes=organisation) for organisation in organisations}
+        if not wanted:
+            return
+        connection = await self._connected()
+        for row in await connection.fetch(_LIMITS, wanted):
+            found = Limits(row["raw_retention_days"] * _DAY_US, row["series_max"])
+            self.limits[row["organisation_id"].bytes] = found
+            wanted.discard(row["organisation_id"])
+        self.limits.update(dict.fromkeys((missing.bytes for missing in wanted), Limits(0, 0)))
+
+    async def resolve(self, names: Sequence[SeriesName]) -> list[Found | Refusal]:
+        """For each name its series, made and committed where it is missing, or why there will be none."""
+        results: list[Found | Refusal | None] = [_unstorable(name) for name in names]
+        await self._find(names, results)
+        missing = [number for number, result in enumerate(results) if result is None]
+        if missing:
+            await self._make(names, missing, results)
+            # What is missing still was made meanwhile, by another worker or under an earlier name of this call.
+            await self._find(names, results)
+        return [result if result is not None else _UNKNOWN_DEVICE for result in results]
+
+    async def ensure_weeks(self, weeks: Iterable[int]) -> None:
+        """Make the tables' partitions for these weeks since the epoch of record times, where they are missing."""
+        for week in sorted(set(weeks) - self._weeks):
+            connection = await self._connected()
+            await connection.execute("SELECT ensure_week($1)", _EPOCH + timedelta(weeks=week, days=2))
+            self._weeks.add(week)
+
+    async def has_hypertables(self) -> bool:
+        """Whether the database makes partitions by itself."""
+        if self._hypertables is None:
+            connection = await self._connected()
+            self._hypertables = bool(await connection.fetchval(_HYPERTABLES))
+        return self._hypertables
+
+    async def _connected(self) -> Any:
+        if self._connection is None or self._connection.is_closed():
+            self._connection = await connect(
+                self._postgres, role="sluice_worker", application="sluice landing registry", **_PLANNER
+            )
+        return self._connection
+
+    async def _find(self, names: Sequence[SeriesName], results: list[Found | Refusal | None]) -> None:
+        """Fill in the series that stand in the database."""
+        wanted = [number for number, result in enumerate(results) if result is None]
+        if not wanted:
+            return
+        connection = await self._connected()
+        devices = [UUID(bytes=names[number].device) for number in wanted]
+        metrics, labels = [names[number].metric for number in wanted], [names[number].label for number in wanted]
+        for row in await connection.fetch(_FIND, devices, metrics, labels):
+            number = wanted[row["number"]]
+            results[number] = _fitting(names[number], row["unit"], Found(row["series_id"], False))
+
+    async def _make(
+        self, names: Sequence[SeriesName], missing: list[int], results: list[Found | Refusal | None]
+    ) -> None:
+        """Make what may be made, the first of each name; the others find it later."""
+        rooms = await self._rooms({names[number].device for number in missing})
+        first_of: dict[_Identity, int] = {}
+        for number in missing:
+            name = names[number]
+            if (identity := _identity(name)) not in first_of:
+                refusal = await self._enter(rooms.get(name.device), name)
+                if refusal is not None:
+                    results[number] = refusal
+                else:
+                    first_of[identity] = number
+        if not first_of:
+            return
+        chosen = [names[number] for number in first_of.values()]
+        ids = ([UUID(bytes=name.organisation) for name in chosen], [UUID(bytes=name.device) for name in chosen])
+        texts = ([name.metric for name in chosen], [name.label for name in chosen], [name.unit for name in chosen])
+        connection = await self._connected()
+        made = await connection.fetch(_MAKE, *ids, *texts)
+        for row in made:
+            results[first_of[row["device_id"], row["metric"], row["label"]]] = Found(row["series_id"], True)
+        self._metrics.series_created.inc(len(made))
+
+    async def _rooms(self, devices: set[bytes]) -> dict[bytes, "_Room"]:
+        connection = await self._connected()
+        rows = await connection.fetch(_DEVICES, [UUID(bytes=device) for device in devices])
+        return {row["device_id"].bytes: _Room(row["organisation_id"].bytes, row["series"]) for row in rows}
+
+    async def _enter(self, room: "_Room | None", name: SeriesName) -> Refusal | None:
+        """Count one more series of a device and its organisation, or say why not."""
+        if room is None or room.organisation != name.organisation:
+            return _UNKNOWN_DEVICE
+        device_max = self._settings.landing_series_per_device_max
+        if room.series >= device_max:
+            return Refusal("series_limit", f"the device has {room.series} series, of {device_max} at most")
+        count, most = await self._series_of(name.organisation)
+        if count >= most:
+            return Refusal("series_limit", f"the organisation has {count} series, of {most} at most")
+        room.series += 1
+        self._series_counts[name.organisation] = count + 1
+        return None
+
+    async def _series_of(self, organisation: bytes) -> tuple[int, int]:
+        """How many series an organisation has, as counted since the last refresh, and may have."""
+        count = self._series_counts.get(organisation)
+        if count is None:
+            connection = await self._connected()
+            count = self._series_counts[organisation] = await connection.fetchval(_COUNT, UUID(bytes=organisation))
+        if organisation not in self.limits:
+            await self.learn([organisation])
+        return count, self.limits[organisation].series_max
+
+
+class _Room:
+    """A device as it stands, and how many series it has with those about to be made."""
+
+    __slots__ = ("organisation", "series")
+
+    def __init__(self, organisation: bytes, series: int) -> None:
+        self.organisation = organisation
+        self.series = series
+
+
+def _identity(name: SeriesName) -> _Identity:
+    return UUID(bytes=name.device), name.metric, name.label
+
+
+def _fitting(name: SeriesName, unit: str, found: Found) -> Found | Refusal:
+    if unit == name.unit:
+        return found
+    return Refusal("unit_mismatch", f"the series is kept in {unit!r}, the reading came in {name.unit!r}")
+
+
+def _unstorable(name: SeriesName) -> Refusal | None:
+    text = name.metric + name.label + name.unit
+    if "\0" in text or len(text.encode()) > _NAME_BYTES_MAX:
+        return Refusal("rejected_by_store", f"a name with a NUL character or of more than {_NAME_BYTES_MAX} bytes")
+    return None

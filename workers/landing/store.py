@@ -1,0 +1,203 @@
+"""The landing session, and the one transaction in which a plan is written.
+
+Its timestamps go in and out as microseconds since 2000, as records have them. Left out: what to do when it fails
+(`loop`), whether this worker may write (`leases`).
+"""
+
+import asyncio
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from datetime import datetime
+from typing import Any, Final, NamedTuple
+from uuid import UUID
+
+import asyncpg
+
+from runtime.postgres import PostgresSettings, check_role, connect
+from workers.landing import books, columns, staging
+from workers.landing.failures import PositionMovedError
+from workers.landing.plan import Plan
+from workers.landing.series import NEVER
+from workers.landing.staging import Judgement
+from workers.settings import LandingSettings
+
+ROLE: Final = "sluice_worker"
+
+_READING: Final = ("series_id", "quality", "ts", "value")
+
+# A plain plan of an index look-up a row is right for every statement here; a hash of a whole chunk never is.
+_PLANNER: Final = {"enable_hashjoin": "off", "enable_mergejoin": "off", "work_mem": "64MB"}
+
+_SESSION: Final = "SELECT pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()"
+
+_POSITIONS: Final = """
+SELECT partition, position, high_water FROM log_positions WHERE source = $1 AND partition = ANY ($2::int[])"""
+
+# Locked in the order of partitions, so that two workers cannot hold each other up.
+_ADVANCE: Final = """
+WITH standing AS (
+    SELECT partition FROM log_positions WHERE source = $1 AND partition = ANY ($2::int[])
+    ORDER BY partition FOR UPDATE)
+UPDATE log_positions p
+SET position = w.position, high_water = greatest(p.high_water, w.high_water),
+    received_through = greatest(p.received_through, w.received_through), updated_at = now()
+FROM standing
+JOIN unnest($2::int[], $3::bigint[], $4::bigint[], $5::timestamptz[], $6::timestamptz[])
+    AS w (partition, expected, position, high_water, received_through) USING (partition)
+WHERE p.source = $1 AND p.partition = w.partition AND p.position = w.expected"""
+
+_SKIP: Final = """
+UPDATE log_positions SET position = $4, lost = lost + $4 - position, updated_at = now()
+WHERE source = $1 AND partition = $2 AND position = $3"""
+
+
+class Session(NamedTuple):
+    """A database session, told from any other: pids come back."""
+
+    pid: int
+    start: datetime
+
+
+class Standing(NamedTuple):
+    """What has landed of a partition."""
+
+    position: int
+    high_water: int
+
+
+class Landed(NamedTuple):
+    """What a transaction wrote."""
+
+    fresh: int
+    suspects: Judgement
+    texts: Judgement
+    seconds: float
+
+
+class Store:
+    """Writes plans, one at a time, on one connection. Every call may raise what the database raises."""
+
+    def __init__(self, postgres: PostgresSettings, settings: LandingSettings, source: UUID) -> None:
+        self._postgres = postgres
+        self._settings = settings
+        self._source = source
+        self._connection: Any = None
+        self.committing: Plan | None = None
+        """The plan whose COMMIT was sent and not answered: it landed or did not."""
+
+    @property
+    def is_open(self) -> bool:
+        return self._connection is not None and not self._connection.is_closed()
+
+    async def open(self) -> Session:
+        """A new session; nothing may be written on it before the leases know it."""
+        self.close()
+        settings = self._settings
+        seconds = {
+            "statement_timeout": settings.landing_transaction_timeout_s,
+            "lock_timeout": settings.landing_lock_timeout_s,
+            "idle_in_transaction_session_timeout": settings.landing_idle_timeout_s,
+        }
+        limits = {name: f"{round(value * 1000)}ms" for name, value in seconds.items()}
+        connection: Any = await connect(self._postgres, role=None, application="sluice landing", **_PLANNER, **limits)
+        try:
+            await check_role(connection)
+            # The role that writes may not look at sessions, its own included.
+            row = await connection.fetchrow(_SESSION)
+            await connection.execute(f"SET ROLE {ROLE}")
+            if connection.get_server_version().major >= 17:
+                await connection.execute(f"SET transaction_timeout = {limits['statement_timeout']!r}")
+            await connection.execute(staging.CREATE)
+            await connection.set_type_codec(
+                "timestamptz",
+                schema="pg_catalog",
+                format="tuple",
+                encoder=lambda us: (us,),
+                decoder=lambda row: row[0],
+            )
+        except BaseException:
+            connection.terminate()
+            raise
+        self._connection = connection
+        return Session(row["pid"], row["backend_start"])
+
+    def close(self) -> None:
+        """Cut the connection: the database rolls back what was under way."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.terminate()
+
+    async def standing(self, partitions: Iterable[int]) -> dict[int, Standing]:
+        """Where these partitions stand."""
+        async with asyncio.timeout(self._settings.landing_transaction_timeout_s):
+            rows = await self._connection.fetch(_POSITIONS, self._source, list(partitions))
+        return {
+            row["partition"]: Standing(row["position"], NEVER if row["high_water"] is None else row["high_water"])
+            for row in rows
+        }
+
+    async def skip(self, partition: int, position: int, start: int) -> None:
+        """Count the records from `position` to `start` as lost and go on from there."""
+        async with asyncio.timeout(self._settings.landing_transaction_timeout_s):
+            moved = await self._connection.execute(_SKIP, self._source, partition, position, start)
+        if moved != "UPDATE 1":
+            raise PositionMovedError(f"partition {partition} does not stand at {position}")
+
+    async def land(self, plan: Plan) -> Landed:
+        """Write `plan` in one transaction. After any failure nothing of it is known to stand: read the positions."""
+        began = time.monotonic()
+        connection = self._connection
+        try:
+            async with asyncio.timeout(self._settings.landing_transaction_timeout_s):
+                await connection.execute("BEGIN")
+                fresh, suspects, texts = await self._write(connection, plan)
+                self.committing = plan
+                await connection.execute("COMMIT")
+                self.committing = None
+        except asyncpg.PostgresError:
+            await self._roll_back(connection)
+            raise
+        except BaseException:
+            self.close()
+            raise
+        return Landed(fresh, suspects, texts, time.monotonic() - began)
+
+    async def _roll_back(self, connection: Any) -> None:
+        with suppress(Exception):
+            async with asyncio.timeout(self._settings.landing_lock_timeout_s):
+                await connection.execute("ROLLBACK")
+                return
+        self.close()
+
+    async def _write(self, connection: Any, plan: Plan) -> tuple[int, Judgement, Judgement]:
+        await self._advance(connection, plan)
+        fresh = 0
+        if plan.fresh:
+            rows = columns.of_fresh(plan.fresh)
+            fresh = rows.count
+            source = columns.stream(columns.READING, rows)
+            await connection.copy_to_table("readings", source=source, columns=_READING, format="binary")
+        suspects = await staging.land_suspects(connection, plan, plan.suspects)
+        texts = await staging.land_texts(connection, plan, plan.texts)
+        await books.write(connection, self._source, plan)
+        return fresh, suspects, texts
+
+    async def _advance(self, connection: Any, plan: Plan) -> None:
+        """First of all: nothing is written unless every partition stands where the plan begins."""
+        parts = list(plan.parts.values())
+        moved = await connection.execute(
+            _ADVANCE,
+            self._source,
+            [part.partition for part in parts],
+            [part.expected for part in parts],
+            [part.position for part in parts],
+            [_or_none(part.high_water) for part in parts],
+            [_or_none(part.received_through) for part in parts],
+        )
+        if moved != f"UPDATE {len(parts)}":
+            raise PositionMovedError(f"not all of {len(parts)} positions stand where this worker left them ({moved})")
+
+
+def _or_none(time: int) -> int | None:
+    return None if time == NEVER else time
