@@ -31,8 +31,8 @@ ORDER BY metric, label
 """
 _PAGE: Final = """
 SELECT ts, series_id, kind, quality, value, text_value
-FROM readings_page($1::int[], coalesce($2::timestamptz, '-infinity'), coalesce($3::timestamptz, 'infinity'), {descending},
-                   coalesce($4::timestamptz, '{unbounded}'), $5::int, $6::int, $7::int)
+FROM readings_page($1::int[], coalesce($2::timestamptz, '-infinity'), coalesce($3::timestamptz, 'infinity'),
+                   {descending}, coalesce($4::timestamptz, '{unbounded}'), $5::int, $6::int, $7::int)
 ORDER BY ts {direction}, series_id {direction}, kind {direction}
 """
 _FORWARDS: Final = _PAGE.format(descending="false", unbounded="-infinity", direction="ASC")

@@ -94,6 +94,22 @@ def api(listen: str | None, processes: int | None, metrics_listen: str | None, i
     _run_role("api", inherited, {"api_listen": listen, "api_processes": processes, "metrics_listen": metrics_listen})
 
 
+@main.command()
+@_listen_option
+@_role_options
+def ingest(listen: str | None, processes: int | None, metrics_listen: str | None, inherited: str | None) -> None:
+    """Take readings in over HTTP."""
+    overrides = {"http_listen": listen, "http_processes": processes, "metrics_listen": metrics_listen}
+    _run_role("ingest", inherited, overrides)
+
+
+@main.command()
+@_role_options
+def worker(processes: int | None, metrics_listen: str | None, inherited: str | None) -> None:
+    """Land what stands in the log in the database."""
+    _run_role("worker", inherited, {"worker_processes": processes, "metrics_listen": metrics_listen})
+
+
 # ---------------------------------------------------------------- operators
 
 

@@ -15,10 +15,22 @@ from api.metrics import ApiMetrics
 from api.server import create_app
 from api.settings import ApiSettings
 from deploy.process import Process
+from deploy.settings import DeploySettings
+from ingest.http.compose import make_service
+from ingest.http.server import HttpServer
+from ingest.http.service import IngestService
+from ingest.settings import IngestSettings
+from runtime.clock import SystemClock
 from runtime.lifecycle import LifecycleSettings
+from runtime.log.port import Log
+from runtime.notifications import Notifications
+from runtime.postgres import PostgresSettings
 from runtime.secrets import KeyRing, SecretSettings
 from runtime.settings import Settings
 from runtime.supervisor import Inherited
+from workers.landing.worker import run_worker
+from workers.metrics import LandingMetrics
+from workers.settings import LandingSettings
 
 #: Of a connection without a request; longer than common proxies keep one.
 KEEPALIVE_S: Final = 75.0
@@ -145,4 +157,78 @@ API: Final = Role(
     _work_api,
 )
 
-ROLES: Final = {role.name: role for role in (API,)}
+# ---------------------------------------------------------------- ingest
+
+
+async def make_ingest(process: Process, log: Log, ring: KeyRing) -> IngestService:
+    """The ingest face on sessions of its own, started; it ends with the process."""
+    settings = process.settings
+    pool = await process.pool("sluice_ingest")
+    service = make_service(
+        log=log,
+        pool=pool,
+        listener=Notifications(
+            settings.get(PostgresSettings), role="sluice_ingest", application=f"sluice {process.name}"
+        ),
+        ring=ring,
+        settings=settings.get(IngestSettings),
+        clock=SystemClock(),
+    )
+    await service.start()
+    process.teardown.add("ingest", service.stop)
+    return service
+
+
+async def _work_ingest(process: Process, listeners: list[socket.socket]) -> None:
+    ring = KeyRing.parse(process.settings.get(SecretSettings).secret_keys)
+    _, log = await process.log()
+    service = await make_ingest(process, log, ring)
+    server = HttpServer(listeners[0], service.handle, process.settings.get(IngestSettings))
+    service.connections = server.count
+    timeout_s = process.settings.get(LifecycleSettings).shutdown_timeout_ms / 1000
+    process.teardown.add("http", lambda: server.stop(timeout_s))
+    await server.start()
+
+
+INGEST: Final = Role(
+    "ingest",
+    9461,
+    lambda settings: settings.get(IngestSettings).http_processes,
+    lambda settings: ("SLUICE_HTTP_LISTEN", settings.get(IngestSettings).http_listen),
+    _work_ingest,
+)
+
+
+# ---------------------------------------------------------------- worker
+
+
+async def work_on(process: Process, log: Log) -> None:
+    """Land the log beside whatever else the process does, until it is told to stop."""
+    process.run_beside(
+        "landing",
+        run_worker(
+            process.settings.get(PostgresSettings),
+            process.settings.get(LandingSettings),
+            log,
+            stop=process.stop,
+            clock=SystemClock(),
+            metrics=LandingMetrics(),
+            health=process.health,
+        ),
+    )
+
+
+async def _work_worker(process: Process, listeners: list[socket.socket]) -> None:
+    _, log = await process.log()
+    await work_on(process, log)
+
+
+WORKER: Final = Role(
+    "worker",
+    9462,
+    lambda settings: settings.get(DeploySettings).worker_processes,
+    lambda settings: None,
+    _work_worker,
+)
+
+ROLES: Final = {role.name: role for role in (API, INGEST, WORKER)}

@@ -36,6 +36,7 @@ class DeploySettings:
         secret=True,
         why="For `sluice migrate --new-generation`: where the log to be closed stands, if not at SLUICE_LOG_URL.",
     )
+    mqtt_url: str = setting("", secret=True, why="mqtt://… or mqtts://… of a broker; no role reads from one yet.")
     worker_processes: int = setting(
         1, unit="processes", least=1, most=256, why="They share the partitions; one event loop uses one core."
     )

@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 import orjson
 
-from ingest.formats.shape import BadNumber, Measurement, Submission
+from ingest.formats.shape import BadNumber, Malformed, Measurement, Submission
 from ingest.formats.times import parse_time
 from schemas.catalogue import METRIC_SPELLINGS, METRICS, SAME, UNIT_SPELLINGS, Conversion, Metric
 from schemas.errors import ReadingCode
@@ -94,23 +94,17 @@ class Specification(NamedTuple):
 class _Column:
     """The readings of one channel while a request is worked on; times in µs since 1970."""
 
-    __slots__ = ("claims", "flags", "specification", "times", "values")
+    __slots__ = ("claims", "flags", "made_up", "specification", "times", "values")
 
     def __init__(self, specification: Specification) -> None:
         self.specification = specification
         self.times: list[int] = []
         self.values: list[Any] = []
         self.flags: list[int] = []
-        self.claims: dict[int, str] = {}
-        """The times that were not believed, as text, by position."""
-
-
-class _Undated(NamedTuple):
-    """A reading whose time has to be made up: where it stands, and the time it claimed, if one can be told."""
-
-    column: _Column
-    position: int
-    claimed: int | None
+        self.made_up = 0
+        """How many of the times are ours, not the device's."""
+        self.claims: dict[int, tuple[str, int | None]] | None = None
+        """By position, the times that were not believed: as sent, and as a moment where that can be told."""
 
 
 class Admission:
@@ -140,7 +134,6 @@ class Admission:
         work = _Work(self._specify, window)
         for first, submission in submissions:
             work.take(first, submission)
-        work.settle_times()
         channels, notes = work.pack()
         record = Record(
             VERSION,
@@ -154,7 +147,7 @@ class Admission:
             work.refused,
             notes,
         )
-        return Admitted(record, record.accepted, work.rejections)
+        return Admitted(record, work.accepted, work.rejections)
 
     def _specify(self, key: tuple[Any, Any, Any]) -> Specification:
         known = self._specifications.get(key)
@@ -169,65 +162,65 @@ class Admission:
 class _Work:
     """One request of one device, being judged."""
 
+    __slots__ = ("_columns", "_dated", "_doubted", "_specify", "_window", "accepted", "refused", "rejections")
+
     def __init__(self, specify: Callable[[tuple[Any, Any, Any]], Specification], window: TimeWindow) -> None:
         self._specify = specify
         self._window = window
         self._columns: dict[Any, _Column] = {}
-        self._undated: list[_Undated] = []
-        self._dated = 0
+        self._dated = False
+        self._doubted = False
+        self.accepted = 0
         self.refused: list[Refused] = []
         self.rejections: list[Rejection] = []
 
     def take(self, first: int, submission: Submission) -> None:
         """Judge every measurement. This loop is the hot path: the common case is decided in it, the rest below."""
-        _, oldest, newest, _ = self._window
+        received, oldest, newest, _ = self._window
         common_ts, columns = submission.ts, self._columns
         moments: dict[Any, int | None] = {}
         for index, measurement in enumerate(submission.measurements, first):
-            if type(measurement) is not Measurement:
-                self._refuse(index, measurement.code, measurement.message, measurement.payload)
-                continue
             try:
                 key = (measurement.type, measurement.label, measurement.unit)
-                column = columns.get(key) or self._open(key)
+                column = columns.get(key)
+                if column is None:
+                    column = columns[key] = _Column(self._specify(key))
+                specification = column.specification
                 value = measurement.value
                 flags = 0
                 if type(value) is int and -INTEGER_EXACT_MAX <= value <= INTEGER_EXACT_MAX:
                     value = float(value)
-                specification = column.specification
                 if type(value) is not float or specification.boolean:
                     column, value, flags = self._other_value(key, column, value)
                 elif specification.conversion is not None:
                     value = specification.conversion(value)
-                    flags = Quality.UNIT_CONVERTED.value
+                    flags = _CONVERTED
                 if type(value) is float and not specification.low <= value <= specification.high:
                     raise _beyond(specification, value)
                 raw_time = measurement.ts
                 if raw_time is None:
                     raw_time = common_ts
-                # Readings of one moment share its text, and reading a time costs as much as all the rest.
-                moment = moments.get(raw_time) if type(raw_time) is str else None
-                if moment is None and raw_time is not None:
-                    moment = moments[raw_time] = parse_time(raw_time)
-                if moment is not None and oldest <= moment <= newest:
-                    self._dated += 1
+                if raw_time is None:
+                    stamp = received
+                    flags |= _STAMPED
+                    column.made_up += 1
                 else:
-                    flags |= self._undate(column, raw_time, moment)
-                    moment = self._window.received
-                column.times.append(moment)
+                    # Readings of one moment share its text, and reading a time costs as much as all the rest.
+                    moment = moments.get(raw_time) if type(raw_time) is str else None
+                    if moment is None:
+                        moment = moments[raw_time] = parse_time(raw_time)
+                    if moment is not None and oldest <= moment <= newest:
+                        stamp = moment
+                        self._dated = True
+                    else:
+                        stamp = received
+                        self._doubt(column, raw_time, moment)
+                        flags |= _REPLACED
+                column.times.append(stamp)
                 column.values.append(value)
                 column.flags.append(flags)
-            except _Refusal as refusal:
-                self._refuse(index, refusal.code, refusal.message, measurement)
-            except ValueError as error:
-                self._refuse(index, ReadingCode.INVALID_TIME, f"ts: {error}", measurement)
-
-    def _open(self, key: tuple[Any, Any, Any]) -> _Column:
-        for part, code in zip(key, _PART_CODES, strict=True):
-            if part is not None and type(part) is not str:
-                raise _Refusal(code, "type, label and unit are texts")
-        column = self._columns[key] = _Column(self._specify(key))
-        return column
+            except (_Refusal, ValueError, TypeError, AttributeError) as error:
+                self._refuse(index, measurement, error)
 
     def _other_value(self, key: Any, column: _Column, value: object) -> tuple[_Column, float | str, int]:
         """A value that is no plain number: its column (texts have one of their own), value and flags."""
@@ -236,61 +229,78 @@ class _Work:
             column = self._columns.setdefault((key, "text"), _Column(column.specification))
         return column, judged, flags
 
-    def _undate(self, column: _Column, raw: object, moment: int | None) -> int:
-        """Remember a reading without a believable time, to be dated once the whole request is known."""
+    def _doubt(self, column: _Column, raw: object, moment: int | None) -> None:
+        """Remember what an unbelievable time claimed, for when the whole request is known."""
         window = self._window
         if moment is not None and window.floor <= moment < window.oldest:
             raise _Refusal(ReadingCode.TOO_OLD, "its time is older than the organisation keeps readings")
-        position = len(column.times)
-        self._undated.append(_Undated(column, position, moment))
-        if raw is None:
-            return Quality.TIME_STAMPED.value
-        column.claims[position] = str(raw)[:64]
-        return Quality.TIME_REPLACED.value
+        if column.claims is None:
+            column.claims = {}
+        column.claims[len(column.times)] = (str(raw)[:64], moment)
+        column.made_up += 1
+        self._doubted = True
 
-    def _refuse(self, index: int, code: str, message: str, shown: object) -> None:
+    def _refuse(self, index: int, measurement: Any, error: Exception) -> None:
+        shown: object = measurement
+        if isinstance(measurement, Malformed):
+            code, message, shown = measurement.code, measurement.message, measurement.payload
+        elif isinstance(error, _Refusal):
+            code, message = error.code, error.message
+        elif isinstance(error, ValueError):
+            code, message = ReadingCode.INVALID_TIME, f"ts: {error}"
+        elif isinstance(measurement, Measurement) and not _texts(measurement):
+            code, message = ReadingCode.INVALID_MEASUREMENT, "type, label and unit are texts"
+        else:
+            raise error
         self.rejections.append(Rejection(index, str(code), message))
         self.refused.append(Refused(index, str(code), message, _payload(shown)))
 
-    def settle_times(self) -> None:
-        """Date what came without a believable time.
-
-        A request that told times, none of them believable, keeps its own spacing, its newest reading at the receive
-        time. Stamps that would coincide in a channel move on by 1 µs.
-        """
-        if not self._undated:
+    def _space(self) -> None:
+        """A request that told times, none of them believable, keeps its spacing, its newest at the receive time."""
+        columns = [column for column in self._columns.values() if column.claims]
+        moments = [moment for column in columns for _, moment in (column.claims or {}).values() if moment is not None]
+        newest, window = max(moments, default=0), self._window
+        if self._dated or not 0 < newest - min(moments, default=0) <= window.received - window.oldest:
             return
-        claims = [one.claimed for one in self._undated if one.claimed is not None]
-        newest, oldest = max(claims, default=0), min(claims, default=0)
-        window = self._window
-        spaced = not self._dated and 0 < newest - oldest <= window.received - window.oldest
-        movable: dict[int, tuple[_Column, set[int]]] = {}
-        for column, position, claimed in self._undated:
-            if spaced and claimed is not None:
-                column.times[position] = window.received - (newest - claimed)
-                column.flags[position] ^= Quality.TIME_REPLACED | Quality.TIME_SHIFTED
-            movable.setdefault(id(column), (column, set()))[1].add(position)
-        for column, positions in movable.values():
-            _part_coinciding(column.times, positions)
+        for column in columns:
+            for position, (_, moment) in (column.claims or {}).items():
+                if moment is not None:
+                    column.times[position] = window.received - (newest - moment)
+                    column.flags[position] ^= _REPLACED | Quality.TIME_SHIFTED
 
     def pack(self) -> tuple[list[Channel], list[Note]]:
         """The record's channels, and the notes of readings that lose something in their plain row."""
+        if self._doubted:
+            self._space()
         channels: list[Channel] = []
         notes: list[Note] = []
         for column in self._columns.values():
-            if not column.times:
+            count = len(column.times)
+            if not count:
                 continue
+            if count > 1 and column.made_up:
+                _part_coinciding(column)
             if column.claims or column.specification.sent_unit:
                 notes += _notes(column, len(channels))
-            channels.append(_channel(column))
+            channels.append(_channel(column, count))
+            self.accepted += count
         return channels, notes
 
 
-_PART_CODES: Final = (ReadingCode.INVALID_METRIC, ReadingCode.INVALID_LABEL, ReadingCode.INVALID_UNIT)
+_CONVERTED: Final = Quality.UNIT_CONVERTED.value
+_STAMPED: Final = Quality.TIME_STAMPED.value
+_REPLACED: Final = Quality.TIME_REPLACED.value
+_MADE_UP: Final = _STAMPED | _REPLACED | Quality.TIME_SHIFTED.value
+
+
+def _texts(measurement: Measurement) -> bool:
+    return all(part is None or type(part) is str for part in (measurement.type, measurement.label, measurement.unit))
 
 
 def specify(raw_metric: str | None, label: str | None, unit: str | None) -> Specification:
     """What a measurement's (type, label, unit) means. Raises a refusal for a bad name or an unknown unit."""
+    if not all(part is None or type(part) is str for part in (raw_metric, label, unit)):
+        raise TypeError("type, label and unit are texts")
     if not raw_metric:
         raise _Refusal(ReadingCode.INVALID_METRIC, "`type` is missing")
     name = raw_metric.lower()
@@ -391,31 +401,42 @@ def _beyond(specification: Specification, value: float) -> _Refusal:
     )
 
 
-def _part_coinciding(times: list[int], movable: set[int]) -> None:
+def _part_coinciding(column: _Column) -> None:
+    """Move times of our making on by 1 µs where they would coincide with another of the channel."""
+    times, flags = column.times, column.flags
     taken = -1
-    for position in sorted(range(len(times)), key=lambda one: (times[one], one)):
-        if position in movable and times[position] <= taken:
+    for position in sorted(range(len(times)), key=times.__getitem__):
+        if flags[position] & _MADE_UP and times[position] <= taken:
             times[position] = taken + 1
         taken = max(taken, times[position])
 
 
-def _channel(column: _Column) -> Channel:
+_TIME: Final = struct.Struct(">q")
+_VALUE: Final = struct.Struct(">d")
+
+
+def _channel(column: _Column, count: int) -> Channel:
     specification, times, values, flags = column.specification, column.times, column.values, column.flags
-    count = len(times)
+    if count == 1:
+        packed_times = _TIME.pack(times[0] - PG_EPOCH_US)
+        packed_values = values if type(values[0]) is str else _VALUE.pack(values[0])
+        quality: int | bytes = flags[0]
+    else:
+        packed_times = struct.pack(f">{count}q", *[moment - PG_EPOCH_US for moment in times])
+        packed_values = values if type(values[0]) is str else struct.pack(f">{count}d", *values)
+        quality = flags[0] if flags.count(flags[0]) == count else struct.pack(f">{count}h", *flags)
     return Channel(
-        specification.metric,
-        specification.label,
-        specification.unit,
-        struct.pack(f">{count}q", *[moment - PG_EPOCH_US for moment in times]),
-        values if type(values[0]) is str else struct.pack(f">{count}d", *values),
-        flags[0] if flags.count(flags[0]) == count else struct.pack(f">{count}h", *flags),
+        specification.metric, specification.label, specification.unit, packed_times, packed_values, quality
     )
 
 
 def _notes(column: _Column, channel: int) -> list[Note]:
     unit = column.specification.sent_unit or None
-    positions = range(len(column.times)) if unit else sorted(column.claims)
-    return [Note(channel, position, column.claims.get(position), unit) for position in positions]
+    claims = column.claims or {}
+    positions = range(len(column.times)) if unit else sorted(claims)
+    return [
+        Note(channel, position, claims[position][0] if position in claims else None, unit) for position in positions
+    ]
 
 
 def _payload(shown: object) -> bytes:

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from importlib.resources.abc import Traversable
-from typing import Final
+from typing import Any, Final
 
 import asyncpg
 
@@ -95,7 +95,7 @@ async def exclusively(connection: "asyncpg.Connection[asyncpg.Record]") -> Async
             await connection.execute("SELECT pg_advisory_unlock($1)", LOCK)
 
 
-async def assert_migrated(connection: "asyncpg.Connection[asyncpg.Record]", migrations: Sequence[Migration]) -> None:
+async def assert_migrated(connection: Any, migrations: Sequence[Migration]) -> None:
     """Raises `ConfigurationError` when the database is not exactly at the last of `migrations`."""
     try:
         applied = await _applied(connection)
@@ -107,7 +107,7 @@ async def assert_migrated(connection: "asyncpg.Connection[asyncpg.Record]", migr
         raise ConfigurationError(f"the database lacks {', '.join(missing)}: run `sluice migrate`")
 
 
-async def _applied(connection: "asyncpg.Connection[asyncpg.Record]") -> dict[int, asyncpg.Record]:
+async def _applied(connection: Any) -> dict[int, asyncpg.Record]:
     rows = await connection.fetch("SELECT version, name, checksum FROM schema_migrations ORDER BY version")
     return {row["version"]: row for row in rows}
 

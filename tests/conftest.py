@@ -1,11 +1,17 @@
 """What every test may lean on: the real parts of this machine. Never skips: a part that does not start fails."""
 
+import asyncio
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
-SERVICES = Path(__file__).resolve().parents[1] / "deploy" / "local" / "services"
+from tests.databases import Database, EmbeddedServer, LocalServer, Server
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+SERVICES = CHECKOUT / "deploy" / "local" / "services"
 START_TIMEOUT_S = 900  # a first run on a new machine downloads the parts
 
 
@@ -28,3 +34,63 @@ def exports(printed: str) -> dict[str, str]:
 def services() -> dict[str, str]:
     """Kafka, TimescaleDB and Mosquitto run, in the checkout's own state directory: the `SLUICE_…` that lead there."""
     return exports(run_services("start"))
+
+
+@pytest.fixture(scope="session")
+def timescaledb(services: dict[str, str]) -> Server:
+    return LocalServer(CHECKOUT / ".services")
+
+
+@pytest.fixture(scope="session")
+def embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = EmbeddedServer(tmp_path_factory.mktemp("embedded"))
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def timescaledb_template(timescaledb: Server) -> Iterator[str]:
+    yield from _template(timescaledb)
+
+
+@pytest.fixture(scope="session")
+def embedded_template(embedded: Server) -> Iterator[str]:
+    yield from _template(embedded)
+
+
+@pytest.fixture
+def database(timescaledb: Server, timescaledb_template: str) -> Iterator[Database]:
+    """A migrated database of the test's own, in TimescaleDB."""
+    yield from _database(timescaledb, timescaledb_template)
+
+
+@pytest.fixture
+def embedded_database(embedded: Server, embedded_template: str) -> Iterator[Database]:
+    """A migrated database of the test's own, in the embedded PostgreSQL."""
+    yield from _database(embedded, embedded_template)
+
+
+@pytest.fixture(params=["database", "embedded_database"], ids=["timescaledb", "embedded"])
+def any_database(request: pytest.FixtureRequest) -> Database:
+    """Each in turn."""
+    found: Database = request.getfixturevalue(request.param)
+    return found
+
+
+@pytest.fixture
+def bare_database(timescaledb: Server) -> Iterator[Database]:
+    """A database with roles and nothing else."""
+    yield from _database(timescaledb, None)
+
+
+def _template(server: Server) -> Iterator[str]:
+    name = asyncio.run(server.create_template())
+    yield name
+    asyncio.run(server.drop(name))
+
+
+def _database(server: Server, template: str | None) -> Iterator[Database]:
+    database = asyncio.run(server.create(f"test_{uuid4().hex}", template))
+    yield database
+    asyncio.run(server.drop(database.name))

@@ -98,6 +98,13 @@ class LandingSettings:
         why="Within the window below; more mean a bad deploy: the worker stops instead of emptying the log into "
         "quarantine.",
     )
+    landing_rejected_organisations_max: int = setting(
+        3,
+        unit="organisations",
+        least=0,
+        why="Of so many, records may be quarantined whole because the database refused them, within the same window; "
+        "more mean that landing and the schema do not fit.",
+    )
     landing_undecodable_window_s: float = setting(
         3_600.0, unit="s", least=1, why="Long enough that a worker which is started again remembers."
     )

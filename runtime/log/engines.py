@@ -60,8 +60,12 @@ async def open_log(settings: LogSettings, expected: Expected, *, client_id: str)
     if engine_of(settings.log_url) == "kafka":
         return await open_kafka_log(settings, parse_address(settings.log_url), expected, client_id)
     path = _path(settings.log_url, expected.name)
-    await asyncio.to_thread(_verify, path, expected)
-    return SqliteLog(settings, Store(path), expected.source, expected.partitions)
+    try:
+        store = Store(path, UUID(expected.identity))
+    except ValueError as error:
+        raise LogMisfitError(f"{expected.identity} is no identity of a SQLite log: {NEW_GENERATION}") from error
+    await asyncio.to_thread(_verify, store, expected)
+    return SqliteLog(settings, store, expected.source, expected.partitions)
 
 
 def _path(url: str, name: str) -> Path:
@@ -73,16 +77,14 @@ def _path(url: str, name: str) -> Path:
     return Path(directory).absolute() / f"{name}{SUFFIX}"
 
 
-def _verify(path: Path, expected: Expected) -> None:
-    store = Store(path)
+def _verify(store: Store, expected: Expected) -> None:
     try:
         found = store.open()
     finally:
-        store.close()
-    known = (expected.identity, expected.source, expected.partitions)
-    if (str(found.identity), found.source, found.partitions) != known:
+        store.close()  # the thread that will use it opens it again
+    if (found.source, found.partitions) != (expected.source, expected.partitions):
         raise LogMisfitError(
-            f"{path} is log {found.identity} of generation {found.source} with {found.partitions} partitions, "
-            f"the database knows {expected.identity} of {expected.source} with {expected.partitions}: "
+            f"{store.path} is of generation {found.source} with {found.partitions} partitions, "
+            f"the database knows {expected.source} with {expected.partitions}: "
             f"bring that one back, or {NEW_GENERATION}"
         )

@@ -26,8 +26,10 @@ from runtime.log.port import NEW_GENERATION, Bounds, LogMisfitError
 NO_ERROR: Final = 0
 UNKNOWN_TOPIC: Final = 3
 NO_LEADER: Final = -1
+NAMES: Final = {74: "FencedLeaderEpoch", 75: "UnknownLeaderEpoch", 78: "OffsetNotAvailable", 100: "UnknownTopicId"}
 CONTROL: Final = -1  # the connection for questions that any broker answers, beside those by node
 GROUP: Final = 0
+RETRY_S: Final = 0.05
 TRANSACTION_TIMEOUT_MS: Final = 2**31 - 1  # a transaction is never begun
 
 logging.getLogger("aiokafka").setLevel(logging.WARNING)  # it tells of every connection
@@ -59,7 +61,7 @@ class Cluster:
         self._address = address
         self._identity = identity
         self._client_id = client_id
-        self._timeout_s = timeout_s
+        self.timeout_s = timeout_s
         self._brokers: dict[int, tuple[str, int]] = {}
         self._connections: dict[int, AIOKafkaConnection] = {}
         self._locks: dict[int, asyncio.Lock] = {}
@@ -128,7 +130,7 @@ class Cluster:
                     host,
                     port,
                     client_id=self._client_id,
-                    request_timeout_ms=round(self._timeout_s * 1000),
+                    request_timeout_ms=round(self.timeout_s * 1000),
                     **self._address.access,
                 )
             except LINK_ERRORS as problem:
@@ -148,11 +150,16 @@ class Cluster:
             del self._connections[node]
         _abort(connection)
 
+    def ask_another(self) -> None:
+        """Put the next question to another broker: this one may not have heard the news."""
+        if (connection := self._connections.get(CONTROL)) is not None:
+            self.drop(CONTROL, connection)
+
     async def close(self) -> None:
         closing = [_abort(connection) for connection in self._connections.values()]
         self._connections.clear()
         if closing:
-            await asyncio.wait(closing, timeout=self._timeout_s)
+            await asyncio.wait(closing, timeout=self.timeout_s)
 
     async def producer_id(self) -> int:
         """A new one, with epoch 0. Raises `UnavailableError`."""
@@ -162,13 +169,29 @@ class Cluster:
         producer_id: int = response.producer_id
         return producer_id
 
-    async def bounds(self, partitions: Iterable[int] | None = None) -> dict[int, Bounds]:
-        """Of these partitions, or all. Raises `UnavailableError`; `LogMisfitError` for a topic made anew."""
+    async def bounds(self, partitions: Iterable[int] | None = None, *, wait_s: float = 0.0) -> dict[int, Bounds]:
+        """Of these partitions, or all; asks again for `wait_s`, as a leader that is new takes a moment to answer.
+
+        Raises `UnavailableError`; `LogMisfitError` for a topic made anew.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + wait_s
+        while True:
+            try:
+                return await self._bounds(partitions)
+            except UnavailableError:
+                if loop.time() >= deadline:
+                    raise
+            await asyncio.sleep(RETRY_S)
+
+    async def _bounds(self, partitions: Iterable[int] | None) -> dict[int, Bounds]:
         topic = await self.refresh()
         wanted = range(len(topic.leaders)) if partitions is None else partitions
         by_leader: dict[int, list[int]] = {}
         for partition in wanted:
             by_leader.setdefault(topic.leaders[partition], []).append(partition)
+        if NO_LEADER in by_leader:
+            raise UnavailableError(f"partition {by_leader[NO_LEADER][0]} of {self.name} has no leader")
         try:
             answers = await asyncio.gather(
                 *(self._edges(node, group, edge) for node, group in by_leader.items() for edge in (OLDEST, NEWEST))
@@ -212,8 +235,9 @@ def _abort(connection: AIOKafkaConnection) -> "asyncio.Future[None]":
 
 def describe(code: int) -> str:
     """A broker's error code in words."""
-    return f"{for_code(code).__name__} ({code})"
+    return f"{NAMES.get(code) or for_code(code).__name__} ({code})"
 
 
 def explain(error: BaseException) -> str:
-    return str(error) or type(error).__name__
+    """In words; aiokafka's errors would begin with their own name."""
+    return str(error.args[0] if isinstance(error, KafkaError) and error.args else error) or type(error).__name__

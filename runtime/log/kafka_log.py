@@ -13,7 +13,7 @@ from aiokafka.protocol.commit import OffsetCommitRequest
 
 from runtime.errors import ConfigurationError, UnavailableError
 from runtime.log.kafka_address import Address
-from runtime.log.kafka_cluster import LINK_ERRORS, NO_ERROR, NO_LEADER, Cluster, TopicMissingError, describe, explain
+from runtime.log.kafka_cluster import LINK_ERRORS, NO_ERROR, Cluster, TopicMissingError, describe, explain
 from runtime.log.kafka_reader import KafkaReader
 from runtime.log.kafka_wire import CreateTopicRequest, spell_topic_id
 from runtime.log.kafka_writer import KafkaWriter
@@ -48,7 +48,7 @@ async def create_kafka_log(settings: LogSettings, address: Address, name: str, p
             raise LogMisfitError(f"a topic {name} exists already: delete it if nothing needs it, or {NEW_GENERATION}")
         if error != NO_ERROR:
             raise ConfigurationError(f"SLUICE_LOG_URL: no topic {name}: {message or describe(error)}")
-        await _await_leaders(cluster)
+        await cluster.bounds(wait_s=LEADERS_WAIT_S)
         return spell_topic_id(topic_id)
     finally:
         await cluster.close()
@@ -61,20 +61,6 @@ def _configs(settings: LogSettings) -> dict[str, str]:
         "retention.bytes": "-1",
         "max.message.bytes": str(BATCH_BYTES_MAX),
     }
-
-
-async def _await_leaders(cluster: Cluster) -> None:
-    deadline = asyncio.get_running_loop().time() + LEADERS_WAIT_S
-    while True:
-        try:
-            if NO_LEADER not in (await cluster.refresh()).leaders:
-                return
-            problem = f"no leader for every partition of {cluster.name}"
-        except TopicMissingError as error:
-            problem = str(error)
-        if asyncio.get_running_loop().time() > deadline:
-            raise UnavailableError(problem)
-        await asyncio.sleep(POLL_S)
 
 
 async def open_kafka_log(settings: LogSettings, address: Address, expected: Expected, client_id: str) -> "KafkaLog":
@@ -147,8 +133,13 @@ class KafkaLog:
 
     async def _keep_watch(self) -> None:
         """See whether the topic is still the one that was opened, and when trouble is over."""
+        loop = asyncio.get_running_loop()
+        due = loop.time() + WATCH_S
         while True:
-            await asyncio.sleep(WATCH_S if self._trouble.reason is None else WATCH_TROUBLED_S)
+            await asyncio.sleep(WATCH_TROUBLED_S)
+            if self._trouble.reason is None and loop.time() < due:
+                continue
+            due = loop.time() + WATCH_S
             try:
                 await self._cluster.refresh()
             except LogMisfitError as error:
@@ -158,10 +149,11 @@ class KafkaLog:
             except UnavailableError as error:
                 self._trouble.begin(str(error))
             else:
-                self._trouble.over()
+                if not self._writer.refuses:
+                    self._trouble.over()
 
     async def bounds(self) -> dict[int, Bounds]:
-        return await self._cluster.bounds()
+        return await self._cluster.bounds(wait_s=self._cluster.timeout_s)
 
     def reader(self) -> KafkaReader:
         expected = self._expected

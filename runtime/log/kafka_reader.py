@@ -136,6 +136,7 @@ class KafkaReader:
 
     async def _keep_fetching(self) -> None:
         """Fetch from whoever leads; after an error, look again who that is."""
+        problem = ""
         while True:
             try:
                 await self._fetch_until_error(await self._cluster.refresh())
@@ -143,11 +144,13 @@ class KafkaReader:
                 self._fail(list(self._tracks.values()), error)
                 return
             except UnavailableError as error:
-                self.trouble.begin(str(error))
+                problem = str(error)
             except LINK_ERRORS as error:
-                self.trouble.begin(f"Kafka cannot be reached: {explain(error)}")
-            self._backoff_s = min(self._backoff_s * 2, BACKOFF_S_MAX)
+                problem = f"Kafka cannot be reached: {explain(error)}"
+            if self._backoff_s > BACKOFF_S:  # not for the one error by which a new leader is found
+                self.trouble.begin(problem)
             await asyncio.sleep(self._backoff_s)
+            self._backoff_s = min(self._backoff_s * 2, BACKOFF_S_MAX)
 
     async def _fetch_until_error(self, topic: Topic) -> None:
         by_leader: dict[int, list[_Track]] = {}
@@ -191,10 +194,11 @@ class KafkaReader:
             raise UnavailableError(f"a fetch from {self._cluster.name}: {describe(response.error_code)}")
         by_partition = {track.partition: track for track in tracks}
         stored, problem = 0, ""
+        strays = []
         for _, partitions, _ in response.topics:
             for partition, error, _, _, _, _, _, records, _ in partitions:
                 if error == OUT_OF_RANGE:
-                    await self._explain_range(by_partition[partition])
+                    strays.append(by_partition[partition])
                 elif error != NO_ERROR:
                     problem = f"a fetch of partition {partition} of {self._cluster.name}: {describe(error)}"
                 elif records:
@@ -203,6 +207,8 @@ class KafkaReader:
             self._news.set()
         if self._stored_bytes >= self._fetch_bytes_max:
             self._room.clear()
+        for track in strays:
+            await self._explain_range(track)
         if problem:
             raise UnavailableError(problem)
         self._backoff_s = BACKOFF_S

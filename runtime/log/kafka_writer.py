@@ -31,6 +31,7 @@ REQUEST_BYTES_MAX: Final = 32_000_000  # brokers close a connection that sends m
 BACKOFF_S: Final = 0.05
 BACKOFF_S_MAX: Final = 0.5
 RENEWALS_MAX: Final = 5
+STALE_AFTER: Final = 3  # attempts, then another broker is asked who leads
 EPOCH_MAX: Final = 32_767
 SEQUENCES: Final = 2**31
 NO_PRODUCER: Final = -1
@@ -102,13 +103,14 @@ class _Batch:
 class _Lane:
     """One partition: what waits, what is in flight, and who it is to the broker."""
 
-    __slots__ = ("epoch", "flying", "held", "partition", "producer", "sequence", "waiting")
+    __slots__ = ("end", "epoch", "flying", "held", "partition", "producer", "sequence", "waiting")
 
     def __init__(self, partition: int) -> None:
         self.partition = partition
         self.waiting: deque[_Batch] = deque()  # the last one may still be open
         self.flying: _Batch | None = None
         self.held = False  # until leaders, or a producer id, are known again
+        self.end = 0  # behind everything that was acknowledged
         self.producer = NO_PRODUCER
         self.epoch = 0
         self.sequence = 0
@@ -137,6 +139,8 @@ class KafkaWriter:
         self._queue_bytes_max = settings.log_queue_bytes_max
         self._linger_s = settings.log_linger_ms / 1000
         self._timeout_s = settings.log_append_timeout_ms / 1000
+        # The broker is to give up on its replicas before this side gives up on the connection.
+        self._produce_timeout_ms = round(cluster.timeout_s * 800)
         self._cluster = cluster
         self._trouble = trouble
         self._loop = asyncio.get_running_loop()
@@ -148,6 +152,11 @@ class KafkaWriter:
         self._sending: set[asyncio.Task[None]] = set()
         self._recovery: asyncio.Task[None] | None = None
         self._refusal: str | None = None
+
+    @property
+    def refuses(self) -> bool:
+        """Whether appends are refused for good."""
+        return self._refusal is not None
 
     def append(self, partition: int, body: bytes) -> "asyncio.Future[int]":
         size = len(body) + RECORD_OVERHEAD
@@ -257,7 +266,7 @@ class KafkaWriter:
         for lane, batch in flights:
             batches.append((lane.partition, batch.stamped(lane.stamp(batch))))
             batch.sent = True
-        request = ProduceRequest(self._cluster.name, topic.topic_id, round(self._timeout_s * 1000), batches)
+        request = ProduceRequest(self._cluster.name, topic.topic_id, self._produce_timeout_ms, batches)
         try:
             response = await connection.send(request)
         except LINK_ERRORS as error:
@@ -291,11 +300,23 @@ class KafkaWriter:
             self._come_back(returning, None)
 
     def _written(self, lane: _Lane, batch: _Batch, position: int) -> None:
+        if position < lane.end:
+            self._lost_ground(lane, batch, position)
+            return
         lane.flying = None
+        lane.end = position + batch.count
         lane.sequence = (lane.sequence + batch.count) % SEQUENCES
         self.queued_bytes -= batch.size
         settle(batch.futures, position)
         self._trouble.over()
+
+    def _lost_ground(self, lane: _Lane, batch: _Batch, position: int) -> None:
+        """Written where something else had been acknowledged: by a leader that had not all of it, or a new topic."""
+        batch.uncertain = True
+        text = f"partition {lane.partition} of the log lost what was acknowledged from {position} to {lane.end}"
+        self._give_up(lane, batch, text)
+        self._trouble.begin(text)
+        self.refuse(text)
 
     def _may_go_again(self, lane: _Lane, batch: _Batch, error: int) -> bool:
         if error in NOT_WRITTEN_RETRY:
@@ -323,6 +344,8 @@ class KafkaWriter:
                 batch.sent = False
                 batch.problem = problem or batch.problem
                 attempts = max(attempts, batch.attempts)
+        if attempts > STALE_AFTER:
+            self._cluster.ask_another()
         self._recover(min(BACKOFF_S * 2 ** (attempts - 1), BACKOFF_S_MAX))
 
     def _recover(self, delay_s: float) -> None:
@@ -342,7 +365,9 @@ class KafkaWriter:
                 self._trouble.begin(str(error))
                 self.refuse(str(error))
                 return
-            except UnavailableError as error:
+            except Exception as error:
+                if not isinstance(error, UnavailableError):
+                    _log.exception("unexpected", extra={"log": self._cluster.name})
                 failures += 1
                 if failures > 1:  # a coordinator that is still loading says so once
                     self._trouble.begin(str(error))

@@ -73,6 +73,7 @@ class SqliteLog:
         self._landed = Landed(self._prune, PRUNE_EVERY_S)
         self._trouble = Trouble(str(store.path))
         self._closed = False
+        self._checking = False
         self._watch = self._loop.create_task(self._keep_watch(), name="log-watch")
 
     @property
@@ -174,11 +175,14 @@ class SqliteLog:
         while True:
             await asyncio.sleep(min(WATCH_S, self._timeout_s / 4))
             self._expire(self._loop.time() - self._timeout_s)
-            if self._writing is None:
-                try:
-                    await self._in_thread(self._check)
-                except Exception as error:  # whatever it is, it is trouble and the watch goes on
-                    self._note(error)
+            if self._writing is None and not self._checking:
+                self._checking = True  # not awaited: the disk may hang, and appends have to expire none the less
+                self._loop.run_in_executor(self._thread, self._check).add_done_callback(self._checked)
+
+    def _checked(self, job: "asyncio.Future[None]") -> None:
+        self._checking = False
+        if not job.cancelled() and (error := job.exception()) is not None:
+            self._note(error)
 
     def _check(self) -> None:
         """In the thread: the file is still there and, after trouble, can be written again."""
@@ -204,7 +208,8 @@ class SqliteLog:
         return await self._in_thread(self._store.bounds)
 
     def reader(self) -> "SqliteReader":
-        reader = SqliteReader(Store(self._store.path), self._trouble, self._readers.discard)
+        store = Store(self._store.path, self._store.identity)
+        reader = SqliteReader(store, self._trouble, self._readers.discard)
         self._readers.add(reader)
         return reader
 

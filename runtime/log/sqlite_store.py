@@ -105,15 +105,17 @@ class Store:
     certainly nothing was written, and `OutcomeUnknownError` when that is open.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, identity: UUID | None = None) -> None:
+        """With an `identity`, only the file that was made with it is taken hold of."""
         self.path = path
+        self.identity = identity
         self._connection: sqlite3.Connection | None = None
         self._file: tuple[int, int] | None = None
         self._version = -1
 
     def open(self) -> Origin:
         """Take hold of the file and read what it says about itself."""
-        return self._guarded(self._read_origin)
+        return self._guarded(_read_origin)
 
     def append(self, batch: Mapping[int, list[bytes]], wait_s: float) -> dict[int, int]:
         """Write these records durably; the position of the first of each partition. Waits for other writers."""
@@ -212,28 +214,33 @@ class Store:
             )
 
     def _connect(self) -> sqlite3.Connection:
-        """Raises `LogMisfitError` for a file that is no log of this format."""
+        """Raises `LogMisfitError` for a file that is no log of this format, or another one."""
         uri = f"file:{quote(str(self.path))}?mode=rw"
-        connection: sqlite3.Connection | None = None
+        connection = None
         try:
             connection = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=OPEN_WAIT_S)
-            _check_format(connection, self.path)
-            connection.execute("PRAGMA synchronous = FULL")
-            connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
-            connection.execute(f"PRAGMA journal_size_limit = {WAL_BYTES_KEPT}")
+            self._set_up(connection)
         except (sqlite3.Error, LogMisfitError) as error:
             if connection is not None:
                 connection.close()
-            if isinstance(error, sqlite3.Error):
-                raise UnavailableError(f"{self.path} cannot be opened: {error}") from error
-            raise
+            if isinstance(error, LogMisfitError):
+                raise
+            raise UnavailableError(f"{self.path} cannot be opened: {error}") from error
         return connection
 
-    def _read_origin(self, connection: sqlite3.Connection) -> Origin:
-        identity, source, partitions = connection.execute(
-            "SELECT identity, source, partitions FROM origin"
-        ).fetchone()
-        return Origin(UUID(identity), UUID(source), partitions)
+    def _set_up(self, connection: sqlite3.Connection) -> None:
+        _check_format(connection, self.path)
+        self._check_identity(_read_origin(connection).identity)
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
+        connection.execute(f"PRAGMA journal_size_limit = {WAL_BYTES_KEPT}")
+
+    def _check_identity(self, found: UUID) -> None:
+        if self.identity not in (None, found):
+            raise LogMisfitError(
+                f"{self.path} is log {found}, the database knows {self.identity}: "
+                f"bring that one back, or {NEW_GENERATION}"
+            )
 
     def _begin(self, connection: sqlite3.Connection, wait_s: float) -> None:
         """Become the writer. SQLite's own waiting backs off to 100 ms, which starves a process beside a busy one."""
@@ -278,6 +285,12 @@ def _check_format(connection: sqlite3.Connection, path: Path) -> None:
             f"{path} is no log of format {FORMAT} (found application {application}, format {version}): "
             f"start the Sluice that made it, or {NEW_GENERATION}"
         )
+
+
+def _read_origin(connection: sqlite3.Connection) -> Origin:
+    (row,) = connection.execute("SELECT identity, source, partitions FROM origin").fetchall()
+    identity, source, partitions = row
+    return Origin(UUID(identity), UUID(source), partitions)
 
 
 def _insert(connection: sqlite3.Connection, partition: int, bodies: list[bytes]) -> int:

@@ -4,12 +4,13 @@ import asyncio
 import contextlib
 import dataclasses
 import socket
-from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 from uuid import UUID, uuid4
 
 import pytest
+import uvloop
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 from aiokafka.structs import TopicPartition
 
@@ -29,7 +30,19 @@ def run(test: Coroutine[Any, Any, T]) -> T:
         async with asyncio.timeout(RUN_TIMEOUT_S):
             return await test
 
-    return asyncio.run(bounded())
+    return uvloop.run(bounded())  # as every role does
+
+
+async def eventually(check: Callable[[], Awaitable[bool]]) -> None:
+    """Wait until it holds; `run` bounds how long."""
+    for _ in range(1_000_000):
+        if await check():
+            return
+        await asyncio.sleep(0.01)
+
+
+def troubled(log: Log) -> bool:
+    return log.trouble is not None
 
 
 class Place(Protocol):
@@ -63,8 +76,11 @@ class SqlitePlace:
     async def forget(self, log: Log, expected: Expected, positions: Mapping[int, int]) -> None:
         before = await log.bounds()
         await log.landed(positions)
-        while before == await log.bounds():
-            await asyncio.sleep(0.01)
+
+        async def changed() -> bool:
+            return before != await log.bounds()
+
+        await eventually(changed)
 
     async def destroy(self, expected: Expected) -> None:
         for path in self.directory.glob(f"{expected.name}.db*"):
@@ -145,8 +161,6 @@ async def read_all(log: Log, *, wait_s: float = 10.0) -> dict[int, list[bytes]]:
     return found
 
 
-
-
 @pytest.fixture(params=["sqlite", "kafka"])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     """Each engine in turn."""
@@ -189,9 +203,7 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
         probe.bind(("127.0.0.1", 0))
         proxy_port = probe.getsockname()[1]
     try:
-        printed = run_services(
-            "start", "kafka", "--kafka-advertise", str(proxy_port), "--dir", str(directory)
-        )
+        printed = run_services("start", "kafka", "--kafka-advertise", str(proxy_port), "--dir", str(directory))
         port = int(exports(printed)["SLUICE_LOG_URL"].rpartition(":")[2])
         yield Broker(directory, port, proxy_port)
     finally:

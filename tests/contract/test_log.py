@@ -23,7 +23,17 @@ from runtime.log import (
     create_log,
     open_log,
 )
-from tests.contract.conftest import PARTITIONS, KafkaPlace, Place, SqlitePlace, make, opened, read_all, run
+from tests.contract.conftest import (
+    PARTITIONS,
+    KafkaPlace,
+    Place,
+    SqlitePlace,
+    eventually,
+    make,
+    opened,
+    read_all,
+    run,
+)
 
 # A process of its own that appends and prints where its records stand, as one line of JSON.
 APPENDER = """
@@ -52,6 +62,16 @@ async def append_all(log: Log, tag: str, count: int) -> dict[tuple[int, int], by
 
 def by_position(found: dict[int, list[bytes]]) -> dict[tuple[int, int], bytes]:
     return {(partition, n): body for partition, bodies in found.items() for n, body in enumerate(bodies)}
+
+
+def append_without_end(log: Log, taken: list["asyncio.Future[int]"]) -> None:
+    while True:
+        taken.append(log.append(len(taken) % PARTITIONS, b"%05d" % len(taken) * 100))
+
+
+async def read_without_end(reader: Reader) -> None:
+    while True:
+        await reader.read(bytes_max=1_000, wait_s=10.0)
 
 
 async def read_one(reader: Reader) -> bytes:
@@ -110,7 +130,9 @@ def test_several_logs_in_one_process_share_the_partitions(place: Place) -> None:
     async def test() -> None:
         expected = await make(place)
         async with opened(place, expected) as one, opened(place, expected) as two, opened(place, expected) as three:
-            told = await asyncio.gather(*(append_all(log, f"log {n}", 400) for n, log in enumerate((one, two, three))))
+            told = await asyncio.gather(
+                *(append_all(log, f"log {n}", 400) for n, log in enumerate((one, two, three)))
+            )
             assert by_position(await read_all(one)) == told[0] | told[1] | told[2]
             for mine in told:
                 in_order = [mine[key] for key in sorted(mine)]
@@ -199,8 +221,7 @@ def test_a_full_queue_refuses_at_once_and_loses_nothing_it_took(place: Place) ->
         async with opened(place, log_queue_bytes_max=1_000_000) as log:
             taken: list[asyncio.Future[int]] = []
             with pytest.raises(OverloadedError, match="SLUICE_LOG_QUEUE_BYTES_MAX"):
-                for n in range(100_000):
-                    taken.append(log.append(n % PARTITIONS, b"%05d" % n * 100))
+                append_without_end(log, taken)
             assert 0 < log.queued_bytes <= 1_000_000
             await asyncio.gather(*taken)
             assert log.queued_bytes == 0
@@ -218,7 +239,7 @@ def test_a_reader_begins_where_it_is_told(place: Place) -> None:
             await asyncio.gather(*(log.append(1, b"%d" % n) for n in range(100)))
             reader = log.reader()
             await reader.assign({1: 37})
-            found = []
+            found: list[bytes] = []
             while len(found) < 63:
                 (part,) = await reader.read(bytes_max=10_000, wait_s=10.0)
                 assert part.first == 37 + len(found)
@@ -322,8 +343,7 @@ def test_a_reader_behind_retention_is_told_what_is_lost(place: Place) -> None:
             reader = log.reader()
             await reader.assign({0: 1, 1: 0})
             with pytest.raises(BehindRetentionError, match="3 records are lost") as told:
-                while True:
-                    await reader.read(bytes_max=1_000, wait_s=10.0)
+                await read_without_end(reader)
             assert (told.value.partition, told.value.position, told.value.start) == (0, 1, 4)
             await reader.assign({0: 4})
             ((_, first, bodies),) = await reader.read(bytes_max=1_000, wait_s=10.0)
@@ -398,8 +418,7 @@ def test_a_log_made_anew_under_a_running_process_gets_none_of_its_records(place:
                 await log.append(0, b"lost")
             assert log.trouble is not None
             with pytest.raises(LogMisfitError, match="migrate --new-generation"):
-                while True:
-                    await reader.read(bytes_max=1_000, wait_s=10.0)
+                await read_without_end(reader)
             with pytest.raises(UnavailableError):
                 await log.append(0, b"certainly not written")
             async with opened(place, anew) as other:
@@ -426,18 +445,21 @@ def test_what_has_landed_is_passed_on(place: Place) -> None:
 
 
 async def _passed_on(place: Place, expected: Expected, log: Log) -> None:
-    if isinstance(place, SqlitePlace):
-        while await log.bounds() != {0: (2, 3), 1: (3, 3), 2: (0, 0), 3: (0, 0)}:
-            await asyncio.sleep(0.05)
-        return
-    assert isinstance(place, KafkaPlace)
-    async with place.admin() as admin:
-        found: dict[int, int] = {}
-        while found != {0: 2, 1: 3}:
-            await asyncio.sleep(0.05)
+    async def pruned() -> bool:
+        return await log.bounds() == {0: (2, 3), 1: (3, 3), 2: (0, 0), 3: (0, 0)}
+
+    async def published() -> bool:
+        assert isinstance(place, KafkaPlace)
+        async with place.admin() as admin:
             with contextlib.suppress(KafkaError):  # the first group of a broker makes it think for a moment
                 offsets = await admin.list_consumer_group_offsets("sluice-landing")
-                found = {tp.partition: at.offset for tp, at in offsets.items() if tp.topic == expected.name}
+                return {at.partition: told.offset for at, told in offsets.items() if at.topic == expected.name} == {
+                    0: 2,
+                    1: 3,
+                }
+        return False
+
+    await eventually(pruned if place.engine == "sqlite" else published)
 
 
 def test_a_url_that_names_no_log_is_refused() -> None:

@@ -4,6 +4,7 @@ Left out: the waiting itself (`loop`).
 """
 
 import random
+from collections.abc import Hashable, Iterable
 from enum import Enum
 from typing import Final
 
@@ -43,8 +44,8 @@ class MiscountError(SluiceError):
     """The database stored, knew and refused more or fewer readings than it was given: do it again."""
 
 
-class UndecodableFloodError(SluiceError):
-    """So many records cannot be read that a deploy must be at fault: the worker stops."""
+class PoisonFloodError(SluiceError):
+    """So much goes into quarantine whole that a deploy must be at fault: the worker stops."""
 
 
 _CONTENTION: Final = (
@@ -98,3 +99,27 @@ class Backoff:
 
     def reset(self) -> None:
         self._attempts = 0
+
+
+class FloodGuard:
+    """Counts what is quarantined whole, each key once within `window` seconds."""
+
+    def __init__(self, setting: str, most: int, window: float) -> None:
+        self._setting = setting
+        self._most = most
+        self._window = window
+        self._seen: dict[Hashable, float] = {}
+
+    def remember(self, keys: Iterable[Hashable], now: float) -> None:
+        """What was counted before this process began."""
+        self._seen.update((key, now) for key in keys)
+
+    def note(self, keys: Iterable[Hashable], now: float) -> None:
+        """Raises `PoisonFloodError` when there are too many; nothing of them may be written then."""
+        self._seen = {key: seen for key, seen in self._seen.items() if seen > now - self._window}
+        self._seen.update((key, now) for key in keys if key not in self._seen)
+        if len(self._seen) > self._most:
+            raise PoisonFloodError(
+                f"{len(self._seen)} within {self._window:.0f} s, {self._most} at most: what writes them, or this "
+                f"worker, is not what it should be. Undo the last deploy, or raise {self._setting} to quarantine them"
+            )

@@ -77,6 +77,12 @@ class Leases:
         self.trouble: str | None = "no lease was asked for yet"
 
     @property
+    def usable(self) -> dict[int, Lease]:
+        """What is held and not about to be given up."""
+        leaving = self.surplus | self._releasing
+        return {partition: lease for partition, lease in self.held.items() if partition not in leaving}
+
+    @property
     def is_valid(self) -> bool:
         """Whether no lease of this worker can have ended yet."""
         return self._clock.monotonic() < self._valid_until

@@ -15,6 +15,9 @@ from workers.landing.quarantine import Place, QuarantineRow, Reading
 from workers.landing.series import NEVER, Found, Refusal, SeriesCache, SeriesName, cache_key
 
 _HOUR_US: Final = 3_600_000_000
+_MONDAY_US: Final = 48 * _HOUR_US  # 2000-01-03, the first Monday of record times
+_WEEK_US: Final = 168 * _HOUR_US
+_ENDS: Final = struct.Struct(">2q").unpack
 
 # What others cost against a fresh reading, in memory and in the database: a flood of them makes batches smaller.
 _SUSPECT_WEIGHT: Final = 4
@@ -190,6 +193,21 @@ class Plan:
     def weight(self) -> int:
         """What it costs to land, in fresh readings."""
         return self.rows + self.suspect_rows * _SUSPECT_WEIGHT + len(self.quarantine) * _QUARANTINE_WEIGHT
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether nothing in it waits for a look-up."""
+        return not self._waiting
+
+    def weeks(self) -> set[int]:
+        """The weeks, from Monday to Monday and counted from 2000-01-03, that its readings lie in."""
+        found = {(reading.ts - _MONDAY_US) // _WEEK_US for reading in self.texts}
+        for times in [run[1] for run in self.fresh] + [run[1] for run in self.suspects]:
+            first, last = ((time - _MONDAY_US) // _WEEK_US for time in _ENDS(times[:8] + times[-8:]))
+            found.add(first)
+            if first != last:
+                found.update((time - _MONDAY_US) // _WEEK_US for time in struct.unpack(f">{len(times) // 8}q", times))
+        return found
 
     def add(self, part: Part, body: bytes, now: int) -> None:
         """Take the next record of `part`. Raises `UnknownVersionError` with nothing taken."""

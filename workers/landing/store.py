@@ -52,6 +52,12 @@ UPDATE log_positions SET position = $4, lost = lost + $4 - position, updated_at 
 WHERE source = $1 AND partition = $2 AND position = $3"""
 
 
+_UNDECODABLE: Final = """
+SELECT partition, position FROM quarantine
+WHERE organisation_id IS NULL AND quarantined_at > now() - make_interval(secs => $2)
+  AND source = $1 AND code = 'undecodable' LIMIT 10000"""
+
+
 class Session(NamedTuple):
     """A database session, told from any other: pids come back."""
 
@@ -83,8 +89,8 @@ class Store:
         self._settings = settings
         self._source = source
         self._connection: Any = None
-        self.committing: Plan | None = None
-        """The plan whose COMMIT was sent and not answered: it landed or did not."""
+        self.in_doubt: tuple[Plan, Landed] | None = None
+        """What a COMMIT that was sent and not answered was to write: all of it stands, or nothing."""
 
     @property
     def is_open(self) -> bool:
@@ -137,6 +143,12 @@ class Store:
             for row in rows
         }
 
+    async def undecodable_since(self, seconds: float) -> list[tuple[int, int]]:
+        """Where the records stand that were quarantined as undecodable in so many seconds, a bounded number."""
+        async with asyncio.timeout(self._settings.landing_transaction_timeout_s):
+            rows = await self._connection.fetch(_UNDECODABLE, self._source, float(seconds))
+        return [(row["partition"], row["position"]) for row in rows]
+
     async def skip(self, partition: int, position: int, start: int) -> None:
         """Count the records from `position` to `start` as lost and go on from there."""
         async with asyncio.timeout(self._settings.landing_transaction_timeout_s):
@@ -151,17 +163,17 @@ class Store:
         try:
             async with asyncio.timeout(self._settings.landing_transaction_timeout_s):
                 await connection.execute("BEGIN")
-                fresh, suspects, texts = await self._write(connection, plan)
-                self.committing = plan
+                wrote = await self._write(connection, plan)
+                self.in_doubt = plan, Landed(*wrote, time.monotonic() - began)
                 await connection.execute("COMMIT")
-                self.committing = None
+                self.in_doubt = None
         except asyncpg.PostgresError:
             await self._roll_back(connection)
             raise
         except BaseException:
             self.close()
             raise
-        return Landed(fresh, suspects, texts, time.monotonic() - began)
+        return Landed(*wrote, time.monotonic() - began)
 
     async def _roll_back(self, connection: Any) -> None:
         with suppress(Exception):

@@ -1,0 +1,512 @@
+"""Reading back over HTTP, on both databases: pages, the newest, who may see what, and what happens when it breaks."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import pytest
+from aiohttp import ClientSession, web
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry
+
+from api.metrics import ApiMetrics
+from api.registry import Credentials, acting_for, add_device, add_organisation, add_site
+from api.server import create_app
+from api.settings import ApiSettings
+from runtime.ids import uuid7
+from runtime.postgres import connect, open_pool
+from runtime.secrets import API_KEY_PREFIX, TokenHasher, make_token, new_ring
+from runtime.sockets import address_of, listen
+from schemas.record import Quality
+from tests.databases import Database
+from tests.support import run
+
+T0 = datetime(2026, 11, 2, tzinfo=UTC)
+MINUTE = timedelta(minutes=1)
+RING = new_ring()
+
+
+@dataclass
+class World:
+    """An API on a database, one organisation in it, and a client that holds its key."""
+
+    database: Database
+    url: str
+    session: ClientSession
+    organisation: UUID
+    site: UUID
+    device: UUID
+    key: str
+    registry: CollectorRegistry
+
+    async def get(self, path: str = "", *, key: str | None = "", **query: object) -> tuple[int, Any, Any]:
+        """Status, JSON, headers of a request under /api/v1/readings; `device_id` is the world's unless given."""
+        headers = {} if key is None else {"Authorization": f"Bearer {key or self.key}"}
+        parameters = {"device_id": self.device} | {name.rstrip("_"): value for name, value in query.items()}
+        url = f"{self.url}/api/v1/readings{path}"
+        sent = {name: str(value) for name, value in parameters.items() if value is not None}
+        async with self.session.get(url, params=sent, headers=headers) as answer:
+            return answer.status, await answer.json(), answer.headers
+
+    async def data(self, path: str = "", **query: object) -> list[Any]:
+        status, body, _ = await self.get(path, **query)
+        assert status == 200, body
+        found: list[Any] = body["data"]
+        return found
+
+    async def pages(self, **query: object) -> list[list[Any]]:
+        """Every page from the first to the last."""
+        pages, cursor = [], None
+        while True:
+            status, body, _ = await self.get(cursor=cursor, **query)
+            assert status == 200, body
+            pages.append(body["data"])
+            cursor = body["next_cursor"]
+            if cursor is None:
+                return pages
+
+    async def series(self, metric: str, label: str = "", unit: str = "", device: UUID | None = None) -> int:
+        found: int = await self._write(
+            "INSERT INTO series (organisation_id, device_id, metric, label, unit) VALUES ($1, $2, $3, $4, $5)"
+            " RETURNING series_id",
+            self.organisation,
+            device or self.device,
+            metric,
+            label,
+            unit,
+        )
+        return found
+
+    async def store(self, series: int, ts: datetime, value: float | str, quality: int = 0) -> None:
+        table = "text_readings" if isinstance(value, str) else "readings"
+        await self._write("SELECT ensure_week($1)", ts)
+        await self._write(f"INSERT INTO {table} VALUES ($1, $2, $3, $4)", series, quality, ts, value)
+
+    async def _write(self, sql: str, *values: object) -> Any:
+        connection = await connect(self.database.settings, role="sluice_worker", application="test")
+        try:
+            return await connection.fetchval(sql, *values)
+        finally:
+            await connection.close()
+
+
+@asynccontextmanager
+async def world(database: Database, **limits: Any) -> AsyncIterator[World]:
+    registry = CollectorRegistry()
+    pool = await open_pool(database.settings, role="sluice_app", application="test", size_max=4)
+    app = create_app(pool=pool, ring=RING, settings=ApiSettings(**limits), metrics=ApiMetrics(registry))
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    listener = listen("TEST", "127.0.0.1:0")
+    await web.SockSite(runner, listener).start()
+    organisation, site, device, key = await tenant(database)
+    async with ClientSession() as session:
+        yield World(database, f"http://{address_of(listener)}", session, organisation, site, device, key, registry)
+    await runner.cleanup()
+    await pool.close()
+
+
+async def tenant(database: Database, **credential: Any) -> tuple[UUID, UUID, UUID, str]:
+    """A new organisation with a site, a device and an API key."""
+    connection = await connect(database.settings, role=None, application="test")
+    organisation = uuid7()
+    async with acting_for(connection, organisation):
+        await add_organisation(connection, organisation, "Test")
+        site = await add_site(connection, organisation, "Site")
+        device = await add_device(connection, organisation, site, "Device", "device")
+        scopes = credential.pop("scopes", ["owner"])
+        key = await Credentials(connection, TokenHasher(RING)).add_api_key(organisation, scopes, **credential)
+    await connection.close()
+    return organisation, site, device, key
+
+
+# ---------------------------------------------------------------- what is answered
+
+
+def test_readings_of_every_kind_come_back_as_they_were(any_database: Database) -> None:
+    async def test() -> None:
+        async with world(any_database) as it:
+            temperature = await it.series("temperature", "inside", "°C")
+            leak, text, big = [await it.series(metric) for metric in ("leak", "mode", "energy")]
+            ts = T0 + timedelta(microseconds=120_001)
+            await it.store(temperature, ts, 21.5)
+            await it.store(leak, T0 + MINUTE, 1.0, Quality.BOOLEAN | Quality.TIME_REPLACED)
+            await it.store(text, T0 + 2 * MINUTE, 'he said "ü"', Quality.TIME_STAMPED)
+            await it.store(big, T0 + 3 * MINUTE, "-123456789012345678901234567890", Quality.INTEGER)
+            first, second, third, fourth = await it.data()
+            assert first == {
+                "device_id": str(it.device),
+                "metric": "temperature",
+                "label": "inside",
+                "unit": "°C",
+                "ts": "2026-11-02T00:00:00.120001Z",
+                "value": 21.5,
+                "flags": [],
+            }
+            assert (second["value"], second["flags"], second["ts"]) == (
+                True,
+                ["time_replaced"],
+                "2026-11-02T00:01:00Z",
+            )
+            assert (third["value"], third["flags"]) == ('he said "ü"', ["time_stamped"])
+            assert (fourth["value"], fourth["flags"]) == (-123456789012345678901234567890, [])
+
+    run(test())
+
+
+def test_the_span_is_half_open_and_the_filters_narrow_it(any_database: Database) -> None:
+    async def test() -> None:
+        async with world(any_database) as it:
+            for metric, label in (("a", ""), ("a", "x"), ("b", "x")):
+                series = await it.series(metric, label)
+                for minute in range(4):
+                    await it.store(series, T0 + minute * MINUTE, minute)
+            start, end = T0 + MINUTE, T0 + 3 * MINUTE
+            span = await it.data(from_=start.isoformat(), to=int(end.timestamp()))
+            assert [reading["value"] for reading in span] == [1, 1, 1, 2, 2, 2]
+            assert len(await it.data(metric="a")) == 8
+            assert len(await it.data(metric="a", label="")) == 4
+            assert len(await it.data(label="x")) == 8
+            assert await it.data(metric="c") == []
+            newest_first = await it.data(order="desc", metric="b")
+            assert [reading["value"] for reading in newest_first] == [3, 2, 1, 0]
+
+    run(test())
+
+
+def test_the_newest_of_each_series_however_long_ago(any_database: Database) -> None:
+    async def test() -> None:
+        async with world(any_database) as it:
+            now = datetime.now(UTC).replace(microsecond=0)
+            fresh, silent, mixed, _ = [await it.series(metric) for metric in ("fresh", "silent", "mixed", "never")]
+            await it.store(fresh, now - 2 * MINUTE, 1)
+            await it.store(fresh, now - MINUTE, 2)
+            await it.store(silent, now - timedelta(days=300), 3)
+            await it.store(mixed, now - 2 * MINUTE, 4)
+            await it.store(mixed, now - MINUTE, "text")
+            found = await it.data("/latest")
+            assert {(reading["metric"], reading["value"]) for reading in found} == {
+                ("fresh", 2), ("silent", 3), ("mixed", "text"),
+            }  # fmt: skip
+            assert [reading["value"] for reading in await it.data("/latest", metric="silent")] == [3]
+
+    run(test())
+
+
+# ---------------------------------------------------------------- pages
+
+
+def test_pages_join_without_gap_or_double_while_rows_come_in(any_database: Database) -> None:
+    async def test() -> None:
+        async with world(any_database) as it:
+            dense, sparse, text = [await it.series(metric) for metric in ("dense", "sparse", "text")]
+            for minute in range(60):
+                await it.store(dense, T0 + minute * MINUTE, minute)
+            for minute in range(0, 60, 20):
+                await it.store(sparse, T0 + minute * MINUTE, minute)
+                await it.store(text, T0 + minute * MINUTE, str(minute))
+                await it.store(dense, T0 + minute * MINUTE, str(minute))  # a number and a text of one series and time
+            for order in ("asc", "desc"):
+                whole = await it.data(order=order, limit=1000)
+                assert len(whole) == 69
+                for limit in (1, 2, 7, 68, 69, 70):
+                    pages = await it.pages(order=order, limit=limit)
+                    assert [reading for page in pages for reading in page] == whole
+                    assert all(len(page) == limit for page in pages[:-1])
+            _, first, _ = await it.get(limit=40)
+            await it.store(sparse, T0 + timedelta(seconds=1), 99)  # before the place that was reached
+            await it.store(sparse, T0 + timedelta(minutes=59, seconds=1), 100)  # behind it
+            _, rest, _ = await it.get(limit=1000, cursor=first["next_cursor"])
+            together = first["data"] + rest["data"]
+            assert len(together) == 70
+            assert together[-1]["value"] == 100
+
+    run(test())
+
+
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_pages_of_uneven_series_are_the_whole(uneven: "Uneven", data: st.DataObject) -> None:
+    """Many series, of which some have very many readings: rounds of any size put the same pages together."""
+    limit = data.draw(st.integers(1, 60))
+    order = data.draw(st.sampled_from(["asc", "desc"]))
+    pages = uneven.run(uneven.world.pages(order=order, limit=limit))
+    found = [(reading["ts"], reading["metric"]) for page in pages for reading in page]
+    assert len(found) == uneven.count
+    assert len(set(found)) == uneven.count
+    times = [ts for ts, _ in found]
+    assert times == sorted(times, reverse=order == "desc")
+
+
+class Uneven:
+    """A world whose forty series have between none and 400 readings, kept for many examples."""
+
+    def __init__(self, database: Database) -> None:
+        self._runner = asyncio.Runner()
+        self._context = world(database)
+        self.world = self.run(self._context.__aenter__())
+        self.count = self.run(self._fill())
+
+    def run(self, work: Any) -> Any:
+        return self._runner.run(work)
+
+    def close(self) -> None:
+        self.run(self._context.__aexit__(None, None, None))
+        self._runner.close()
+
+    async def _fill(self) -> int:
+        count = 0
+        connection = await connect(self.world.database.settings, role="sluice_worker", application="test")
+        for number in range(40):
+            series = await self.world.series(f"m{number:02}")
+            size = 400 if number in (0, 39) else number % 5
+            rows = [(series, 0, T0 + timedelta(seconds=60 * row + number), float(row)) for row in range(size)]
+            await connection.copy_records_to_table("readings", records=rows)
+            count += size
+        await connection.close()
+        return count
+
+
+@pytest.fixture
+def uneven(database: Database) -> Iterator[Uneven]:
+    it = Uneven(database)
+    yield it
+    it.close()
+
+
+def test_a_cursor_is_for_its_own_query_and_organisation(any_database: Database) -> None:
+    async def test() -> None:
+        async with world(any_database) as it:
+            series = await it.series("a")
+            for minute in range(3):
+                await it.store(series, T0 + minute * MINUTE, minute)
+            _, page, _ = await it.get(limit=1)
+            cursor = page["next_cursor"]
+            assert (await it.get(limit=2, cursor=cursor))[0] == 200
+            for other in ({"order": "desc"}, {"metric": "a"}, {"from_": "0"}):
+                status, body, _ = await it.get(cursor=cursor, **other)
+                assert (status, body["error"]["code"]) == (400, "invalid_parameter")
+                assert body["error"]["message"].startswith("cursor: ")
+            _, _, _, stranger = await tenant(any_database)
+            assert (await it.get(cursor=cursor, key=stranger))[0] == 400
+            for forged in ("", "AAAA", cursor[:-1], cursor + "A"):
+                assert (await it.get(cursor=forged))[0] == 400
+
+    run(test())
+
+
+def test_limits_are_those_of_the_settings(any_database: Database) -> None:
+    async def test() -> None:
+        async with world(any_database, api_page_readings_default=2, api_page_readings_max=3) as it:
+            series = await it.series("a")
+            for minute in range(5):
+                await it.store(series, T0 + minute * MINUTE, minute)
+            assert len(await it.data()) == 2
+            assert len(await it.data(limit=3)) == 3
+            status, body, _ = await it.get(limit=4)
+            assert status == 400
+            assert "from 1 to 3" in body["error"]["message"]
+
+    run(test())
+
+
+# ---------------------------------------------------------------- who may see what
+
+
+def test_only_the_organisation_of_the_key_is_seen(any_database: Database) -> None:
+    async def test() -> None:
+        async with world(any_database) as it:
+            await it.store(await it.series("a"), T0, 1)
+            _, _, others_device, others_key = await tenant(any_database)
+            for path in ("", "/latest"):
+                status, body, _ = await it.get(path, key=others_key)
+                assert (status, body["error"]["code"]) == (404, "device_not_found")
+                assert (await it.get(path, device_id=others_device))[0] == 404
+                assert (await it.get(path, device_id=uuid7()))[0] == 404
+            assert (await it.get(key=others_key, device_id=others_device))[1]["data"] == []
+
+    run(test())
+
+
+def test_a_key_ends_at_once_when_it_is_revoked_or_expires(any_database: Database) -> None:
+    async def test() -> None:
+        async with world(any_database) as it:
+            assert (await it.get())[0] == 200
+            connection = await connect(any_database.settings, role=None, application="test")
+            async with acting_for(connection, it.organisation):
+                credentials = Credentials(connection, TokenHasher(RING))
+                past = await credentials.add_api_key(
+                    it.organisation, ["owner"], expires_at=datetime.now(UTC) - timedelta(seconds=1)
+                )
+                reader = await credentials.add_api_key(it.organisation, ["readings:read"])
+                nothing = await credentials.add_api_key(it.organisation, [])
+                device_token = await credentials.add_device_token(it.organisation, it.device)
+            assert (await it.get(key=past))[0] == 401
+            assert (await it.get(key=reader))[0] == 200
+            status, body, _ = await it.get(key=nothing)
+            assert (status, body["error"]["code"]) == (403, "scope_missing")
+            assert (await it.get(key=device_token))[0] == 401
+            async with acting_for(connection, it.organisation):
+                await connection.execute("UPDATE credentials SET revoked_at = now()")
+            await connection.close()
+            for key in (it.key, reader):
+                status, body, headers = await it.get(key=key)
+                assert (status, body["error"]["code"]) == (401, "token_invalid")
+                assert headers["WWW-Authenticate"].startswith("Bearer")
+
+    run(test())
+
+
+def test_keys_hashed_under_an_older_secret_go_on(any_database: Database) -> None:
+    async def test() -> None:
+        organisation, _, device, key = await tenant(any_database)
+        assert organisation
+        pool = await open_pool(any_database.settings, role="sluice_app", application="test")
+        async with pool.acquire() as connection, connection.transaction():
+            sql = "SELECT organisation_id FROM authenticate_api_key($1)"
+            assert await connection.fetchval(sql, TokenHasher(RING.rotated()).digests(key)) == organisation
+            assert await connection.fetchval("SELECT count(*) FROM devices") == 1
+        await pool.close()
+        assert device
+
+    run(test())
+
+
+def test_without_an_organisation_nothing_is_seen(any_database: Database) -> None:
+    async def test() -> None:
+        async with world(any_database) as it:
+            series = await it.series("a")
+            await it.store(series, T0, 1)
+            connection = await connect(any_database.settings, role="sluice_app", application="test")
+            for table in ("organisations", "devices", "series", "credentials", "organisation_readings"):
+                assert await connection.fetchval(f"SELECT count(*) FROM {table}") == 0
+            page = "SELECT count(*) FROM readings_page($1, '-infinity', 'infinity', false, '-infinity', 0, 0, 10)"
+            assert await connection.fetchval(page, [series]) == 0
+            with pytest.raises(asyncpg.InsufficientPrivilegeError):
+                await connection.fetchval("SELECT count(*) FROM readings")
+            await connection.close()
+
+    run(test())
+
+
+# ---------------------------------------------------------------- what goes wrong
+
+
+def test_errors_have_one_shape_and_stable_codes(any_database: Database) -> None:
+    async def test() -> None:
+        async with world(any_database) as it:
+            expected = [
+                (it.session.get(f"{it.url}/api/v1/nothing"), 404, "not_found"),
+                (it.session.post(f"{it.url}/api/v1/readings"), 405, "method_not_allowed"),
+                (it.session.get(f"{it.url}/api/v1/readings"), 401, "auth_required"),
+                (
+                    it.session.get(
+                        f"{it.url}/api/v1/readings",
+                        headers={"Authorization": f"Bearer {make_token(API_KEY_PREFIX)}"},
+                        params={"device_id": str(it.device)},
+                    ),
+                    401,
+                    "token_invalid",
+                ),
+            ]
+            for request, status, code in expected:
+                async with request as answer:
+                    body = await answer.json()
+                    assert (answer.status, body["error"]["code"]) == (status, code)
+                    assert body["error"]["request_id"] == answer.headers["X-Request-Id"]
+                    assert set(body["error"]) == {"code", "message", "request_id"}
+            status, body, _ = await it.get(device_id="fridge")
+            assert (status, body["error"]["message"]) == (400, "device_id: is not a UUID")
+            sample = {"route": "/api/v1/readings", "status": "405"}
+            assert it.registry.get_sample_value("sluice_api_requests_total", sample) == 1
+            sample = {"route": "unknown", "status": "404"}
+            assert it.registry.get_sample_value("sluice_api_requests_total", sample) == 1
+
+    run(test())
+
+
+def test_a_database_that_goes_away_is_503_and_comes_back(database: Database) -> None:
+    async def test() -> None:
+        async with world(database) as it:
+            admin = await asyncpg.connect(database.superuser_url.replace(database.name, "postgres"))
+            await admin.execute(f"ALTER DATABASE {database.name} ALLOW_CONNECTIONS false")
+            await admin.execute(
+                f"SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = '{database.name}'"
+            )
+            for _ in range(2):
+                status, body, headers = await it.get()
+                assert (status, body["error"]["code"]) == (503, "database_unavailable")
+                assert 1 <= int(headers["Retry-After"]) <= 5
+            await admin.execute(f"ALTER DATABASE {database.name} ALLOW_CONNECTIONS true")
+            await admin.close()
+            assert (await it.get())[0] == 200
+
+    run(test())
+
+
+def test_too_many_at_once_are_told_to_come_back(database: Database) -> None:
+    async def test() -> None:
+        async with world(database, api_connection_wait_ms=50) as it:
+            locker = await asyncpg.connect(database.superuser_url)
+            await locker.execute("BEGIN; LOCK TABLE credentials")
+            held = [asyncio.create_task(it.get()) for _ in range(4)]
+            while len(await locker.fetch("SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'")) < 4:
+                await asyncio.sleep(0.01)
+            status, body, headers = await it.get()
+            assert (status, body["error"]["code"]) == (503, "overloaded")
+            assert headers["Retry-After"]
+            await locker.execute("COMMIT")
+            await locker.close()
+            assert [status for status, _, _ in await asyncio.gather(*held)] == [200] * 4
+
+    run(test())
+
+
+# ---------------------------------------------------------------- plans
+
+
+def test_a_page_reads_by_index_and_stops_when_it_is_full(database: Database) -> None:
+    """Of a year in weekly chunks, a page touches only the rows it gives."""
+
+    async def test() -> int:
+        async with world(database) as it:
+            series = await it.series("a")
+            admin = await asyncpg.connect(database.superuser_url)
+            await admin.execute(
+                "INSERT INTO readings SELECT $1, 0, $2::timestamptz + n * interval '1 hour', n"
+                " FROM generate_series(0, 364 * 24) n",
+                series,
+                T0 - timedelta(days=364),
+            )
+            await admin.execute("ANALYZE readings")
+            await admin.execute("SELECT pg_stat_reset()")
+            await admin.close()
+            assert len(await it.data(limit=10, order="desc")) == 10
+            assert len(await it.data(limit=10)) == 10
+            assert len(await it.data("/latest")) == 1
+            return await rows_read(database)
+
+    assert run(test()) < 200
+
+
+async def rows_read(database: Database) -> int:
+    """Rows of readings that any plan fetched, by index or not, once the statistics have arrived."""
+    admin = await asyncpg.connect(database.superuser_url)
+    try:
+        while True:
+            row = await admin.fetchrow(
+                "SELECT coalesce(sum(idx_tup_fetch), 0)::int AS by_index, coalesce(sum(seq_tup_read), 0)::int AS whole"
+                " FROM pg_stat_all_tables WHERE relname LIKE '\\_hyper\\_%'"
+            )
+            assert row is not None
+            if row["by_index"] or row["whole"]:
+                return int(row["by_index"] + row["whole"])
+            await asyncio.sleep(0.05)
+    finally:
+        await admin.close()
