@@ -19,6 +19,7 @@ from deploy.settings import DeploySettings
 from ingest.http.compose import make_service
 from ingest.http.server import HttpServer
 from ingest.http.service import IngestService
+from ingest.metrics import IngestMetrics
 from ingest.settings import IngestSettings
 from runtime.clock import SystemClock
 from runtime.lifecycle import LifecycleSettings
@@ -173,6 +174,7 @@ async def make_ingest(process: Process, log: Log, ring: KeyRing) -> IngestServic
         ring=ring,
         settings=settings.get(IngestSettings),
         clock=SystemClock(),
+        metrics=IngestMetrics(),
     )
     await service.start()
     process.teardown.add("ingest", service.stop)

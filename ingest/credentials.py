@@ -14,7 +14,7 @@ from uuid import UUID
 
 import msgspec
 
-from ingest.metrics import CREDENTIAL_LOOKUPS
+from ingest.metrics import IngestMetrics
 from ingest.settings import IngestSettings
 from runtime.clock import Clock
 from runtime.errors import UnavailableError
@@ -30,6 +30,8 @@ _PENDING_MAX: Final = 20_000
 _CHANGES_MAX: Final = 10_000
 _UNKNOWN_TTL_S: Final = 60.0
 _CHANNEL: Final = "sluice_credentials"
+
+KNOWN: Final = ("known",)
 
 
 class Grant(msgspec.Struct, frozen=True, gc=False):
@@ -104,11 +106,14 @@ _SITE_DEVICE: Final = """
 class Credentials:
     """The cache of one process. `start` begins to follow changes, `stop` ends it."""
 
-    def __init__(self, pool: Connections, listener: Listener, settings: IngestSettings, clock: Clock) -> None:
+    def __init__(
+        self, pool: Connections, listener: Listener, settings: IngestSettings, clock: Clock, metrics: IngestMetrics
+    ) -> None:
         self._pool = pool
         self._listener = listener
         self._settings = settings
         self._clock = clock
+        self._lookups = metrics.credential_lookups
         self._known: dict[bytes, Grant] = {}
         self._unknown: dict[bytes, float] = {}
         self._site_devices: dict[tuple[bytes, str], SiteDevice] = {}
@@ -171,12 +176,12 @@ class Credentials:
         """
         grant = self.cached(digests[0])
         if grant is not None:
-            CREDENTIAL_LOOKUPS.hit()
+            self._lookups.add(KNOWN)
             return grant
         if self._clock.monotonic() < min(self._unknown.get(digests[0], 0.0), self._trusted_until_s):
-            CREDENTIAL_LOOKUPS.hit_unknown()
+            self._lookups.add(("known_as_unknown",))
             raise UnknownTokenError
-        CREDENTIAL_LOOKUPS.miss()
+        self._lookups.add(("asked",))
         found = await self._ask(digests)
         if found is None or self._clock.now_us() >= found.expires_s * 1e6:
             raise UnknownTokenError

@@ -7,39 +7,13 @@ lock and, with several processes, a write to a mapped file a value. Left out: ho
 from bisect import bisect_left
 from typing import Final
 
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 
 _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
-_REQUESTS: Final = Counter(
-    "sluice_ingest_requests", "Ingest requests answered, by format and status.", ["format", "status"]
-)
-_READINGS: Final = Counter(
-    "sluice_ingest_readings",
-    "Readings of answered requests: accepted, or refused with a reason.",
-    ["outcome", "reason"],
-)
-_BODY_BYTES: Final = Counter("sluice_ingest_body_bytes", "Bytes of request bodies as they came, packed or not.")
-_RECORDS: Final = Counter("sluice_ingest_records", "Records given to the log, by what became of them.", ["outcome"])
-_APPEND_SECONDS: Final = Histogram(
-    "sluice_ingest_append_seconds", "From giving a record to the log until it is durable.", buckets=_SECONDS
-)
-_LOOKUPS: Final = Counter(
-    "sluice_ingest_credential_lookups", "Uses of a credential: known, known as unknown, or asked for.", ["result"]
-)
-_IN_FLIGHT: Final = Gauge(
-    "sluice_ingest_in_flight_bytes", "Bytes of request bodies being worked on.", multiprocess_mode="livesum"
-)
-_QUEUED: Final = Gauge(
-    "sluice_ingest_log_queued_bytes",
-    "Bytes of records whose durability is not known yet.",
-    multiprocess_mode="livesum",
-)
-_CONNECTIONS: Final = Gauge("sluice_ingest_connections", "Open client connections.", multiprocess_mode="livesum")
-
 
 class _Tally:
-    """Counts by label values since they were last published. Label values come from closed sets."""
+    """Counts by label values since they were last published."""
 
     def __init__(self, counter: Counter) -> None:
         self._counter = counter
@@ -52,17 +26,6 @@ class _Tally:
         counts, self._counts = self._counts, {}
         for labels, amount in counts.items():
             (self._counter.labels(*labels) if labels else self._counter).inc(amount)
-
-
-class _Lookups(_Tally):
-    def hit(self) -> None:
-        self.add(("known",))
-
-    def hit_unknown(self) -> None:
-        self.add(("known_as_unknown",))
-
-    def miss(self) -> None:
-        self.add(("asked",))
 
 
 class _Durations:
@@ -88,19 +51,71 @@ class _Durations:
                 self._histogram._sum.inc(total)
 
 
-REQUESTS: Final = _Tally(_REQUESTS)
-READINGS: Final = _Tally(_READINGS)
-BODY_BYTES: Final = _Tally(_BODY_BYTES)
-RECORDS: Final = _Tally(_RECORDS)
-APPEND_SECONDS: Final = _Durations(_APPEND_SECONDS)
-CREDENTIAL_LOOKUPS: Final = _Lookups(_LOOKUPS)
+class IngestMetrics:
+    """Metrics of the ingest role, in `registry`. Label values come from closed sets, never from a device."""
 
+    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
+        self.requests = _Tally(
+            Counter(
+                "sluice_ingest_requests",
+                "Requests answered, by route (ingest, shelly, receipt, none) and HTTP status.",
+                ["route", "status"],
+                registry=registry,
+            )
+        )
+        self.readings = _Tally(
+            Counter(
+                "sluice_ingest_readings",
+                "Readings of answered requests: accepted, or refused with the reason that the client was told.",
+                ["outcome", "reason"],
+                registry=registry,
+            )
+        )
+        self.body_bytes = _Tally(
+            Counter("sluice_ingest_body_bytes", "Bytes of request bodies, unpacked.", registry=registry)
+        )
+        self.records = _Tally(
+            Counter(
+                "sluice_ingest_records",
+                "Records given to the log: durable, not_written for certain, or unknown.",
+                ["outcome"],
+                registry=registry,
+            )
+        )
+        self.credential_lookups = _Tally(
+            Counter(
+                "sluice_ingest_credential_lookups",
+                "Uses of a credential: known, known_as_unknown, or asked for in the database.",
+                ["result"],
+                registry=registry,
+            )
+        )
+        self.append_seconds = _Durations(
+            Histogram(
+                "sluice_ingest_append_seconds",
+                "From giving a request's records to the log until all are durable.",
+                buckets=_SECONDS,
+                registry=registry,
+            )
+        )
+        self.in_flight_bytes = Gauge(
+            "sluice_ingest_in_flight_bytes",
+            "Bytes of request bodies being worked on.",
+            multiprocess_mode="livesum",
+            registry=registry,
+        )
+        self.log_queued_bytes = Gauge(
+            "sluice_ingest_log_queued_bytes",
+            "Bytes of records whose durability is not known yet.",
+            multiprocess_mode="livesum",
+            registry=registry,
+        )
+        self.connections = Gauge(
+            "sluice_ingest_connections", "Open client connections.", multiprocess_mode="livesum", registry=registry
+        )
 
-def publish(*, in_flight_bytes: int, queued_bytes: int, connections: int) -> None:
-    """Hand everything over to the Prometheus client; called once a second and before the end."""
-    for tally in (REQUESTS, READINGS, BODY_BYTES, RECORDS, CREDENTIAL_LOOKUPS):
-        tally.publish()
-    APPEND_SECONDS.publish()
-    _IN_FLIGHT.set(in_flight_bytes)
-    _QUEUED.set(queued_bytes)
-    _CONNECTIONS.set(connections)
+    def publish(self) -> None:
+        """Hand over what was added since the last time; called once a second and before the end."""
+        for tally in (self.requests, self.readings, self.body_bytes, self.records, self.credential_lookups):
+            tally.publish()
+        self.append_seconds.publish()

@@ -18,13 +18,13 @@ import msgspec
 import orjson
 from aiohttp import web
 
-from ingest import metrics
 from ingest.admit import Admission, Admitted, Rejection, Sender
-from ingest.credentials import Credentials, Grant, UnknownTokenError
+from ingest.credentials import KNOWN, Credentials, Grant, UnknownTokenError
 from ingest.formats import measurements_json, shelly_get
 from ingest.formats.shape import BodyError, Submission
 from ingest.http.answers import DATE, Answer, Refusal
 from ingest.http.bodies import declared_size, read_body
+from ingest.metrics import IngestMetrics
 from ingest.receipts import Place, Receipt, ReceiptError, Receipts, State
 from ingest.settings import IngestSettings
 from runtime.clock import Clock
@@ -74,8 +74,10 @@ class IngestService:
         hasher: TokenHasher,
         settings: IngestSettings,
         clock: Clock,
+        metrics: IngestMetrics,
     ) -> None:
         self._log = log
+        self._metrics = metrics
         self._credentials = credentials
         self._receipts = receipts
         self._hasher = hasher
@@ -123,9 +125,10 @@ class IngestService:
             await asyncio.sleep(1.0)
 
     def _publish(self) -> None:
-        metrics.publish(
-            in_flight_bytes=self._in_flight, queued_bytes=self._log.queued_bytes, connections=self.connections()
-        )
+        self._metrics.in_flight_bytes.set(self._in_flight)
+        self._metrics.log_queued_bytes.set(self._log.queued_bytes)
+        self._metrics.connections.set(self.connections())
+        self._metrics.publish()
 
     # ------------------------------------------------------------ routes
 
@@ -144,7 +147,7 @@ class IngestService:
         except Exception:
             _log.exception("a request failed", extra={"request_id": request_id, "format": form})
             answer = Refusal(RequestCode.INTERNAL, "this is our fault, not yours").answer(request_id)
-        metrics.REQUESTS.add((form, str(answer.status)))
+        self._metrics.requests.add((form, str(answer.status)))
         return answer
 
     def _route(self, path: str) -> "tuple[str, _Route | None, tuple[str, ...]]":
@@ -192,7 +195,7 @@ class IngestService:
         body = await read_body(
             request, bytes_max=self._settings.body_bytes_max, timeout_s=self._settings.http_body_timeout_s
         )
-        metrics.BODY_BYTES.add((), len(body))
+        self._metrics.body_bytes.add((), len(body))
         submissions = _decode(lambda: measurements_json.decode(body))
         return await self._take(request, request_id, received_us, grant, submissions)
 
@@ -227,7 +230,7 @@ class IngestService:
         if grant is None:
             grant = await self._look_up(token)
         else:
-            metrics.CREDENTIAL_LOOKUPS.hit()
+            self._metrics.credential_lookups.add(KNOWN)
         if grant.kind not in kinds:
             raise Refusal(
                 RequestCode.FORBIDDEN, "an API key reads; readings are sent with a device's or gateway's token"
@@ -307,7 +310,10 @@ class IngestService:
             rejections += part.admitted.rejections
         for part, _ in durable.failed:
             rejections += _not_durable(part)
-        _count(durable.accepted, rejections)
+        if durable.accepted:
+            self._metrics.readings.add(_ACCEPTED, durable.accepted)
+        for rejection in rejections:
+            self._metrics.readings.add(("refused", rejection.code))
         return await self._answer(request, request_id, grant, durable, rejections)
 
     def _admit(
@@ -345,11 +351,11 @@ class IngestService:
                 accepted += part.admitted.accepted
             except (OverloadedError, UnavailableError, OutcomeUnknownError) as error:
                 failed.append((part, error))
-                metrics.RECORDS.add(_UNKNOWN if isinstance(error, OutcomeUnknownError) else _NOT_WRITTEN)
+                self._metrics.records.add(_UNKNOWN if isinstance(error, OutcomeUnknownError) else _NOT_WRITTEN)
         if not places:
             raise _refusal_of([error for _, error in failed])
-        metrics.RECORDS.add(_DURABLE, len(places))
-        metrics.APPEND_SECONDS.observe(perf_counter() - began)
+        self._metrics.records.add(_DURABLE, len(places))
+        self._metrics.append_seconds.observe(perf_counter() - began)
         return _Durable(places, accepted, failed)
 
     def _append(self, part: _Part) -> tuple[int, "asyncio.Future[int]"]:
@@ -408,6 +414,7 @@ class IngestService:
         return self._received_us
 
 
+_ACCEPTED: Final = ("accepted", "")
 _DURABLE: Final = ("durable",)
 _NOT_WRITTEN: Final = ("not_written",)
 _UNKNOWN: Final = ("unknown",)
@@ -458,13 +465,6 @@ def _not_durable(part: _Part) -> list[Rejection]:
         for index in range(first, first + len(submission.measurements))
         if index not in refused
     ]
-
-
-def _count(accepted: int, rejections: Iterable[Rejection]) -> None:
-    if accepted:
-        metrics.READINGS.add(("accepted", ""), accepted)
-    for rejection in rejections:
-        metrics.READINGS.add(("refused", rejection.code))
 
 
 def _refusal_of(errors: list[Exception]) -> Refusal:
