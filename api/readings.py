@@ -19,8 +19,7 @@ from api.parameters import SeriesFilter, Span
 from runtime.secrets import BadSealError, Seal
 from schemas.record import Quality
 
-#: What the JSON type of a value says already is no flag of its own.
-_FLAGS: Final = [flag for flag in Quality if flag not in (Quality.BOOLEAN, Quality.INTEGER)]
+_FLAGS: Final = list(Quality)
 _JSON_INTEGER: Final = re.compile(r"-?(0|[1-9]\d*)", re.ASCII)
 
 _DEVICE: Final = "SELECT EXISTS (SELECT FROM devices WHERE device_id = $1)"

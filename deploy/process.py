@@ -59,11 +59,22 @@ class Process:
             await cancel(stopping)
             await self.teardown.run()
 
-    def run_beside(self, name: str, work: Coroutine[Any, Any, Any]) -> None:
-        """A task that lives as long as the process, and ends it if it fails."""
+    def run_beside(self, name: str, work: Coroutine[Any, Any, Any], *, stop: asyncio.Event | None = None) -> None:
+        """A task that lives as long as the process, and ends it if it fails.
+
+        When its turn to end comes it is cancelled, or with a `stop` asked by that and awaited.
+        """
         task = asyncio.create_task(work, name=name)
         self.tasks.append(task)
-        self.teardown.add(name, lambda: cancel(task))
+
+        async def end() -> None:
+            if stop is None:
+                await cancel(task)
+            else:
+                stop.set()
+                await task
+
+        self.teardown.add(name, end)
 
     async def patiently(self, name: str, attempt: Callable[[], Awaitable[T]]) -> T:
         """Repeat `attempt` while what it needs is away; meanwhile the process lives and is not ready."""

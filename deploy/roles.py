@@ -205,19 +205,18 @@ INGEST: Final = Role(
 
 
 async def work_on(process: Process, log: Log) -> None:
-    """Land the log beside whatever else the process does, until it is told to stop."""
-    process.run_beside(
-        "landing",
-        run_worker(
-            process.settings.get(PostgresSettings),
-            process.settings.get(LandingSettings),
-            log,
-            stop=process.stop,
-            clock=SystemClock(),
-            metrics=LandingMetrics(),
-            health=process.health,
-        ),
+    """Land the log beside whatever else the process does, until its turn to end comes."""
+    stop = asyncio.Event()
+    work = run_worker(
+        process.settings.get(PostgresSettings),
+        process.settings.get(LandingSettings),
+        log,
+        stop=stop,
+        clock=SystemClock(),
+        metrics=LandingMetrics(),
+        health=process.health,
     )
+    process.run_beside("landing", work, stop=stop)
 
 
 async def _work_worker(process: Process, listeners: list[socket.socket]) -> None:

@@ -17,9 +17,9 @@ class _Tally:
 
     def __init__(self, counter: Counter) -> None:
         self._counter = counter
-        self._counts: dict[tuple[str, ...], int] = {}
+        self._counts: dict[tuple[str | int, ...], int] = {}
 
-    def add(self, labels: tuple[str, ...], amount: int = 1) -> None:
+    def add(self, labels: tuple[str | int, ...], amount: int = 1) -> None:
         self._counts[labels] = self._counts.get(labels, 0) + amount
 
     def publish(self) -> None:

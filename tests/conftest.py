@@ -4,6 +4,7 @@ import asyncio
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from uuid import uuid4
 
 import pytest
@@ -42,11 +43,13 @@ def timescaledb(services: dict[str, str]) -> Server:
 
 
 @pytest.fixture(scope="session")
-def embedded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = EmbeddedServer(tmp_path_factory.mktemp("embedded"))
-    server.start()
-    yield server
-    server.stop()
+def embedded() -> Iterator[Server]:
+    # Not below pytest's own directory, which every session closes to the user that PostgreSQL runs as.
+    with TemporaryDirectory(prefix="sluice-embedded-") as directory:
+        server = EmbeddedServer(Path(directory))
+        server.start()
+        yield server
+        server.stop()
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ Left out: what is inside; it knows bytes only.
 import asyncio
 import contextlib
 import enum
+import ssl
 from types import TracebackType
 from typing import Self
 
@@ -74,19 +75,20 @@ class Link:
 
 
 class Proxy:
-    """Listens on `port` of loopback while entered; new connections get `mode`."""
+    """Listens on `port` of loopback while entered, with TLS if told how; new connections get `mode`."""
 
-    def __init__(self, port: int, target_port: int) -> None:
+    def __init__(self, port: int, target_port: int, tls: ssl.SSLContext | None = None) -> None:
         self.mode = Mode.PASS
         self.refuse = False
         self.links: list[Link] = []
         self._port = port
         self._target_port = target_port
+        self._tls = tls
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self._port)
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self._port, ssl=self._tls)
         return self
 
     async def __aexit__(

@@ -10,7 +10,7 @@ import logging
 import os
 from collections.abc import Awaitable, Callable, Iterable
 from time import perf_counter
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple
 from urllib.parse import unquote
 from uuid import UUID
 
@@ -54,12 +54,19 @@ class _Part(NamedTuple):
     admitted: Admitted
 
 
-class _Durable(NamedTuple):
+class _Durable:
     """What became of a request's records."""
 
-    places: list[Place]
-    accepted: int
-    failed: list[tuple[_Part, Exception]]
+    __slots__ = ("accepted", "failed", "places")
+
+    def __init__(self) -> None:
+        self.places: list[Place] = []
+        self.accepted = 0
+        self.failed: list[tuple[_Part, Exception]] = []
+
+    def add(self, part: _Part, place: Place) -> None:
+        self.places.append(place)
+        self.accepted += part.admitted.accepted
 
 
 class IngestService:
@@ -139,76 +146,77 @@ class IngestService:
         path, _, query = request.raw_path.partition("?")
         if not path.startswith("/"):  # a request target in absolute form, as proxies send it
             path, query = request.rel_url.raw_path, request.rel_url.raw_query_string
-        form, route, methods = self._route(path)
+        name, route, methods = self._route(path)
+        size = 0
         try:
-            answer = await self._dispatch(request, request_id, route, methods, path, query)
+            if request.method not in methods:
+                answer = _other_method(request.method, methods, request_id)
+            else:
+                size = self._let_in(request)
+                answer = await route(request, request_id, path, query)
         except Refusal as refusal:
             answer = refusal.answer(request_id)
         except Exception:
-            _log.exception("a request failed", extra={"request_id": request_id, "format": form})
+            _log.exception("a request failed", extra={"request_id": request_id, "route": name})
             answer = Refusal(RequestCode.INTERNAL, "this is our fault, not yours").answer(request_id)
-        self._metrics.requests.add((form, str(answer.status)))
+        finally:
+            self._in_flight -= size
+        self._metrics.requests.add((name, answer.status))
         return answer
 
-    def _route(self, path: str) -> "tuple[str, _Route | None, tuple[str, ...]]":
+    def _let_in(self, request: web.BaseRequest) -> int:
+        """Reserve room for the body, and say how much. Nothing has been looked at: neither token nor body."""
+        size = declared_size(request, self._settings.body_bytes_max)
+        if self._in_flight + size > self._settings.http_in_flight_bytes_max:
+            raise Refusal(RequestCode.OVERLOADED, "too much is being worked on: try again later", close=size > 0)
+        self._in_flight += size
+        return size
+
+    def _route(self, path: str) -> "tuple[str, _Route, tuple[str, ...]]":
         if path in (INGEST_PATH, INGEST_PATH + "/"):
             return "ingest", self._ingest, ("GET", "POST")
         if path.startswith(SHELLY_PATH):
             return "shelly", self._ingest_shelly, ("GET",)
         if path.startswith(RECEIPTS_PATH):
             return "receipt", self._receipt, ("GET",)
-        return "none", None, ()
-
-    async def _dispatch(
-        self,
-        request: web.BaseRequest,
-        request_id: str,
-        route: "_Route | None",
-        methods: tuple[str, ...],
-        path: str,
-        query: str,
-    ) -> Answer:
-        if route is None:
-            raise Refusal(RequestCode.NOT_FOUND, "no such path: readings go to /v1/ingest")
-        if request.method not in methods:
-            allow = b"Allow: %s\r\n" % ", ".join((*methods, "OPTIONS")).encode()
-            if request.method == "OPTIONS":
-                return Answer(204, b"", request_id, allow)
-            raise Refusal(RequestCode.METHOD_NOT_ALLOWED, f"takes {' and '.join(methods)}", headers=allow)
-        # Refused before any work is done: neither the token nor the body has been looked at.
-        size = declared_size(request, self._settings.body_bytes_max)
-        if self._in_flight + size > self._settings.http_in_flight_bytes_max:
-            raise Refusal(RequestCode.OVERLOADED, "too much is being worked on: try again later", close=size > 0)
-        self._in_flight += size
-        try:
-            return await route(request, request_id, path, query)
-        finally:
-            self._in_flight -= size
+        return "none", self._receipt, ()
 
     async def _ingest(self, request: web.BaseRequest, request_id: str, path: str, query: str) -> Answer:
         received_us = self._stamp()
         if request.method == "GET":
-            found = _decode(lambda: shelly_get.decode(query))
-            grant = await self._grant(found.token or _bearer(request), _SENDERS)
-            return await self._take(request, request_id, received_us, grant, [found.submission])
-        grant = await self._grant(_bearer(request), _SENDERS)
+            return await self._ingest_query(request, request_id, received_us, query, None)
+        token = _bearer(request)
+        grant = self._known(token, _SENDERS) or await self._look_up(token, _SENDERS)
         body = await read_body(
             request, bytes_max=self._settings.body_bytes_max, timeout_s=self._settings.http_body_timeout_s
         )
         self._metrics.body_bytes.add((), len(body))
-        submissions = _decode(lambda: measurements_json.decode(body))
+        try:
+            submissions = measurements_json.decode(body)
+        except BodyError as error:
+            raise Refusal(error.code, str(error)) from None
         return await self._take(request, request_id, received_us, grant, submissions)
 
     async def _ingest_shelly(self, request: web.BaseRequest, request_id: str, path: str, query: str) -> Answer:
-        received_us = self._stamp()
         # Firmware that appends `&hum=…` to a URL without a query puts its parameters into the path.
-        token, _, misplaced = path.removeprefix(SHELLY_PATH).partition("&")
-        found = _decode(lambda: shelly_get.decode(f"{misplaced}&{query}" if misplaced else query))
-        grant = await self._grant(token, _SENDERS)
+        token, _, misplaced = path[len(SHELLY_PATH) :].partition("&")
+        joined = f"{misplaced}&{query}" if misplaced else query
+        return await self._ingest_query(request, request_id, self._stamp(), joined, token)
+
+    async def _ingest_query(
+        self, request: web.BaseRequest, request_id: str, received_us: int, query: str, token: str | None
+    ) -> Answer:
+        try:
+            found = shelly_get.decode(query)
+        except BodyError as error:
+            raise Refusal(error.code, str(error)) from None
+        token = token or found.token or _bearer(request)
+        grant = self._known(token, _SENDERS) or await self._look_up(token, _SENDERS)
         return await self._take(request, request_id, received_us, grant, [found.submission])
 
     async def _receipt(self, request: web.BaseRequest, request_id: str, path: str, query: str) -> Answer:
-        grant = await self._grant(_bearer(request), (*_SENDERS, "api_key"))
+        token, kinds = _bearer(request), (*_SENDERS, "api_key")
+        grant = self._known(token, kinds) or await self._look_up(token, kinds)
         text = unquote(path.removeprefix(RECEIPTS_PATH))
         try:
             receipt = self._receipts.read(text, grant.organisation)
@@ -223,27 +231,21 @@ class IngestService:
 
     # ------------------------------------------------------------ who
 
-    async def _grant(self, token: str | None, kinds: tuple[str, ...]) -> Grant:
+    def _known(self, token: str | None, kinds: tuple[str, ...]) -> Grant | None:
+        """The grant of a token that can be believed without asking; None for one that has to be asked about."""
         if not token:
             raise Refusal(RequestCode.AUTH_REQUIRED, "send `Authorization: Bearer <token>`, or `token=` in the query")
         grant = self._credentials.cached(self._hasher.digest(token))
         if grant is None:
-            grant = await self._look_up(token)
-        else:
-            self._metrics.credential_lookups.add(KNOWN)
-        if grant.kind not in kinds:
-            raise Refusal(
-                RequestCode.FORBIDDEN, "an API key reads; readings are sent with a device's or gateway's token"
-            )
-        if grant.suspended:
-            raise Refusal(RequestCode.DEVICE_SUSPENDED, "the device is suspended")
-        return grant
+            return None
+        self._metrics.credential_lookups.add(KNOWN)
+        return _fitting(grant, kinds)
 
-    async def _look_up(self, token: str) -> Grant:
+    async def _look_up(self, token: str | None, kinds: tuple[str, ...]) -> Grant:
         try:
             # The checksum turns away what was never a token of ours before anybody is asked.
-            if any(plausible_token(token, prefix) for prefix in _PREFIXES):
-                return await self._credentials.find(self._hasher.digests(token))
+            if token and any(plausible_token(token, prefix) for prefix in _PREFIXES):
+                return _fitting(await self._credentials.find(self._hasher.digests(token)), kinds)
         except UnknownTokenError:
             pass
         except UnavailableError as error:
@@ -254,8 +256,6 @@ class IngestService:
         self, grant: Grant, header: str | None, submissions: list[Submission]
     ) -> tuple[dict[bytes, list[tuple[int, Submission]]], list[Rejection]]:
         """Each device's submissions with the index of their first measurement, and what belongs to no device."""
-        if grant.device is not None and len(submissions) == 1 and header is None and submissions[0].device is None:
-            return {grant.device: [(0, submissions[0])]}, []
         devices: dict[bytes, list[tuple[int, Submission]]] = {}
         strays: list[Rejection] = []
         first = 0
@@ -272,6 +272,8 @@ class IngestService:
             first += len(submission.measurements)
         if not devices and strays:
             raise Refusal(_REQUEST_CODES[strays[0].code], strays[0].message)
+        if len(devices) > _RECORD_COUNT_MAX:
+            raise Refusal(RequestCode.TOO_MANY_READINGS, f"a request has up to {_RECORD_COUNT_MAX} devices")
         return devices, strays
 
     async def _device(self, grant: Grant, name: object) -> tuple[bytes | None, ReadingCode, str]:
@@ -295,26 +297,42 @@ class IngestService:
         self, request: web.BaseRequest, request_id: str, received_us: int, grant: Grant, submissions: list[Submission]
     ) -> Answer:
         """Judge a request's submissions, make what is good durable, and answer."""
-        count = sum([len(submission.measurements) for submission in submissions])
+        self._check_count(submissions)
+        header = request.headers.get("X-Device-Id")
+        rejections: list[Rejection] = []
+        if grant.device is not None and header is None and len(submissions) == 1 and submissions[0].device is None:
+            devices = {grant.device: [(0, submissions[0])]}
+        else:
+            devices, rejections = await self._devices(grant, header, submissions)
+        parts = self._admit(request_id, received_us, grant, devices)
+        began = perf_counter()
+        appended = [self._append(part) for part in parts]
+        durable = _Durable()
+        for part, (partition, future) in zip(parts, appended, strict=True):
+            try:
+                durable.add(part, Place(partition, await future))
+            except (OverloadedError, UnavailableError, OutcomeUnknownError) as error:
+                durable.failed.append((part, error))
+        self._observe(durable, perf_counter() - began)
+        for part in parts:
+            rejections += part.admitted.rejections
+        for part, _ in durable.failed:
+            rejections += _not_durable(part)
+        answer, receipt = self._answer(request_id, grant, durable, rejections)
+        prefer = request.headers.get("Prefer")
+        if prefer is not None and receipt is not None and "wait=stored" in prefer.replace(" ", ""):
+            return await self._wait(request_id, receipt, answer)
+        return answer
+
+    def _check_count(self, submissions: list[Submission]) -> None:
+        count = 0
+        for submission in submissions:
+            count += len(submission.measurements)
         if count > self._settings.readings_per_request_max:
             message = f"a request has up to {self._settings.readings_per_request_max} readings, not {count}"
             raise Refusal(RequestCode.TOO_MANY_READINGS, message)
         if not count:
             raise Refusal(RequestCode.NO_READINGS, "the request holds no reading")
-        devices, rejections = await self._devices(grant, request.headers.get("X-Device-Id"), submissions)
-        if len(devices) > _RECORD_COUNT_MAX:
-            raise Refusal(RequestCode.TOO_MANY_READINGS, f"a request has up to {_RECORD_COUNT_MAX} devices")
-        parts = self._admit(request_id, received_us, grant, devices)
-        durable = await self._make_durable(parts)
-        for part in parts:
-            rejections += part.admitted.rejections
-        for part, _ in durable.failed:
-            rejections += _not_durable(part)
-        if durable.accepted:
-            self._metrics.readings.add(_ACCEPTED, durable.accepted)
-        for rejection in rejections:
-            self._metrics.readings.add(("refused", rejection.code))
-        return await self._answer(request, request_id, grant, durable, rejections)
 
     def _admit(
         self,
@@ -338,26 +356,6 @@ class IngestService:
             parts.append(_Part(device, submissions, admitted))
         return parts
 
-    async def _make_durable(self, parts: list[_Part]) -> _Durable:
-        """Append one record a device. Raises a refusal when none of them is known to be durable."""
-        began = perf_counter()
-        appended = [(part, *self._append(part)) for part in parts]
-        places: list[Place] = []
-        failed: list[tuple[_Part, Exception]] = []
-        accepted = 0
-        for part, partition, outcome in appended:
-            try:
-                places.append(Place(partition, await outcome))
-                accepted += part.admitted.accepted
-            except (OverloadedError, UnavailableError, OutcomeUnknownError) as error:
-                failed.append((part, error))
-                self._metrics.records.add(_UNKNOWN if isinstance(error, OutcomeUnknownError) else _NOT_WRITTEN)
-        if not places:
-            raise _refusal_of([error for _, error in failed])
-        self._metrics.records.add(_DURABLE, len(places))
-        self._metrics.append_seconds.observe(perf_counter() - began)
-        return _Durable(places, accepted, failed)
-
     def _append(self, part: _Part) -> tuple[int, "asyncio.Future[int]"]:
         """The record's partition and the future of its position: a failed one where it was not even queued."""
         partition = partition_of(part.device, self._log.partitions)
@@ -368,45 +366,50 @@ class IngestService:
             future.set_exception(error)
             return partition, future
 
-    async def _answer(
-        self,
-        request: web.BaseRequest,
-        request_id: str,
-        grant: Grant,
-        durable: _Durable,
-        rejections: list[Rejection],
-    ) -> Answer:
-        if not durable.accepted:
-            refusal = Refusal(RequestCode.ALL_REFUSED, "every reading was refused")
-            return refusal.answer(request_id, rejected=_listed(rejections))
-        receipt = Receipt(self._source, grant.organisation, durable.accepted, durable.places)
-        text = self._receipts.make(receipt)
-        listed = orjson.dumps(_listed(rejections)) if rejections else b"[]"
-        body = b'{"accepted":%d,"rejected":%s,"receipt":"%s","durable":"log"' % (
-            durable.accepted,
-            listed,
-            text.encode(),
-        )
-        prefer = request.headers.get("Prefer")
-        if prefer is not None and "wait=stored" in prefer.replace(" ", ""):
-            return await self._wait(request_id, receipt, body)
-        return Answer(202, body + b"}", request_id)
+    def _observe(self, durable: _Durable, seconds: float) -> None:
+        """Count what became of a request's records. Raises a refusal when none is known to be durable."""
+        metrics = self._metrics
+        for _, error in durable.failed:
+            metrics.records.add(_UNKNOWN if isinstance(error, OutcomeUnknownError) else _NOT_WRITTEN)
+        if not durable.places:
+            raise _refusal_of([error for _, error in durable.failed])
+        metrics.records.add(_DURABLE, len(durable.places))
+        metrics.append_seconds.observe(seconds)
 
-    async def _wait(self, request_id: str, receipt: Receipt, body: bytes) -> Answer:
-        """Hold the answer until the readings have landed; 202 when that takes too long or cannot be told."""
+    def _answer(
+        self, request_id: str, grant: Grant, durable: _Durable, rejections: list[Rejection]
+    ) -> tuple[Answer, Receipt | None]:
+        accepted = durable.accepted
+        for rejection in rejections:
+            self._metrics.readings.add(("refused", rejection.code))
+        if not accepted:
+            refusal = Refusal(RequestCode.ALL_REFUSED, "every reading was refused")
+            return refusal.answer(request_id, rejected=_listed(rejections)), None
+        self._metrics.readings.add(_ACCEPTED, accepted)
+        receipt = Receipt(self._source, grant.organisation, accepted, durable.places)
+        listed = orjson.dumps(_listed(rejections)) if rejections else b"[]"
+        body = b'{"accepted":%d,"rejected":%s,"receipt":"%s","durable":"log"}' % (
+            accepted,
+            listed,
+            self._receipts.make(receipt).encode(),
+        )
+        return Answer(202, body, request_id), receipt
+
+    async def _wait(self, request_id: str, receipt: Receipt, answer: Answer) -> Answer:
+        """Hold the answer until the readings have landed; as it is when that takes too long or cannot be told."""
         try:
             status = await self._receipts.wait(receipt, self._settings.wait_stored_s)
         except UnavailableError:
-            return Answer(202, body + b"}", request_id)
+            return answer
         if status.state is not State.LANDED:
-            return Answer(202, body + b"}", request_id)
+            return answer
         counts = b',"stored":%d,"duplicates":%d,"conflicts":%d,"quarantined":%d}' % (
             status.stored or 0,
             status.duplicates or 0,
             status.conflicts or 0,
             status.quarantined or 0,
         )
-        return Answer(200, body + counts, request_id, b"Preference-Applied: wait=stored\r\n")
+        return Answer(200, answer.content[:-1] + counts, request_id, b"Preference-Applied: wait=stored\r\n")
 
     def _stamp(self) -> int:
         """The receive time: later than that of every earlier request, so that no two stamps of a process coincide."""
@@ -423,15 +426,25 @@ _REQUEST_CODES: Final = {
     str(ReadingCode.DEVICE_MISMATCH): RequestCode.DEVICE_MISMATCH,
     str(ReadingCode.DEVICE_SUSPENDED): RequestCode.DEVICE_SUSPENDED,
 }
-_T = TypeVar("_T")
 _Route = Callable[[web.BaseRequest, str, str, str], Awaitable[Answer]]
 
 
-def _decode(decode: Callable[[], _T]) -> _T:
-    try:
-        return decode()
-    except BodyError as error:
-        raise Refusal(error.code, str(error)) from None
+def _other_method(method: str, methods: tuple[str, ...], request_id: str) -> Answer:
+    if not methods:
+        raise Refusal(RequestCode.NOT_FOUND, "no such path: readings go to /v1/ingest")
+    allow = b"Allow: %s\r\n" % ", ".join((*methods, "OPTIONS")).encode()
+    if method == "OPTIONS":
+        return Answer(204, b"", request_id, allow)
+    raise Refusal(RequestCode.METHOD_NOT_ALLOWED, f"takes {' and '.join(methods)}", headers=allow)
+
+
+def _fitting(grant: Grant, kinds: tuple[str, ...]) -> Grant:
+    if grant.kind not in kinds:
+        message = "an API key reads; readings are sent with a device's or gateway's token"
+        raise Refusal(RequestCode.FORBIDDEN, message)
+    if grant.suspended:
+        raise Refusal(RequestCode.DEVICE_SUSPENDED, "the device is suspended")
+    return grant
 
 
 def _bearer(request: web.BaseRequest) -> str | None:

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import Any, Final, NamedTuple
 
 from aiokafka.conn import AIOKafkaConnection, create_conn
-from aiokafka.errors import IncompatibleBrokerVersion, KafkaError, for_code
+from aiokafka.errors import KafkaError, for_code
 from aiokafka.protocol.api import Request
 from aiokafka.protocol.coordination import FindCoordinatorRequest
 from aiokafka.protocol.offset import OffsetRequest
@@ -20,7 +20,17 @@ from aiokafka.protocol.transaction import InitProducerIdRequest
 
 from runtime.errors import ConfigurationError, UnavailableError
 from runtime.log.kafka_address import Address
-from runtime.log.kafka_wire import CONSUMER, NEWEST, OLDEST, MetadataRequest, spell_topic_id
+from runtime.log.kafka_wire import (
+    CONSUMER,
+    NEWEST,
+    OLDEST,
+    CreateTopicStruct,
+    FetchStruct,
+    MetadataRequest,
+    MetadataStruct,
+    ProduceByName,
+    spell_topic_id,
+)
 from runtime.log.port import NEW_GENERATION, Bounds, LogMisfitError
 
 NO_ERROR: Final = 0
@@ -33,6 +43,8 @@ RETRY_S: Final = 0.05
 TRANSACTION_TIMEOUT_MS: Final = 2**31 - 1  # a transaction is never begun
 
 logging.getLogger("aiokafka").setLevel(logging.WARNING)  # it tells of every connection
+
+REQUESTS_NEEDED: Final = (ProduceByName, FetchStruct, MetadataStruct, CreateTopicStruct)
 
 # What aiokafka lets through when a broker cannot be reached, does not answer, or hangs up.
 LINK_ERRORS: Final = (OSError, KafkaError, EOFError)
@@ -103,8 +115,6 @@ class Cluster:
         connection = await self.connection(node)
         try:
             return await connection.send(request)
-        except (IncompatibleBrokerVersion, NotImplementedError) as error:
-            raise ConfigurationError(f"the brokers at SLUICE_LOG_URL are older than Kafka 3.1: {error}") from error
         except LINK_ERRORS:
             self.drop(node, connection)
             raise
@@ -126,7 +136,7 @@ class Cluster:
         error: Exception = KafkaError(f"no broker {node} is known")
         for host, port in self._addresses(node):
             try:
-                return await create_conn(
+                connection = await create_conn(
                     host,
                     port,
                     client_id=self._client_id,
@@ -135,6 +145,9 @@ class Cluster:
                 )
             except LINK_ERRORS as problem:
                 error = KafkaError(f"{host}:{port}: {explain(problem)}")
+            else:
+                _check_versions(connection)
+                return connection
         raise error
 
     def _addresses(self, node: int) -> list[tuple[str, int]]:
@@ -224,6 +237,17 @@ class Cluster:
         return node
 
 
+def _check_versions(connection: AIOKafkaConnection) -> None:
+    for request in REQUESTS_NEEDED:
+        least, most = connection._versions.get(request.API_KEY, (0, -1))
+        if not least <= request.API_VERSION <= most:
+            _abort(connection)
+            raise ConfigurationError(
+                f"SLUICE_LOG_URL: the broker at {connection.host}:{connection.port} is no Kafka 3.1 or later "
+                f"({request.__name__} is needed in version {request.API_VERSION}, it has {least} to {most})"
+            )
+
+
 def _abort(connection: AIOKafkaConnection) -> "asyncio.Future[None]":
     """Close at once. `close` alone would first try to send what is buffered, for ever if the peer is silent."""
     writer = connection._writer
@@ -240,4 +264,6 @@ def describe(code: int) -> str:
 
 def explain(error: BaseException) -> str:
     """In words; aiokafka's errors would begin with their own name."""
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
     return str(error.args[0] if isinstance(error, KafkaError) and error.args else error) or type(error).__name__

@@ -29,6 +29,7 @@ WATCH_TROUBLED_S: Final = 0.5
 MISSING_WAIT_S: Final = 1.0
 LEADERS_WAIT_S: Final = 10.0
 POLL_S: Final = 0.1
+FETCH_TIMEOUT_S: Final = 5.0
 HOUR_MS: Final = 3_600_000
 TOPIC_EXISTS: Final = 36
 BATCH_BYTES_MAX: Final = 8_388_608  # above the most that SLUICE_LOG_BATCH_BYTES_MAX allows
@@ -55,12 +56,15 @@ async def create_kafka_log(settings: LogSettings, address: Address, name: str, p
 
 
 def _configs(settings: LogSettings) -> dict[str, str]:
-    return {
+    configs = {
         "cleanup.policy": "delete",
         "retention.ms": str(settings.log_retention_h * HOUR_MS),
         "retention.bytes": "-1",
         "max.message.bytes": str(BATCH_BYTES_MAX),
     }
+    if settings.log_replication > 2:
+        configs["min.insync.replicas"] = "2"  # acknowledged means on two brokers, and one may be away
+    return configs
 
 
 async def open_kafka_log(settings: LogSettings, address: Address, expected: Expected, client_id: str) -> "KafkaLog":
@@ -93,9 +97,18 @@ async def _verify(cluster: Cluster, expected: Expected) -> None:
         _log.warning("replication factor 1: a lost broker loses acknowledged readings", extra={"log": cluster.name})
 
 
-def _cluster(settings: LogSettings, address: Address, name: str, identity: str | None, client_id: str) -> Cluster:
-    # Half of what an append may take, so that a connection gone silent leaves time for a second try.
-    timeout_s = settings.log_append_timeout_ms / 2000
+def _cluster(
+    settings: LogSettings,
+    address: Address,
+    name: str,
+    identity: str | None,
+    client_id: str,
+    *,
+    timeout_s: float | None = None,
+) -> Cluster:
+    if timeout_s is None:
+        # Half of what an append may take, so that a connection gone silent leaves time for a second try.
+        timeout_s = settings.log_append_timeout_ms / 2000
     return Cluster(address, name=name, identity=identity, client_id=client_id, timeout_s=timeout_s)
 
 
@@ -157,7 +170,14 @@ class KafkaLog:
 
     def reader(self) -> KafkaReader:
         expected = self._expected
-        cluster = _cluster(self._settings, self._address, expected.name, expected.identity, self._client_id)
+        cluster = _cluster(
+            self._settings,
+            self._address,
+            expected.name,
+            expected.identity,
+            self._client_id,
+            timeout_s=FETCH_TIMEOUT_S,
+        )
         trouble = Trouble(expected.name)
         reader = KafkaReader(cluster, self._settings.log_fetch_bytes_max, trouble, self._readers.discard)
         self._readers.add(reader)

@@ -5,6 +5,7 @@ Left out: consumer groups; who reads which partition is decided elsewhere.
 
 import asyncio
 import contextlib
+import logging
 import struct
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -12,7 +13,7 @@ from typing import Any, Final, NamedTuple
 
 from aiokafka.record.default_records import DefaultRecordBatch
 
-from runtime.errors import UnavailableError
+from runtime.errors import SluiceError, UnavailableError
 from runtime.log.kafka_cluster import LINK_ERRORS, NO_ERROR, NO_LEADER, Cluster, Topic, describe, explain
 from runtime.log.kafka_wire import FetchRequest
 from runtime.log.port import NEW_GENERATION, BehindRetentionError, LogMisfitError, Slice
@@ -29,6 +30,9 @@ BATCH_HEAD: Final = struct.Struct(">qi")  # position of the first record, bytes 
 MAGIC_AT: Final = 16
 HEAD_BYTES: Final = 61
 MAGIC: Final = 2
+
+
+_log = logging.getLogger("sluice.log")
 
 
 class _Chunk(NamedTuple):
@@ -143,10 +147,13 @@ class KafkaReader:
             except LogMisfitError as error:
                 self._fail(list(self._tracks.values()), error)
                 return
-            except UnavailableError as error:
+            except SluiceError as error:
                 problem = str(error)
             except LINK_ERRORS as error:
                 problem = f"Kafka cannot be reached: {explain(error)}"
+            except Exception as error:
+                problem = f"unexpected: {error!r}"
+                _log.exception("unexpected", extra={"log": self._cluster.name})
             if self._backoff_s > BACKOFF_S:  # not for the one error by which a new leader is found
                 self.trouble.begin(problem)
             await asyncio.sleep(self._backoff_s)

@@ -295,7 +295,9 @@ class KafkaWriter:
             if self._may_go_again(lane, batch, error):
                 returning.append((lane, batch))
             else:
-                self._give_up(lane, batch, f"the broker refuses it: {batch.problem}")
+                text = f"partition {lane.partition}: the broker refuses a batch: {batch.problem}"
+                self._trouble.begin(text)
+                self._give_up(lane, batch, text)
         if returning:
             self._come_back(returning, None)
 

@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import functools
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -17,7 +18,7 @@ from typing import Final, TypeVar
 from uuid import UUID
 
 from runtime.errors import OutcomeUnknownError, OverloadedError, SluiceError, UnavailableError
-from runtime.log.port import Bounds, Slice
+from runtime.log.port import Bounds, LogMisfitError, Slice
 from runtime.log.settings import LogSettings
 from runtime.log.sqlite_store import Store
 from runtime.log.waiting import Landed, Trouble, fail, failed, settle
@@ -145,9 +146,8 @@ class SqliteLog:
             self._trouble.over()
         else:
             self._note(error)
-            group.fail(
-                OutcomeUnknownError if isinstance(error, OutcomeUnknownError) else UnavailableError, str(error)
-            )
+            certain = isinstance(error, UnavailableError | LogMisfitError)
+            group.fail(UnavailableError if certain else OutcomeUnknownError, str(error))
         self._queued_bytes -= group.size
         self._writing = None
         for reader in self._readers:
@@ -231,7 +231,7 @@ class SqliteLog:
         await self._landed.close()
         self._watch.cancel()
         await asyncio.gather(self._watch, return_exceptions=True)
-        self._expire(self._loop.time() + self._timeout_s)
+        self._expire(math.inf)
         for reader in list(self._readers):
             await reader.close()
         with contextlib.suppress(TimeoutError):

@@ -65,7 +65,10 @@ class Origin(NamedTuple):
 
 def create_store(path: Path, source: UUID, partitions: int) -> Origin:
     """Make a new file, complete or not at all. Raises `FileExistsError` and, for a disk that refuses, `OSError`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise NotADirectoryError(f"{path.parent} is a file") from error
     origin = Origin(uuid4(), source, partitions)
     draft = path.with_name(f"{path.name}.{origin.identity}")
     try:

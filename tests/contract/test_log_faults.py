@@ -10,13 +10,19 @@ import contextlib
 import resource
 import signal
 import sqlite3
+import ssl
 import sys
 from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from runtime.errors import OutcomeUnknownError, UnavailableError
 from runtime.log import Expected, Log, LogMisfitError, open_log
@@ -311,6 +317,42 @@ def test_a_topic_that_is_deleted_under_appends(broker: Broker) -> None:
                 await log.bounds()
 
     run(test())
+
+
+def test_a_broker_behind_tls(broker: Broker, tmp_path: Path) -> None:
+    async def test() -> None:
+        certificate, tls = await asyncio.to_thread(_self_signed, tmp_path)
+        async with Proxy(broker.proxy_port, broker.port, tls):
+            place = KafkaPlace(f"kafkas://127.0.0.1:{broker.proxy_port}?cafile={certificate}")
+            expected = await make(place)
+            async with opened(place, expected) as log:
+                assert await log.append(0, b"over TLS") == 0
+                assert (await read_all(log))[0] == [b"over TLS"]
+            distrustful = KafkaPlace(f"kafkas://127.0.0.1:{broker.proxy_port}")
+            with pytest.raises(UnavailableError, match="certificate"):
+                await open_log(distrustful.settings(log_append_timeout_ms=500), expected, client_id="test")
+
+    run(test())
+
+
+def _self_signed(directory: Path) -> tuple[Path, ssl.SSLContext]:
+    """A certificate for loopback, and a server's context with it."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "test")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), now, now + timedelta(1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    path, key_path = directory / "certificate.pem", directory / "key.pem"
+    path.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    key_path.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(path, key_path)
+    return path, context
 
 
 # ---------------------------------------------------------------- the file and the disk

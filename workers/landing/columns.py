@@ -7,10 +7,10 @@ Left out: which rows these are.
 
 import struct
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import repeat
-from operator import itemgetter
-from typing import Any, Final
+from dataclasses import dataclass, field
+from itertools import chain, repeat
+from operator import mul
+from typing import Final
 
 HEADER: Final = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 TRAILER: Final = b"\xff\xff"
@@ -99,27 +99,46 @@ async def stream(layout: Layout, columns: Columns) -> AsyncIterator[bytes | byte
         yield block
 
 
-def of_fresh(chunks: list[tuple[int, bytes, bytes, int | bytes]]) -> Columns:
-    """Rows of `READING` from runs of (series_id, times, values, quality), sorted by series and, where each series'
-    runs ascend, by time: the order in which the index takes them best."""
-    chunks.sort(key=itemgetter(0))
-    series = b"".join([int4_run(chunk[0], len(chunk[1]) // 8) for chunk in chunks])
-    return Columns((series,), _joined(chunks, 1), _joined(chunks, 2), _quality(chunks))
+@dataclass(slots=True)
+class Runs:
+    """Runs of readings of one series each, side by side: lists that garbage collection does not walk far."""
+
+    series_ids: list[int] = field(default_factory=list)
+    times: list[bytes] = field(default_factory=list)
+    values: list[bytes] = field(default_factory=list)
+    quality: list[int | bytes] = field(default_factory=list)
+
+    def add(self, series_id: int, times: bytes, values: bytes, quality: int | bytes) -> None:
+        self.series_ids.append(series_id)
+        self.times.append(times)
+        self.values.append(values)
+        self.quality.append(quality)
+
+    def sorted(self) -> Columns:
+        """Rows of `READING` by series and, where the runs of a series ascend, by time: what the index takes best."""
+        order = sorted(range(len(self.series_ids)), key=self.series_ids.__getitem__)
+        times = [*map(self.times.__getitem__, order)]
+        counts = [len(run) // 8 for run in times]
+        words = map(_LENGTH_AND_INT4.pack, repeat(4), map(self.series_ids.__getitem__, order))
+        quality = None
+        if any(self.quality):
+            quality = b"".join(map(quality_column, map(self.quality.__getitem__, order), counts))
+        values = b"".join(map(self.values.__getitem__, order))
+        return Columns((b"".join(map(mul, words, counts)),), b"".join(times), values, quality)
 
 
-def of_suspects(chunks: list[tuple[int, bytes, bytes, int | bytes, int, Sequence[int]]]) -> Columns:
-    """Rows of `SUSPECT` from runs of (series_id, times, values, quality, record, items), in the order given."""
-    series = b"".join([int4_run(chunk[0], len(chunk[1]) // 8) for chunk in chunks])
-    records = b"".join([int4_run(chunk[4], len(chunk[1]) // 8) for chunk in chunks])
-    items = b"".join([int4_column(chunk[5]) for chunk in chunks])
-    return Columns((series, records, items), _joined(chunks, 1), _joined(chunks, 2), _quality(chunks))
+@dataclass(slots=True)
+class StagedRuns(Runs):
+    """The same, with the record of each run and the numbers of its readings there."""
 
+    records: list[int] = field(default_factory=list)
+    items: list[Sequence[int]] = field(default_factory=list)
 
-def _joined(chunks: Sequence[tuple[Any, ...]], column: int) -> bytes:
-    return b"".join(map(itemgetter(column), chunks))
-
-
-def _quality(chunks: Sequence[tuple[Any, ...]]) -> bytes | None:
-    if not any(map(itemgetter(3), chunks)):
-        return None
-    return b"".join([quality_column(chunk[3], len(chunk[1]) // 8) for chunk in chunks])
+    def in_order(self) -> Columns:
+        """Rows of `SUSPECT`, in the order they were added."""
+        counts = [len(run) // 8 for run in self.times]
+        series = b"".join(map(int4_run, self.series_ids, counts))
+        records = b"".join(map(int4_run, self.records, counts))
+        quality = b"".join(map(quality_column, self.quality, counts)) if any(self.quality) else None
+        int4 = series, records, int4_column(chain.from_iterable(self.items))
+        return Columns(int4, b"".join(self.times), b"".join(self.values), quality)

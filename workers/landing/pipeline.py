@@ -25,7 +25,7 @@ _log = logging.getLogger("sluice.landing")
 _READ_WAIT_S: Final = 0.25
 # Planned between two looks at the event loop: a few milliseconds, so that COPY is fed meanwhile.
 _RECORDS_AT_ONCE: Final = 500
-_ROWS_AT_ONCE: Final = 20_000
+_WEIGHT_AT_ONCE: Final = 20_000
 
 
 @dataclass
@@ -224,12 +224,13 @@ class Pipeline:
         if part is None:
             part = plan.parts[partition] = self._open(partition)
         now = self._clock.now_us() - PG_EPOCH_US
-        rows_max = plan.rows + _ROWS_AT_ONCE
+        weight_max = min(plan.weight + _WEIGHT_AT_ONCE, self._settings.landing_batch_rows_max)
         begin = part.position - read.first
+        end = begin + min(_RECORDS_AT_ONCE, self._records_max() - plan.records)
         try:
-            for body in read.bodies[begin : begin + _RECORDS_AT_ONCE]:
+            for body in read.bodies[begin:end]:
                 plan.add(part, body, now)
-                if plan.rows >= rows_max or self._is_full(plan):
+                if plan.weight >= weight_max:
                     break
         finally:
             self._next[partition] = part.position
@@ -238,11 +239,11 @@ class Pipeline:
         holding = self._holdings[partition]
         ahead = None if self.landing is None else self.landing.parts.get(partition)
         cache = holding.cache
-        if len(cache) > self._settings.landing_series_cache_max // len(self._holdings):
+        if cache.count > self._settings.landing_series_cache_max // len(self._holdings):
             _log.warning(
                 "a partition has more series than are kept in memory and they are looked up again: add workers, or "
                 "raise SLUICE_LANDING_SERIES_CACHE_MAX",
-                extra={"partition": partition, "series": len(cache)},
+                extra={"partition": partition, "series": cache.count},
             )
             high_water = cache.high_water if ahead is None else max(cache.high_water, ahead.high_water)
             cache = holding.cache = SeriesCache(high_water)

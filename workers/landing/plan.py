@@ -11,12 +11,14 @@ from typing import Final, NamedTuple
 
 from schemas.record import Channel, Note, Record, UndecodableError, decode
 from workers.landing import quarantine
+from workers.landing.columns import Runs, StagedRuns
 from workers.landing.quarantine import Place, QuarantineRow, Reading
 from workers.landing.series import NEVER, Found, Refusal, SeriesCache, SeriesName, cache_key
 
 _HOUR_US: Final = 3_600_000_000
 _MONDAY_US: Final = 48 * _HOUR_US  # 2000-01-03, the first Monday of record times
 _WEEK_US: Final = 168 * _HOUR_US
+_RECEIVED_MAX: Final = 200 * 8766 * _HOUR_US  # the year 2200: no ingest's clock is that wrong
 _ENDS: Final = struct.Struct(">2q").unpack
 
 # What others cost against a fresh reading, in memory and in the database: a flood of them makes batches smaller.
@@ -39,12 +41,6 @@ class Bounds(NamedTuple):
 
     future_us: int
     payload_max: int
-
-
-#: (series_id, times, values, quality): a run of fresh readings of one series, as columns
-Fresh = tuple[int, bytes, bytes, int | bytes]
-#: the same, then (index of the outcome, numbers of the readings in their record)
-Suspects = tuple[int, bytes, bytes, int | bytes, int, Sequence[int]]
 
 
 class TextReading(NamedTuple):
@@ -171,15 +167,17 @@ class Plan:
         self._limits = limits
         self._bounds = bounds
         self.parts: dict[int, Part] = {}
-        self.fresh: list[Fresh] = []
-        self.suspects: list[Suspects] = []
+        self.fresh = Runs()
+        self.suspects = StagedRuns()
         self.texts: list[TextReading] = []
         self.notes: dict[tuple[int, int], NoteRow] = {}
         """By outcome and reading number; only those of readings that are stored stay."""
         self.outcomes: list[Outcome] = []
         self.quarantine: list[QuarantineRow] = []
         self.undecodable: list[Place] = []
-        self.rows = self.records = self.bytes = self.suspect_rows = 0
+        self.rows = self.records = self.bytes = 0
+        self.weight = 0
+        """What it costs to land, in fresh readings."""
         self.unknown_organisations: set[bytes] = set()
         self._outcome_of: dict[Place, int] = {}
         self._waiting: list[Spot] = []
@@ -190,11 +188,6 @@ class Plan:
         self._noted: tuple[Record, dict[tuple[int, int], Note]] | None = None
 
     @property
-    def weight(self) -> int:
-        """What it costs to land, in fresh readings."""
-        return self.rows + self.suspect_rows * _SUSPECT_WEIGHT + len(self.quarantine) * _QUARANTINE_WEIGHT
-
-    @property
     def is_settled(self) -> bool:
         """Whether nothing in it waits for a look-up."""
         return not self._waiting
@@ -202,7 +195,7 @@ class Plan:
     def weeks(self) -> set[int]:
         """The weeks, from Monday to Monday and counted from 2000-01-03, that its readings lie in."""
         found = {(reading.ts - _MONDAY_US) // _WEEK_US for reading in self.texts}
-        for times in [run[1] for run in self.fresh] + [run[1] for run in self.suspects]:
+        for times in self.fresh.times + self.suspects.times:
             first, last = ((time - _MONDAY_US) // _WEEK_US for time in _ENDS(times[:8] + times[-8:]))
             found.add(first)
             if first != last:
@@ -212,7 +205,7 @@ class Plan:
     def add(self, part: Part, body: bytes, now: int) -> None:
         """Take the next record of `part`. Raises `UnknownVersionError` with nothing taken."""
         try:
-            self._take(part, decode(body))
+            self._take(part, _decoded(body))
         except UndecodableError as error:
             place = Place(part.partition, part.position)
             self.undecodable.append(place)
@@ -248,53 +241,51 @@ class Plan:
             self.quarantine.append(quarantine.of_reading(reading, "conflict", message, self._bounds.payload_max))
 
     def _take(self, part: Part, record: Record) -> None:
-        received_at = record.received_at
+        """Every microsecond here is a tenth of what a record of one reading costs: nothing is called in vain."""
+        device, received_at = record.device, record.received_at
         limits = self._limits.get(record.organisation)
-        at_a_glance = limits is not None and not record.notes and part.position >= part.careful_until
-        oldest, latest = self._window(record, limits)
-        slots = part.cache.slots if at_a_glance and not part.rejected else _NO_SLOTS
+        slots, oldest = _NO_SLOTS, 0
+        if limits is not None and not record.notes and not part.rejected and part.position >= part.careful_until:
+            slots, oldest = part.cache.slots, received_at - limits.retention_us
+        latest = received_at + self._bounds.future_us
         base = 0
-        for index, channel in enumerate(record.channels):
-            slot = slots.get(cache_key(record.device, channel.metric, channel.label, channel.unit))
+        for ordinal, channel in enumerate(record.channels):
+            slot = slots.get(device + f"{channel.metric}\0{channel.label}\0{channel.unit}".encode())
             if slot is None or not self._take_fresh(part, channel, slot, oldest, latest):
-                self._consider(Spot(part, Place(part.partition, part.position), record, index, base))
+                self._consider(Spot(part, Place(part.partition, part.position), record, ordinal, base))
             base += len(channel.times) // 8
         self.rows += base
+        self.weight += base
         if record.refused:
             self._keep_refused(Place(part.partition, part.position), record)
             base += len(record.refused)
         hour = (record.organisation, received_at // _HOUR_US)
         part.received[hour] = part.received.get(hour, 0) + base
-        part.received_through = max(part.received_through, received_at)
-        part.oldest_received = min(part.oldest_received, received_at)
+        if received_at > part.received_through:
+            part.received_through = received_at
+        if received_at < part.oldest_received:
+            part.oldest_received = received_at
 
     def _take_fresh(self, part: Part, channel: Channel, slot: int, oldest: int, latest: int) -> bool:
         """Take the channel as it is if all of it is fresh."""
         times, values = channel.times, channel.values
         if times != self._times:
             self._look_at(times)
-        stamps = self._stamps
-        if (
-            not self._ascends
-            or stamps[0] <= part.newest_of(slot)
-            or stamps[0] < oldest
-            or stamps[-1] > latest
-            or type(values) is not bytes
-        ):
+        if not self._ascends or type(values) is not bytes:
             return False
-        part.moved(slot, stamps[-1])
-        self.fresh.append((part.cache.ids[slot], times, values, channel.quality))
+        first, last = self._stamps[0], self._stamps[-1]
+        if first <= part.newest_of(slot) or first < oldest or last > latest:
+            return False
+        part.newest[slot] = last
+        if last > part.high_water:
+            part.high_water = last
+        self.fresh.add(part.cache.ids[slot], times, values, channel.quality)
         return True
 
     def _look_at(self, times: bytes) -> None:
         self._times = times
         self._stamps = stamps = struct.unpack(f">{len(times) // 8}q", times)
         self._ascends = bool(stamps) and all(map(lt, stamps, stamps[1:]))
-
-    def _window(self, record: Record, limits: Limits | None) -> tuple[int, int]:
-        """The oldest time that may land, and the newest that may move a high-water."""
-        retention = 0 if limits is None else limits.retention_us
-        return record.received_at - retention, record.received_at + self._bounds.future_us
 
     def _consider(self, spot: Spot) -> None:
         """Take a channel by the rules in full, refuse it, or let it wait for a look-up."""
@@ -311,7 +302,7 @@ class Plan:
         elif slot is None or limits is None:
             self._wait(spot, key if slot is None else None)
         else:
-            window = self._window(record, limits)
+            window = record.received_at - limits.retention_us, record.received_at + self._bounds.future_us
             by_one = spot.is_careful or record.notes
             if by_one or not self._take_fresh(part, spot.channel, slot, *window):
                 self._take_each(spot, slot, *window)
@@ -354,19 +345,19 @@ class Plan:
             self._take_texts(spot, series_id, suspects)
             return
         if fresh:
-            self.fresh.append((series_id, *_picked(channel, fresh)))
+            self.fresh.add(series_id, *_picked(channel, fresh))
         if suspects:
             numbers = [spot.base + index for index in suspects]
-            self.suspects.append(
-                (series_id, *_picked(channel, suspects), self._outcome(spot.place, spot.record), numbers)
-            )
-            self.suspect_rows += len(suspects)
+            self.suspects.add(series_id, *_picked(channel, suspects))
+            self.suspects.records.append(self._outcome(spot.place, spot.record))
+            self.suspects.items.append(numbers)
+            self.weight += len(suspects) * _SUSPECT_WEIGHT
 
     def _take_texts(self, spot: Spot, series_id: int, indices: list[int]) -> None:
         channel = spot.channel
         flags = channel.unpack_quality()
         outcome = self._outcome(spot.place, spot.record)
-        self.suspect_rows += len(indices)
+        self.weight += len(indices) * _SUSPECT_WEIGHT
         for index in indices:
             time, value = self._stamps[index], channel.values[index]
             self.texts.append(TextReading(series_id, flags[index], time, str(value), outcome, spot.base + index))
@@ -407,10 +398,12 @@ class Plan:
         self.outcomes[self._outcome(spot.place, spot.record)].quarantined += 1
         row = quarantine.of_reading(spot.reading(index), refusal.code, refusal.message, self._bounds.payload_max)
         self.quarantine.append(row)
+        self.weight += _QUARANTINE_WEIGHT
 
     def _keep_refused(self, place: Place, record: Record) -> None:
         self.outcomes[self._outcome(place, record)].refused = len(record.refused)
         self.quarantine += quarantine.of_refused(place, record, self._bounds.payload_max)
+        self.weight += len(record.refused) * _QUARANTINE_WEIGHT
 
     def _outcome(self, place: Place, record: Record) -> int:
         number = self._outcome_of.get(place)
@@ -418,6 +411,13 @@ class Plan:
             number = self._outcome_of[place] = len(self.outcomes)
             self.outcomes.append(Outcome(place, record))
         return number
+
+
+def _decoded(body: bytes) -> Record:
+    record = decode(body)
+    if not 0 <= record.received_at < _RECEIVED_MAX:
+        raise UndecodableError("not a record: its receive time is none")
+    return record
 
 
 def _picked(channel: Channel, indices: list[int]) -> tuple[bytes, bytes, int | bytes]:

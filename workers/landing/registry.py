@@ -19,6 +19,8 @@ from workers.settings import LandingSettings
 _DAY_US: Final = 86_400_000_000
 _EPOCH: Final = datetime(2000, 1, 1, tzinfo=UTC)
 
+_WEEKS_MAX: Final = 52 * 300
+
 # The index of names holds rows of up to 2,704 bytes.
 _NAME_BYTES_MAX: Final = 2_000
 
@@ -74,7 +76,8 @@ class Registry:
         self._hypertables: bool | None = None
 
     async def close(self) -> None:
-        """Let go of the connection; the next call makes another."""
+        """Let go of the connection and of what was known of partitions; the next call finds out again."""
+        self._weeks.clear()
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.terminate()
@@ -110,8 +113,13 @@ class Registry:
         return [result if result is not None else _UNKNOWN_DEVICE for result in results]
 
     async def ensure_weeks(self, weeks: Iterable[int]) -> None:
-        """Make the tables' partitions for these weeks since the epoch of record times, where they are missing."""
+        """Make the tables' partitions for these weeks since the epoch of record times, where they are missing.
+
+        Of a time beyond all calendars none is made: the database will refuse its reading.
+        """
         for week in sorted(set(weeks) - self._weeks):
+            if abs(week) > _WEEKS_MAX:
+                continue
             connection = await self._connected()
             await connection.execute("SELECT ensure_week($1)", _EPOCH + timedelta(weeks=week, days=2))
             self._weeks.add(week)

@@ -61,7 +61,8 @@ class SeriesCache:
         self.refused: dict[bytes, Refusal] = {}
         self.refused_until = 0.0
 
-    def __len__(self) -> int:
+    @property
+    def count(self) -> int:
         return len(self.ids)
 
     def learn(self, key: bytes, found: Found) -> None:

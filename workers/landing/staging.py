@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 
 from workers.landing import columns
 from workers.landing.failures import MiscountError
-from workers.landing.plan import Plan, Suspects, TextReading
+from workers.landing.plan import Plan
 
 _WEEK_US: Final = 7 * 86_400_000_000
 
@@ -85,23 +85,23 @@ class Judgement(NamedTuple):
     conflicts: int = 0
 
 
-async def land_suspects(connection: Any, plan: Plan, chunks: list[Suspects]) -> Judgement:
+async def land_suspects(connection: Any, plan: Plan) -> Judgement:
     """Within the caller's transaction. Tells `plan` of every reading that is not stored."""
-    if not chunks:
+    if not plan.suspects.times:
         return Judgement()
-    staged = columns.of_suspects(chunks)
+    staged = plan.suspects.in_order()
     rows = columns.stream(columns.SUSPECT, staged)
     await connection.copy_to_table("landing_readings", source=rows, columns=_STAGED, format="binary")
     times = struct.unpack(f">{staged.count}q", staged.times)
     return await _judge(connection, plan, _READINGS, times)
 
 
-async def land_texts(connection: Any, plan: Plan, readings: list[TextReading]) -> Judgement:
+async def land_texts(connection: Any, plan: Plan) -> Judgement:
     """The same for texts."""
-    if not readings:
+    if not plan.texts:
         return Judgement()
-    await connection.copy_records_to_table("landing_text_readings", records=readings, columns=_STAGED)
-    return await _judge(connection, plan, _TEXTS, [reading.ts for reading in readings])
+    await connection.copy_records_to_table("landing_text_readings", records=plan.texts, columns=_STAGED)
+    return await _judge(connection, plan, _TEXTS, [reading.ts for reading in plan.texts])
 
 
 async def _judge(connection: Any, plan: Plan, table: _Table, times: Iterable[int]) -> Judgement:

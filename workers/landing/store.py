@@ -185,13 +185,13 @@ class Store:
     async def _write(self, connection: Any, plan: Plan) -> tuple[int, Judgement, Judgement]:
         await self._advance(connection, plan)
         fresh = 0
-        if plan.fresh:
-            rows = columns.of_fresh(plan.fresh)
+        if plan.fresh.times:
+            rows = plan.fresh.sorted()
             fresh = rows.count
             source = columns.stream(columns.READING, rows)
             await connection.copy_to_table("readings", source=source, columns=_READING, format="binary")
-        suspects = await staging.land_suspects(connection, plan, plan.suspects)
-        texts = await staging.land_texts(connection, plan, plan.texts)
+        suspects = await staging.land_suspects(connection, plan)
+        texts = await staging.land_texts(connection, plan)
         await books.write(connection, self._source, plan)
         return fresh, suspects, texts
 

@@ -271,6 +271,7 @@ class LandingWorker:
     async def _recover(self, cause: Cause, error: Exception) -> float:
         """Make the next run differ in what the failure asks for; how long to wait before it."""
         plan = self._failed_plan
+        await self._registry.close()
         if cause is Cause.CONTENT and (plan is None or self._is_rejected_already(plan)):
             cause = Cause.DATABASE
         self._metrics.retries.labels(cause.value).inc()
@@ -360,7 +361,7 @@ class LandingWorker:
         for partition, lag in lags.items():
             self._metrics.lag.labels(partition).set(lag)
         self._shown = set(lags)
-        self._metrics.series_cached.set(sum(len(holding.cache) for holding in self._holdings.values()))
+        self._metrics.series_cached.set(sum(holding.cache.count for holding in self._holdings.values()))
 
 
 async def _any_of(*events: asyncio.Event, timeout: float | None = None) -> None:

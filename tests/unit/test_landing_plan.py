@@ -1,0 +1,204 @@
+"""What a plan takes as fresh, what it doubts and what it refuses, without a database."""
+
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from runtime.ids import uuid7
+from schemas.record import VERSION, Channel, Note, Record, Refused, UnknownVersionError, encode
+from workers.landing.plan import Bounds, Limits, Part, Plan
+from workers.landing.series import NEVER, Found, Refusal, SeriesCache
+
+SECOND = 1_000_000
+DAY = 86_400 * SECOND
+NOW = 800_000_000 * SECOND
+ORGANISATION = uuid7().bytes
+DEVICE = uuid7().bytes
+LIMITS = {ORGANISATION: Limits(30 * DAY, 1000)}
+BOUNDS = Bounds(future_us=600 * SECOND, payload_max=200)
+
+
+def channel(metric: str, times: Sequence[int], values: Sequence[Any] | None = None, unit: str = "W") -> Channel:
+    values = [float(number) for number in range(len(times))] if values is None else values
+    texts = any(isinstance(value, str) for value in values)
+    column = [*values] if texts else struct.pack(f">{len(values)}d", *values)
+    return Channel(metric, "", unit, struct.pack(f">{len(times)}q", *times), column)
+
+
+def body(*channels: Channel, notes: Sequence[Note] = (), refused: Sequence[Refused] = ()) -> bytes:
+    ids = uuid7().bytes, ORGANISATION, DEVICE
+    return encode(Record(VERSION, *ids, NOW, "http", "request", [*channels], [*refused], [*notes]))
+
+
+class Planning:
+    """A plan of one partition whose series are all found at once, numbered from 1."""
+
+    def __init__(self, cache: SeriesCache | None = None, ahead: Part | None = None, careful_until: int = 0) -> None:
+        self.plan = Plan(LIMITS, BOUNDS)
+        self.part = Part(0, 0, cache or SeriesCache(NEVER), ahead=ahead, careful_until=careful_until)
+        self.plan.parts[0] = self.part
+
+    def add(self, *bodies: bytes, is_new: bool = True, refusal: Refusal | None = None) -> "Planning":
+        for one in bodies:
+            self.plan.add(self.part, one, NOW)
+        known = self.part.cache.count
+        found = {key: refusal or Found(known + number, is_new) for number, key in enumerate(self.part.unknown, 1)}
+        self.plan.settle(found, refusals_until=1.0)
+        return self
+
+    @property
+    def fresh(self) -> list[tuple[int, list[int]]]:
+        runs = zip(self.plan.fresh.series_ids, self.plan.fresh.times, strict=True)
+        return [(series, _times(times)) for series, times in runs]
+
+    @property
+    def suspects(self) -> list[tuple[int, list[int], list[int]]]:
+        runs = self.plan.suspects
+        columns = zip(runs.series_ids, runs.times, runs.items, strict=True)
+        return [(series, _times(times), [*items]) for series, times, items in columns]
+
+    @property
+    def codes(self) -> list[tuple[str, int]]:
+        return [(row.code, row.item) for row in self.plan.quarantine]
+
+
+def _times(column: bytes) -> list[int]:
+    return [*struct.unpack(f">{len(column) // 8}q", column)]
+
+
+def test_a_new_series_is_fresh_and_stays_so_while_it_ascends() -> None:
+    planning = Planning().add(body(channel("a", [NOW, NOW + 1])), body(channel("a", [NOW + 2])))
+    assert planning.fresh == [(1, [NOW, NOW + 1]), (1, [NOW + 2])]
+    assert planning.suspects == []
+
+
+def test_times_out_of_order_are_fresh_once_sorted() -> None:
+    planning = Planning().add(body(channel("a", [NOW + 2, NOW, NOW + 1], [2.0, 0.0, 1.0])))
+    assert planning.fresh == [(1, [NOW, NOW + 1, NOW + 2])]
+    assert struct.unpack(">3d", planning.plan.fresh.values[0]) == (0.0, 1.0, 2.0)
+
+
+def test_the_second_of_two_equal_times_is_suspect() -> None:
+    planning = Planning().add(body(channel("b", [NOW - 1]), channel("a", [NOW, NOW, NOW + 1])))
+    assert planning.fresh == [(1, [NOW - 1]), (2, [NOW, NOW + 1])]
+    assert planning.suspects == [(2, [NOW], [2])]
+
+
+def test_a_series_found_in_the_database_is_as_new_as_its_partition() -> None:
+    planning = Planning(SeriesCache(NOW)).add(body(channel("a", [NOW, NOW + 1])), is_new=False)
+    assert planning.suspects == [(1, [NOW], [0])]
+    assert planning.fresh == [(1, [NOW + 1])]
+
+
+def test_the_cache_moves_only_when_applied() -> None:
+    planning = Planning().add(body(channel("a", [NOW])))
+    assert planning.part.cache.newest[0] == NEVER
+    planning.part.apply()
+    assert planning.part.cache.newest[0] == planning.part.cache.high_water == NOW
+
+
+def test_a_plan_knows_what_the_one_before_it_will_have_landed() -> None:
+    first = Planning().add(body(channel("a", [NOW])))
+    second = Planning(first.part.cache, ahead=first.part).add(body(channel("a", [NOW, NOW + 1])))
+    assert second.suspects == [(1, [NOW], [0])]
+    assert second.fresh == [(1, [NOW + 1])]
+
+
+def test_what_was_planned_with_another_cache_is_not_believed() -> None:
+    first = Planning().add(body(channel("a", [NOW])))
+    assert Planning(SeriesCache(NEVER), ahead=first.part).part.ahead is None
+
+
+def test_a_wrong_clock_moves_no_high_water() -> None:
+    ahead_of_time = NOW + 601 * SECOND
+    planning = Planning().add(body(channel("a", [NOW, ahead_of_time])), body(channel("a", [NOW + 1])))
+    assert planning.suspects == [(1, [ahead_of_time], [1])]
+    assert planning.fresh == [(1, [NOW]), (1, [NOW + 1])]
+    assert planning.part.high_water == NOW + 1
+
+
+def test_careful_means_that_everything_is_suspect() -> None:
+    planning = Planning(careful_until=1).add(body(channel("a", [NOW])), body(channel("a", [NOW + 1])))
+    assert planning.suspects == [(1, [NOW], [0])]
+    assert planning.fresh == [(1, [NOW + 1])]
+
+
+def test_too_old_is_refused_reading_by_reading() -> None:
+    planning = Planning().add(body(channel("b", [NOW]), channel("a", [NOW - 31 * DAY, NOW])))
+    assert planning.fresh == [(1, [NOW]), (2, [NOW])]
+    assert planning.codes == [("too_old", -2)]
+    assert planning.plan.outcomes[0].quarantined == 1
+
+
+def test_a_refused_series_takes_all_its_readings_along_and_is_remembered() -> None:
+    refusal = Refusal("unit_mismatch", "no")
+    planning = Planning().add(body(channel("a", [NOW, NOW + 1])), refusal=refusal)
+    planning.plan.add(planning.part, body(channel("a", [NOW + 2])), NOW)
+    assert planning.codes == [("unit_mismatch", -1), ("unit_mismatch", -2), ("unit_mismatch", -1)]
+    assert not planning.part.unknown
+    planning.part.cache.forget_refused(2.0)
+    assert not planning.part.cache.refused
+
+
+def test_texts_are_always_staged() -> None:
+    planning = Planning().add(body(channel("a", [NOW + 1, NOW], ["x", "y"])))
+    assert [(text.ts, text.value, text.number) for text in planning.plan.texts] == [(NOW, "y", 1), (NOW + 1, "x", 0)]
+
+
+def test_what_postgresql_cannot_hold_is_refused_before_it_is_asked() -> None:
+    bad = [Note(1, 0, metadata=b'{"a":"\\u0000"}'), Note(1, 1, metadata=b"{"), Note(1, 2, original_time="\0")]
+    notes = [*bad, Note(1, 3, metadata=b'{"a":1}')]
+    channels = channel("a", [NOW], ["nul \0"]), channel("b", [NOW, NOW + 1, NOW + 2, NOW + 3])
+    planning = Planning().add(body(*channels, notes=notes))
+    assert planning.codes == [("rejected_by_store", item) for item in (-1, -2, -3, -4)]
+    assert list(planning.plan.notes) == [(0, 4)]
+
+
+def test_refused_at_the_door_goes_to_the_quarantine_under_its_own_number() -> None:
+    planning = Planning().add(body(channel("a", [NOW]), refused=[Refused(4, "bad_value", "NaN\0", b"{}")]))
+    (row,) = planning.plan.quarantine
+    assert (row.code, row.message, row.item) == ("bad_value", "NaN\N{REPLACEMENT CHARACTER}", 4)
+    assert planning.part.received == {(ORGANISATION, NOW // (3600 * SECOND)): 2}
+
+
+@pytest.mark.parametrize("rubbish", [b"", b"\x00", b"\x91\x01", encode([1, b"short"])])
+def test_what_is_no_record_is_quarantined_alone(rubbish: bytes) -> None:
+    planning = Planning().add(body(channel("a", [NOW])), rubbish, body(channel("a", [NOW + 1])))
+    assert planning.codes == [("undecodable", 0)]
+    assert planning.fresh == [(1, [NOW]), (1, [NOW + 1])]
+    assert planning.part.position == 3
+
+
+def test_a_newer_version_is_not_touched() -> None:
+    planning = Planning().add(body(channel("a", [NOW])))
+    newer = bytearray(body(channel("a", [NOW + 1])))
+    newer[1] = VERSION + 1
+    with pytest.raises(UnknownVersionError):
+        planning.plan.add(planning.part, bytes(newer), NOW)
+    assert planning.part.position == planning.plan.records == 1
+
+
+def test_conflicts_tell_what_they_were() -> None:
+    first, second = channel("a", [NOW, NOW + 1], [1.0, 2.0]), channel("b", [NOW], [3.5])
+    planning = Planning(careful_until=1).add(body(first, second))
+    planning.plan.judged(0, duplicates=[0], conflicts=[2, 1])
+    assert planning.codes == [("conflict", -2), ("conflict", -3)]
+    assert b'"metric":"b"' in planning.plan.quarantine[1].payload
+    assert b'"value":3.5' in planning.plan.quarantine[1].payload
+    assert (planning.plan.outcomes[0].duplicates, planning.plan.outcomes[0].conflicts) == (1, 2)
+
+
+def test_payloads_are_bounded() -> None:
+    planning = Planning().add(body(channel("a" * 500, [NOW - 31 * DAY])))
+    assert len(planning.plan.quarantine[0].payload) == BOUNDS.payload_max
+
+
+def test_weeks_begin_on_monday() -> None:
+    monday = 2 * DAY + 100 * 7 * DAY
+    planning = Planning()
+    planning.part.cache.bound = NEVER
+    plan = planning.plan
+    plan.fresh.add(1, struct.pack(">2q", monday - 1, monday), bytes(16), 0)
+    assert plan.weeks() == {99, 100}
