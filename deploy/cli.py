@@ -15,6 +15,7 @@ import orjson
 from deploy.commands import migrate_all, print_token, seed_demo
 from deploy.roles import ROLES, Launch, run_role
 from deploy.settings import DeploySettings, load
+from deploy.up import run_up, with_port
 from runtime.errors import ConfigurationError, SluiceError
 from runtime.lifecycle import run
 from runtime.logging import LoggingSettings, set_up_logging
@@ -108,6 +109,21 @@ def ingest(listen: str | None, processes: int | None, metrics_listen: str | None
 def worker(processes: int | None, metrics_listen: str | None, inherited: str | None) -> None:
     """Land what stands in the log in the database."""
     _run_role("worker", inherited, {"worker_processes": processes, "metrics_listen": metrics_listen})
+
+
+@main.command()
+@click.option("--data", "data_dir", metavar="DIR", help="Where everything is kept.")
+@click.option("--port", type=click.IntRange(0, 65_535), help="Of the one address for devices and queries; 0: any.")
+@click.option("--metrics-listen", metavar="HOST:PORT", help="Where probes and metrics are served.")
+@_json_option
+def up(data_dir: str | None, port: int | None, metrics_listen: str | None, json: bool | None) -> None:
+    """Run everything in one process, on a PostgreSQL and a log of its own."""
+    given = {"data_dir": data_dir, "metrics_listen": metrics_listen, "json": json}
+    overrides: dict[str, object] = {name: value for name, value in given.items() if value is not None}
+    if port is not None:
+        overrides["http_listen"] = with_port(_load(**overrides), port)
+    settings = _load(**overrides)
+    run(lambda stop: run_up(settings, overrides, stop))
 
 
 # ---------------------------------------------------------------- operators

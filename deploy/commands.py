@@ -56,7 +56,7 @@ def _print_migrated(applied: list[str], closed: Closed | None, generation: Gener
     click.echo(f"log: generation {generation.source} ({generation.engine}, {generation.partitions} partitions)")
 
 
-async def _login(settings: Settings) -> Any:
+async def login(settings: Settings) -> Any:
     """A session of the login itself, which takes the role that each step needs."""
     connection = await connect(settings.get(PostgresSettings), role=None, application="sluice operator")
     try:
@@ -75,7 +75,7 @@ async def seed_demo(settings: Settings) -> None:
     """`sluice seed`."""
     hasher = _hasher(settings)
     await check_up_to_date(settings)
-    connection = await _login(settings)
+    connection = await login(settings)
     try:
         demo = await seed(connection, hasher)
     finally:
@@ -88,8 +88,8 @@ def public_url(settings: Settings) -> str:
     return settings.get(DeploySettings).public_url.rstrip("/") or f"http://{settings.get(IngestSettings).http_listen}"
 
 
-def print_demo(settings: Settings, demo: Demo, url: str) -> None:
-    """One line of JSON, or two commands to try."""
+def print_demo(settings: Settings, demo: Demo, url: str, *, hint: str = "") -> None:
+    """One line of JSON, or two commands to try; `hint` goes before a command that reaches the same database."""
     if settings.get(DeploySettings).json:
         data_dir = str(Path(settings.get(DeploySettings).data_dir).absolute())
         known = {name: value for name, value in asdict(demo).items() if value is not None}
@@ -105,8 +105,8 @@ def print_demo(settings: Settings, demo: Demo, url: str) -> None:
     )
     if demo.ingest_token is None:
         click.echo(
-            f"The tokens were shown when they were made; new ones: sluice token device {demo.device_id}, "
-            f"sluice token api-key {demo.organisation_id}"
+            "The tokens were shown when they were made. To make others:\n"
+            f"{hint}sluice token device {demo.device_id}\n{hint}sluice token api-key {demo.organisation_id}"
         )
 
 
@@ -116,7 +116,7 @@ async def print_token(
     """`sluice token device|gateway|api-key`."""
     hasher = _hasher(settings)
     await check_up_to_date(settings)
-    connection = await _login(settings)
+    connection = await login(settings)
     try:
         token = await issue_token(connection, hasher, kind, owner, name=name, scopes=scopes, expires_at=expires_at)
     finally:

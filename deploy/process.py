@@ -111,7 +111,8 @@ class Process:
         settings = self.settings.get(PostgresSettings)
         application = f"sluice {self.name}"
         pool = await self.patiently(
-            "database", lambda: open_pool(settings, role=role, application=application, size_max=None, **overrides)
+            f"pool of {role}",
+            lambda: open_pool(settings, role=role, application=application, size_max=None, **overrides),
         )
         self.teardown.add(f"pool of {role}", pool.close)
         return pool

@@ -121,14 +121,8 @@ def _closer(listener: socket.socket) -> Callable[[], Coroutine[Any, Any, None]]:
 async def serve_app(process: Process, app: web.Application, listener: socket.socket, **server: Any) -> None:
     """Answer requests on `listener` until the process ends; those in flight are answered then."""
     timeout_s = process.settings.get(LifecycleSettings).shutdown_timeout_ms / 1000
-    runner = web.AppRunner(
-        app,
-        access_log=None,
-        handle_signals=False,
-        keepalive_timeout=KEEPALIVE_S,
-        shutdown_timeout=timeout_s,
-        **server,
-    )
+    options = {"access_log": None, "keepalive_timeout": KEEPALIVE_S} | server
+    runner = web.AppRunner(app, handle_signals=False, shutdown_timeout=timeout_s, **options)
     await runner.setup()
     process.teardown.add("http", runner.cleanup)
     await web.SockSite(runner, listener).start()

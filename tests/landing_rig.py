@@ -17,7 +17,6 @@ from prometheus_client import CollectorRegistry
 
 from deploy.generation import ensure_generation, open_generation
 from runtime.clock import SystemClock
-from runtime.health import Health
 from runtime.ids import uuid7
 from runtime.log import Log, LogSettings
 from runtime.migrate import SESSION
@@ -139,18 +138,15 @@ class Rig:
 
     @asynccontextmanager
     async def worker(self, **changes: Any) -> AsyncIterator[LandingWorker]:
-        """A worker that runs within the block and stops at its end as on a SIGTERM."""
+        """A worker that runs within the block, which it ends if it fails, and stops at its end as on a SIGTERM."""
         worker = LandingWorker(
             self.postgres, replace(self.settings, **changes), self.log, clock=SystemClock(), metrics=self.metrics
         )
         stop = asyncio.Event()
-        running = asyncio.create_task(worker.run(stop))
-        try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(worker.run(stop))
             yield worker
-        finally:
             stop.set()
-            async with asyncio.timeout(DEADLINE_S):
-                await running
 
     async def landed(self) -> None:
         """Wait until everything that stands in the log has landed."""
@@ -182,7 +178,7 @@ class Rig:
             "sum(received)::int, sum(stored)::int, sum(duplicates)::int, sum(conflicts)::int, sum(quarantined)::int"
         )
         (books,) = await self.fetch(f"SELECT {sums} FROM ledger")
-        received, stored, duplicates, conflicts, quarantined = (count or 0 for count in books)
+        received, stored, duplicates, conflicts, quarantined = (int(count or 0) for count in books)
         assert received == stored + duplicates + conflicts + quarantined
         tables = "(SELECT count(*) FROM readings) + (SELECT count(*) FROM text_readings)"
         assert stored == await self.value(f"SELECT {tables}")
@@ -204,7 +200,7 @@ def microseconds(time: Any) -> int:
 async def until(look: Callable[[], Any], timeout_s: float = DEADLINE_S) -> None:
     """Wait for a condition; fails at the deadline."""
     async with asyncio.timeout(timeout_s):
-        while not await look():
+        while not await look():  # noqa: ASYNC110 - nothing tells of it but asking
             await asyncio.sleep(0.01)
 
 

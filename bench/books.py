@@ -1,0 +1,126 @@
+"""What has landed, as the database and the log have it: when it is all there, and whether it is what was sent.
+
+Left out: how it got there.
+"""
+
+import asyncio
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Final
+from uuid import UUID
+
+import asyncpg
+
+from bench.errors import BenchError
+from bench.parts import Parts
+from runtime.log import Bounds, Expected, LogSettings, open_log
+from schemas.topics import log_name
+
+POLL_S: Final = 0.01
+
+_GENERATION: Final = "SELECT source, identity, partitions FROM log_generations WHERE closed_at IS NULL"
+_POSITIONS: Final = "SELECT partition, position FROM log_positions WHERE source = $1"
+_COUNT: Final = """
+SELECT count(*) FROM readings r JOIN series s USING (series_id) WHERE s.organisation_id = $1"""
+_LEDGER: Final = """
+SELECT coalesce(sum(received), 0)::bigint AS received, coalesce(sum(stored), 0)::bigint AS stored,
+       coalesce(sum(duplicates + conflicts + quarantined), 0)::bigint AS others
+FROM ledger WHERE organisation_id = $1"""
+_SERIES: Final = "SELECT series_id FROM series WHERE device_id = $1 AND metric = $2 AND label = ''"
+_VISIBLE: Final = "SELECT 1 FROM readings WHERE series_id = $1 AND ts = $2"
+
+
+@dataclass
+class Landing:
+    """How the positions moved on: moments, and how many records had landed by then."""
+
+    moments: list[tuple[float, int]] = field(default_factory=list)
+
+    def note(self, landed: int) -> None:
+        if not self.moments or self.moments[-1][1] != landed:
+            self.moments.append((time.perf_counter(), landed))
+
+    @property
+    def records_per_s(self) -> float:
+        """From the first commit seen to the last: what the first one brought is not counted."""
+        commits = self.moments[1:]
+        if len(commits) < 2:
+            raise BenchError("all of it landed at once: more readings are needed to tell a rate")
+        (began, first), (ended, last) = commits[0], commits[-1]
+        return (last - first) / (ended - began)
+
+
+class Books:
+    """Looks at one organisation's readings and at the active generation of the log."""
+
+    def __init__(self, parts: Parts, organisation: UUID) -> None:
+        self._parts = parts
+        self._organisation = organisation
+        self._connection: Any = None
+        self._expected: Expected | None = None
+
+    async def open(self) -> None:
+        self._connection = await asyncpg.connect(self._parts.database_url, server_settings={"role": "sluice_worker"})
+        row = await self._connection.fetchrow(_GENERATION)
+        self._expected = Expected(row["source"], log_name(row["source"]), row["identity"], row["partitions"])
+
+    async def close(self) -> None:
+        if self._connection is not None:
+            await self._connection.close()
+
+    @property
+    def _source(self) -> UUID:
+        assert self._expected is not None
+        return self._expected.source
+
+    async def log_ends(self) -> dict[int, int]:
+        assert self._expected is not None
+        settings = LogSettings(log_url=self._parts.environment["SLUICE_LOG_URL"])
+        log = await open_log(settings, self._expected, client_id="sluice-bench")
+        try:
+            bounds: Mapping[int, Bounds] = await log.bounds()
+            return {partition: bound.end for partition, bound in bounds.items()}
+        finally:
+            await log.close()
+
+    async def positions(self) -> dict[int, int]:
+        rows = await self._connection.fetch(_POSITIONS, self._source)
+        return {row["partition"]: row["position"] for row in rows}
+
+    async def landed(self, timeout_s: float) -> Landing:
+        """Wait until everything the log holds now has landed. Raises `BenchError` when that takes too long."""
+        ends = await self.log_ends()
+        landing = Landing()
+        deadline = time.perf_counter() + timeout_s
+        while True:
+            positions = await self.positions()
+            landing.note(sum(positions.values()))
+            if all(positions[partition] >= end for partition, end in ends.items()):
+                return landing
+            if time.perf_counter() > deadline:
+                raise BenchError(f"not all has landed after {timeout_s:g} s: {positions} of {ends}")
+            await asyncio.sleep(POLL_S)
+
+    async def check(self, readings: int) -> None:
+        """Raises `BenchError` unless exactly so many are stored, and the ledger says the same."""
+        stored = await self._connection.fetchval(_COUNT, self._organisation)
+        ledger = dict(await self._connection.fetchrow(_LEDGER, self._organisation))
+        if stored != readings or ledger != {"received": readings, "stored": readings, "others": 0}:
+            raise BenchError(f"{readings} readings were acknowledged, {stored} are stored, the ledger has {ledger}")
+
+    async def series_of(self, device: UUID, metric: str) -> int:
+        series: int | None = await self._connection.fetchval(_SERIES, device, metric)
+        if series is None:
+            raise BenchError(f"device {device} has no series {metric}")
+        return series
+
+    async def visible(self, series: int, moment: datetime, timeout_s: float) -> float:
+        """When the reading of that series and moment could first be read."""
+        deadline = time.perf_counter() + timeout_s
+        while not await self._connection.fetchval(_VISIBLE, series, moment):
+            if time.perf_counter() > deadline:
+                raise BenchError(f"an acknowledged reading is not in the database after {timeout_s:g} s")
+            await asyncio.sleep(0.001)
+        return time.perf_counter()

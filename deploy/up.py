@@ -1,0 +1,147 @@
+"""`sluice up`: every role in one process, on a PostgreSQL and a log of its own in a data directory.
+
+A database or a log that the settings name is used instead of its own. Left out: what each role does (`deploy.roles`).
+"""
+
+import asyncio
+import fcntl
+import json
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from aiohttp import web
+
+from api.server import foreign
+from deploy.commands import login, print_demo
+from deploy.embedded import EmbeddedPostgres
+from deploy.operator import seed
+from deploy.process import Process
+from deploy.roles import make_api, make_ingest, serve_app, work_on
+from deploy.settings import DeploySettings, load
+from ingest.http.server import connection_options
+from ingest.settings import IngestSettings
+from runtime.errors import ConfigurationError
+from runtime.secrets import KeyRing, SecretSettings, TokenHasher, kept_keys
+from runtime.settings import Settings
+from runtime.sockets import Address, address_of, listen, parse_address, reachable
+
+_log = logging.getLogger("sluice.up")
+
+HTTP_VARIABLE: Final = "SLUICE_HTTP_LISTEN"
+KEYS_FILE: Final = "secret-keys"
+SETTINGS_FILE: Final = "sluice.toml"
+#: Made once the first tokens were printed: until then a start makes new ones.
+SHOWN_FILE: Final = "tokens-shown"
+INGEST_ROUTES: Final = ("/v1/ingest", "/v1/ingest/{rest:.*}", "/v1/receipts/{rest:.*}")
+
+Overrides = dict[str, object]
+
+
+def with_port(settings: Settings, port: int) -> str:
+    """The address of SLUICE_HTTP_LISTEN on another port."""
+    return str(Address(parse_address(HTTP_VARIABLE, settings.get(IngestSettings).http_listen).host, port))
+
+
+async def run_up(settings: Settings, overrides: Overrides, stop: asyncio.Event) -> None:
+    """Everything, until told to stop. `overrides` are what the command line set."""
+    directory = _make_directory(settings.get(DeploySettings).data_dir)
+    with _alone_in(directory), listen(HTTP_VARIABLE, settings.get(IngestSettings).http_listen) as listener:
+        postgres = None if _is_set(settings, "SLUICE_DATABASE_URL") else EmbeddedPostgres(directory)
+        try:
+            if postgres is not None:
+                await postgres.start()
+            own = _own_parts(settings, directory, postgres)
+            process = Process("up", load({**own, **overrides}), stop)
+            await process.serve(lambda process: _start(process, directory, listener, postgres))
+        finally:
+            if postgres is not None:
+                await postgres.stop()
+
+
+async def _start(
+    process: Process, directory: Path, listener: socket.socket, postgres: EmbeddedPostgres | None
+) -> None:
+    if postgres is not None:
+        process.run_beside("PostgreSQL", postgres.ended())
+    process.ignore_hangup()
+    await process.expose(0)
+    await process.prepare_database(may_change=True)
+    ring = KeyRing.parse(process.settings.get(SecretSettings).secret_keys)
+    _, log = await process.log()
+    app = await make_api(process, ring)
+    service = await make_ingest(process, log, ring)
+
+    @foreign
+    async def ingest(request: web.Request) -> web.StreamResponse:
+        return await service.handle(request)
+
+    for route in INGEST_ROUTES:
+        app.router.add_route("*", route, ingest)
+    await work_on(process, log)
+    await serve_app(process, app, listener, **connection_options(process.settings.get(IngestSettings)))
+    await _show_demo(process.settings, directory, TokenHasher(ring), listener, renew=postgres is not None)
+
+
+async def _show_demo(
+    settings: Settings, directory: Path, hasher: TokenHasher, listener: socket.socket, *, renew: bool
+) -> None:
+    shown = directory / SHOWN_FILE
+    connection = await login(settings)
+    try:
+        demo = await seed(connection, hasher, renew=renew and not shown.exists())
+    finally:
+        await connection.close()
+    url = settings.get(DeploySettings).public_url.rstrip("/") or f"http://{reachable(address_of(listener))}"
+    print_demo(settings, demo, url, hint=f"SLUICE_CONFIG={directory / SETTINGS_FILE} ")
+    shown.touch()
+
+
+# ---------------------------------------------------------------- the data directory
+
+
+def _make_directory(name: str) -> Path:
+    """Private to us, as everything in it; PostgreSQL's user may pass through to its own part."""
+    os.umask(0o077)
+    directory = Path(name).absolute()
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        directory.chmod(0o711 if os.geteuid() == 0 else 0o700)
+    except OSError as error:
+        raise ConfigurationError(f"SLUICE_DATA_DIR={directory} cannot be used: {error}") from error
+    return directory
+
+
+@contextmanager
+def _alone_in(directory: Path) -> Iterator[None]:
+    with (directory / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ConfigurationError(
+                f"SLUICE_DATA_DIR={directory} is in use by another `sluice up`: end that, or use another directory"
+            ) from None
+        yield
+
+
+def _own_parts(settings: Settings, directory: Path, postgres: EmbeddedPostgres | None) -> Overrides:
+    """Settings of the parts in the directory; a file with them lets other commands reach this one's."""
+    own: Overrides = {"data_dir": str(directory)}
+    if not _is_set(settings, "SLUICE_SECRET_KEYS"):
+        own["secret_keys"] = kept_keys(directory / KEYS_FILE)
+    if not _is_set(settings, "SLUICE_LOG_URL"):
+        own["log_url"] = f"sqlite:///{directory / 'log'}"
+    if postgres is not None:
+        own |= {"database_url": postgres.url("sluice"), "database_owner_url": postgres.url("sluice_owner")}
+    draft = directory / f".{SETTINGS_FILE}"
+    draft.write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in own.items()))
+    draft.replace(directory / SETTINGS_FILE)
+    return own
+
+
+def _is_set(settings: Settings, variable: str) -> bool:
+    return any(one.variable == variable and one.origin != "default" and one.value for one in settings.listing)
