@@ -111,7 +111,9 @@ class _Connection(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         if not self.done.done():
-            self.done.set_exception(BenchError(f"a connection was closed with a request unanswered: {error or 'EOF'}"))
+            self.done.set_exception(
+                BenchError(f"a connection was closed with a request unanswered: {error or 'EOF'}")
+            )
 
     def close(self) -> None:
         if not self.done.done():
@@ -120,9 +122,7 @@ class _Connection(asyncio.Protocol):
             self._transport.abort()
 
 
-async def send(
-    port: int, lanes: Sequence[Sequence[bytes]], *, readings_per_request: int, timeout_s: float
-) -> Load:
+async def send(port: int, lanes: Sequence[Sequence[bytes]], *, readings_per_request: int, timeout_s: float) -> Load:
     """Send the requests of each lane, in order, over a connection of its own.
 
     Raises `BenchError` unless every one is answered 202 with as many readings accepted as it had, within `timeout_s`.

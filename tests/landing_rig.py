@@ -134,7 +134,8 @@ class Rig:
         return list(zip(places, await asyncio.gather(*futures), strict=True))
 
     async def append_raw(self, partition: int, body: bytes) -> int:
-        return await self.log.append(partition, body)
+        position: int = await self.log.append(partition, body)
+        return position
 
     @asynccontextmanager
     async def worker(self, **changes: Any) -> AsyncIterator[LandingWorker]:

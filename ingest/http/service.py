@@ -298,6 +298,8 @@ class IngestService:
     ) -> Answer:
         """Judge a request's submissions, make what is good durable, and answer."""
         self._check_count(submissions)
+        if self._log.trouble is not None:
+            raise _refusal_of([])
         header = request.headers.get("X-Device-Id")
         rejections: list[Rejection] = []
         if grant.device is not None and header is None and len(submissions) == 1 and submissions[0].device is None:
@@ -306,7 +308,7 @@ class IngestService:
             devices, rejections = await self._devices(grant, header, submissions)
         parts = self._admit(request_id, received_us, grant, devices)
         began = perf_counter()
-        appended = [self._append(part) for part in parts]
+        appended = [self._append(part, body) for part, body in self._encode(parts)]
         durable = _Durable()
         for part, (partition, future) in zip(parts, appended, strict=True):
             try:
@@ -356,11 +358,20 @@ class IngestService:
             parts.append(_Part(device, submissions, admitted))
         return parts
 
-    def _append(self, part: _Part) -> tuple[int, "asyncio.Future[int]"]:
+    def _encode(self, parts: list[_Part]) -> list[tuple[_Part, bytes]]:
+        """The records, all of them before any is appended: the log takes none that is larger than its batches."""
+        encoded = [(part, records.encode(part.admitted.record)) for part in parts]
+        for _, body in encoded:
+            if len(body) > self._log.body_bytes_max:
+                message = f"the readings of one device fill {len(body)} bytes, up to {self._log.body_bytes_max} fit"
+                raise Refusal(RequestCode.BODY_TOO_LARGE, f"{message}: split the request")
+        return encoded
+
+    def _append(self, part: _Part, body: bytes) -> tuple[int, "asyncio.Future[int]"]:
         """The record's partition and the future of its position: a failed one where it was not even queued."""
         partition = partition_of(part.device, self._log.partitions)
         try:
-            return partition, self._log.append(partition, records.encode(part.admitted.record))
+            return partition, self._log.append(partition, body)
         except (OverloadedError, UnavailableError) as error:
             future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
             future.set_exception(error)

@@ -1,0 +1,79 @@
+"""`sluice bench`: its commands and their options. Left out: what they measure, which is loaded when it is asked for."""
+
+from pathlib import Path
+from typing import Final
+
+import click
+import orjson
+
+CHECKOUT: Final = Path(__file__).resolve().parents[1]
+READINGS_MAX: Final = 20_000_000
+
+_json_option: Final = click.option("--json", "as_json", is_flag=True, help="Print one object instead of tables.")
+_services_option: Final = click.option(
+    "--services",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=CHECKOUT / ".services",
+    metavar="DIR",
+    help="Where a run's own Kafka and database are made, and removed again; not used with SLUICE_LOG_URL, "
+    "SLUICE_DATABASE_URL and SLUICE_DATABASE_OWNER_URL set.",
+)
+
+
+@click.group()
+def bench() -> None:
+    """Measure the pipeline on real parts, on this machine."""
+
+
+@bench.command()
+@click.option("--readings", type=click.IntRange(1_000, READINGS_MAX), default=2_000_000, show_default=True)
+@click.option("--readings-per-request", type=click.IntRange(1, 10_000), default=100, show_default=True)
+@click.option("--connections", type=click.IntRange(1, 1_000), default=32, show_default=True)
+@click.option("--processes", type=click.IntRange(1, 64), default=1, show_default=True, help="Of ingest.")
+@click.option("--series", type=click.IntRange(4, 400_000), default=5_000, show_default=True)
+@click.option("--singles", type=click.IntRange(1_000, 1_000_000), default=60_000, show_default=True,
+              help="Requests of one reading, for each way of sending one.")  # fmt: skip
+@click.option("--times", type=click.Choice(["rfc3339", "epoch"]), default="rfc3339", show_default=True)
+@_json_option
+@_services_option
+def pipeline(
+    readings: int,
+    readings_per_request: int,
+    connections: int,
+    processes: int,
+    series: int,
+    singles: int,
+    times: str,
+    as_json: bool,
+    services: Path,
+) -> None:
+    """From a request to a committed row: rates, latencies and CPU by part, beside COPY and a bare aiohttp handler."""
+    from bench.pipeline import Options, measure
+    from bench.report import pipeline_object, pipeline_tables
+
+    options = Options(
+        readings, readings_per_request, connections, processes, series, singles, epoch_times=times == "epoch"
+    )
+    figures = measure(options, services)
+    click.echo(orjson.dumps(pipeline_object(figures)).decode() if as_json else pipeline_tables(figures))
+
+
+@bench.command()
+@click.option("--devices", type=click.IntRange(100, 200_000), default=100_000, show_default=True)
+@click.option("--series", type=click.IntRange(100, 2_000_000), default=1_000_000, show_default=True)
+@_json_option
+@_services_option
+def memory(devices: int, series: int, as_json: bool, services: Path) -> None:
+    """What ingest takes when it knows many devices, and a worker when it knows many series."""
+    from bench.errors import BenchError
+    from bench.memory import measure
+    from bench.report import memory_object, memory_tables
+
+    if series % devices or series // devices > 1_000:
+        raise BenchError("--series is a multiple of --devices, up to 1,000 of them each")
+    figures = measure(devices, series, services)
+    click.echo(orjson.dumps(memory_object(figures)).decode() if as_json else memory_tables(figures))
+
+
+if __name__ == "__main__":
+    bench()

@@ -1,0 +1,253 @@
+"""`sluice up` as a newcomer meets it: one command, a reading seen through the API, and an end without a trace."""
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+
+from tests.support import ask, eventually
+
+SLUICE = Path(sys.executable).with_name("sluice")
+READY_S = 60
+END_S = 30
+
+
+@pytest.fixture
+def data() -> Iterator[Path]:
+    """A data directory; not below pytest's own, which every session closes to the user PostgreSQL runs as."""
+    with TemporaryDirectory(prefix="sluice-up-") as directory:
+        yield Path(directory) / "data"
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """Ours, without what would lead to other parts."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("SLUICE_")}
+    return kept | variables
+
+
+@dataclass
+class Up:
+    """One `sluice up`, ready, and what it printed."""
+
+    process: "subprocess.Popen[str]"
+    printed: list[str]
+    events: Path
+
+    @property
+    def json(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.printed[0])
+        return found
+
+    @property
+    def metrics(self) -> str:
+        """Where it says that probes are served."""
+        match = re.search(r"probes are served address=(\S+)", self.events.read_text())
+        assert match
+        return f"http://{match[1]}"
+
+    def end(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout=END_S)
+
+
+@contextmanager
+def up(data: Path, *arguments: str, lines: int = 1, **variables: str) -> Iterator[Up]:
+    """Started and ready; killed at the end if a test has not ended it."""
+    events = data.with_name("events")
+    with events.open("w") as errors:
+        process = subprocess.Popen(
+            [SLUICE, "up", "--data", data, "--port", "0", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            env=environment(**variables),
+        )
+    assert process.stdout is not None
+    try:
+        printed = [process.stdout.readline().rstrip("\n") for _ in range(lines)]
+        assert all(printed), events.read_text()
+        yield Up(process, printed, events)
+    finally:
+        process.kill()
+        process.wait(timeout=END_S)
+        process.stdout.close()
+
+
+def values(url: str, device: str, key: str) -> list[Any]:
+    answer = ask(f"{url}/api/v1/readings?device_id={device}", token=key)
+    assert answer.status == 200, answer.body
+    return [reading["value"] for reading in answer.json()["data"]]
+
+
+def send(url: str, token: str, value: float) -> int:
+    body = json.dumps({"measurements": [{"type": "temperature", "value": value}]}).encode()
+    return ask(
+        f"{url}/v1/ingest", token=token, method="POST", body=body, **{"Content-Type": "application/json"}
+    ).status
+
+
+def below(directory: Path) -> list[str]:
+    """Processes that work in `directory`."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            command = entry.read_bytes()
+        except OSError:
+            continue
+        if bytes(directory) in command:
+            found.append(command.replace(b"\0", b" ").decode())
+    return found
+
+
+def test_the_two_lines_that_are_printed_send_the_first_reading_and_read_it_back(data: Path) -> None:
+    began = time.monotonic()
+    with up(data, lines=2) as it:
+        assert time.monotonic() - began < READY_S
+        assert all(line.startswith("curl ") for line in it.printed)
+        sent = subprocess.run(shlex.split(it.printed[0]), capture_output=True, text=True, timeout=30, check=True)
+        assert json.loads(sent.stdout)["accepted"] == 1
+
+        def read() -> Any:
+            back = subprocess.run(shlex.split(it.printed[1]), capture_output=True, text=True, timeout=30, check=True)
+            return json.loads(back.stdout)["data"]
+
+        (reading,) = eventually("the first reading", read)
+        assert (reading["metric"], reading["value"], reading["unit"]) == ("temperature", 21.5, "°C")
+
+
+def test_it_lives_on_in_its_directory_and_leaves_nothing_running(data: Path) -> None:
+    with up(data, "--json") as first:
+        known = first.json
+        assert set(known) == {
+            "url", "organisation_id", "site_id", "device_id", "ingest_token", "api_key", "data_dir",
+        }  # fmt: skip
+        assert known["data_dir"] == str(data)
+        assert send(known["url"], known["ingest_token"], 1.5) == 202
+        eventually("the reading", lambda: values(known["url"], known["device_id"], known["api_key"]) == [1.5])
+        assert first.end() == 0
+    assert not below(data)
+    began = time.monotonic()
+    with up(data, "--json") as second:
+        assert time.monotonic() - began < 10, "the second start is a quick one"
+        again = second.json
+        assert set(again) == {"url", "organisation_id", "site_id", "device_id", "data_dir"}
+        assert again["device_id"] == known["device_id"]
+        assert send(again["url"], known["ingest_token"], 2.5) == 202
+        url = again["url"]
+        eventually("both", lambda: sorted(values(url, known["device_id"], known["api_key"])) == [1.5, 2.5])
+        assert second.end() == 0
+    assert not below(data)
+
+
+def test_what_was_acknowledged_before_a_kill_is_there_after_it(data: Path) -> None:
+    with up(data, "--json") as it:
+        known = it.json
+        sent = [float(number) for number in range(20) if send(known["url"], known["ingest_token"], number) == 202]
+        it.process.kill()
+        it.process.wait(timeout=END_S)
+    assert len(sent) == 20
+    eventually("PostgreSQL ends with its parent", lambda: not below(data))
+    with up(data, "--json") as it:
+        url = it.json["url"]
+        eventually("all of them", lambda: sorted(values(url, known["device_id"], known["api_key"])) == sent)
+
+
+def test_probes_and_metrics_of_every_role_on_a_port_of_their_own(data: Path) -> None:
+    with up(data, "--json") as it:
+        assert send(it.json["url"], it.json["ingest_token"], 1) == 202
+        ready = ask(f"{it.metrics}/health/ready")
+        assert (ready.status, ready.json()) == (200, {"ready": True, "not_ready": {}})
+        assert ask(f"{it.metrics}/health/live").json() == {"live": True}
+        names = ("sluice_ingest_requests_total", "sluice_landing_records_total 1.0", "process_cpu_seconds_total")
+
+        def all_there() -> str:
+            text = ask(f"{it.metrics}/metrics").body.decode()
+            return text if all(f"\n{name}" in text for name in names) else ""
+
+        text = eventually("what every role counts", all_there)
+        assert "_live_" not in text
+        assert it.json["device_id"] not in text
+
+
+def test_the_file_of_settings_leads_other_commands_to_the_same_parts(data: Path) -> None:
+    with up(data, "--json") as it:
+        known = it.json
+        made = subprocess.run(
+            [SLUICE, "token", "device", known["device_id"], "--name", "another"],
+            env=environment(SLUICE_CONFIG=str(data / "sluice.toml")),
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=True,
+        )
+        assert send(known["url"], made.stdout.strip(), 3) == 202
+    assert (data / "sluice.toml").stat().st_mode & 0o077 == 0
+    assert (data / "secret-keys").stat().st_mode & 0o077 == 0
+    assert (data / "log").stat().st_mode & 0o077 == 0
+
+
+def test_no_token_is_logged_and_none_is_kept_in_the_clear(data: Path) -> None:
+    with up(data, "--json", SLUICE_LOG_LEVEL="debug") as it:
+        known = it.json
+        ask(f"{known['url']}/v1/ingest/shelly/{known['ingest_token']}?temp=1")
+        ask(f"{known['url']}/v1/nothing/{known['ingest_token']}")
+        values(known["url"], known["device_id"], known["api_key"])
+        assert it.end() == 0
+        secrets = [known[name][8:] for name in ("ingest_token", "api_key")]
+        assert not [secret for secret in secrets if secret in it.events.read_text()]
+    grep = ["grep", "--recursive", "--files-with-matches", "--fixed-strings"]
+    patterns = [part for secret in secrets for part in ("-e", secret)]
+    assert not subprocess.run([*grep, *patterns, data], capture_output=True, check=False).stdout
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"SLUICE_NO_SUCH": "1"}, "SLUICE_NO_SUCH is no setting of Sluice"),
+        ({"SLUICE_LOG_PARTITIONS": "0"}, "SLUICE_LOG_PARTITIONS=0 is out of bounds"),
+        ({"SLUICE_LOG_URL": "redis://x"}, "SLUICE_LOG_URL: 'redis' is none of"),
+        ({"SLUICE_SECRET_KEYS": "abc"}, "SLUICE_SECRET_KEYS is a list of id:key"),
+        ({"SLUICE_HTTP_LISTEN": "nowhere"}, "SLUICE_HTTP_LISTEN=nowhere is not host:port"),
+    ],
+)
+def test_a_start_that_is_refused_is_one_line_without_a_traceback(
+    data: Path, variables: dict[str, str], message: str
+) -> None:
+    done = subprocess.run(
+        [SLUICE, "up", "--data", data],
+        env=environment(SLUICE_LOG_LEVEL="error") | variables,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"sluice: {message}")
+    assert not below(data)
+
+
+def test_two_at_once_in_one_directory_are_refused(data: Path) -> None:
+    with up(data, "--json"):
+        second = subprocess.run(
+            [SLUICE, "up", "--data", data, "--port", "0"],
+            env=environment(),
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+        assert second.returncode == 2
+        assert "is in use by another `sluice up`" in second.stderr
