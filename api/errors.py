@@ -3,6 +3,9 @@
 import random
 from typing import Final
 
+import orjson
+from aiohttp import web
+
 RETRY_AFTER_S: Final = (1, 5)
 
 
@@ -47,3 +50,11 @@ def device_not_found() -> ApiError:
 def unavailable(code: str, message: str) -> ApiError:
     """To be tried again, not by everybody at once."""
     return ApiError(503, code, message, **{"Retry-After": str(random.randint(*RETRY_AFTER_S))})  # noqa: S311
+
+
+def error_response(error: ApiError, request_id: str) -> web.Response:
+    """What every error of this face looks like."""
+    body = {"error": {"code": error.code, "message": error.message, "request_id": request_id}}
+    return web.Response(
+        status=error.status, body=orjson.dumps(body), content_type="application/json", headers=error.headers
+    )

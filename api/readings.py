@@ -37,7 +37,7 @@ ORDER BY ts {direction}, series_id {direction}, kind {direction}
 _FORWARDS: Final = _PAGE.format(descending="false", unbounded="-infinity", direction="ASC")
 _BACKWARDS: Final = _PAGE.format(descending="true", unbounded="infinity", direction="DESC")
 #: The least read of a series at once, so that uneven series need few rounds.
-_EACH_LEAST: Final = 32
+_EACH_LEAST: Final = 8
 _ROUND_GROWTH: Final = 4
 #: Nearly every series has reported within it, and it spans two or three chunks instead of a year's.
 _RECENT: Final = timedelta(days=8)

@@ -1,6 +1,6 @@
 """The API as an aiohttp application: routes, who may use them, and one shape for every error.
 
-Left out: the listener and the process around it (`deploy`).
+Left out: the listener (`api.serving`) and the process around it (`deploy`).
 """
 
 import logging
@@ -10,11 +10,10 @@ from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
 
 import asyncpg
-import orjson
 from aiohttp import web
 
 from api.auth import READ_SCOPE, Authority, presented_key
-from api.errors import ApiError, unavailable
+from api.errors import ApiError, error_response, unavailable
 from api.metrics import ApiMetrics
 from api.parameters import known_once, series_filter, span
 from api.readings import Cursors, find_series, fingerprint, read_latest, read_page, render
@@ -116,32 +115,29 @@ class _Edge:
         try:
             return await handler(request)
         except ApiError as error:
-            return _error(error, request_id)
+            return error_response(error, request_id)
         except web.HTTPMethodNotAllowed as error:
             allowed = ", ".join(sorted(error.allowed_methods))
             message = f"{request.method} is not possible here: {allowed}"
-            return _error(ApiError(405, "method_not_allowed", message, Allow=allowed), request_id)
+            return error_response(ApiError(405, "method_not_allowed", message, Allow=allowed), request_id)
         except web.HTTPNotFound:
-            return _error(ApiError(404, "not_found", "nothing is at this path"), request_id)
+            return error_response(ApiError(404, "not_found", "nothing is at this path"), request_id)
         except web.HTTPException as error:
-            return _error(ApiError(error.status, "bad_request", error.reason), request_id)
+            return error_response(ApiError(error.status, "bad_request", error.reason), request_id)
         except asyncpg.QueryCanceledError:
-            return _error(unavailable("query_timeout", "the query took too long: ask for a shorter span"), request_id)
+            return error_response(
+                unavailable("query_timeout", "the query took too long: ask for a shorter span"), request_id
+            )
         except UNAVAILABLE as error:
             _log.warning("the database is away", extra={"request_id": request_id, "reason": str(error)})
-            return _error(unavailable("database_unavailable", "the database is away: try again"), request_id)
+            return error_response(unavailable("database_unavailable", "the database is away: try again"), request_id)
         except Exception:
             _log.exception("a request failed", extra={"request_id": request_id, "route": _route(request)})
-            return _error(ApiError(500, "internal_error", "something broke here; it has been logged"), request_id)
+            return error_response(
+                ApiError(500, "internal_error", "something broke here; it has been logged"), request_id
+            )
 
 
 def _route(request: web.Request) -> str:
     resource = request.match_info.route.resource
     return "unknown" if resource is None else resource.canonical
-
-
-def _error(error: ApiError, request_id: str) -> web.Response:
-    body = {"error": {"code": error.code, "message": error.message, "request_id": request_id}}
-    return web.Response(
-        status=error.status, body=orjson.dumps(body), content_type="application/json", headers=error.headers
-    )

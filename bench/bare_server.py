@@ -1,6 +1,6 @@
 """A yardstick: a routed aiohttp application that decodes what it is sent, answers, and does nothing else.
 
-`python -m bench.bare_server PORT`. Without an access log, on uvloop, like ingest; its answer is as short as it can be.
+`python -m bench.bare_server PORT`. Like ingest on uvloop and without an access log; its answer is as short as can be.
 """
 
 import sys

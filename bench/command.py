@@ -1,10 +1,15 @@
-"""`sluice bench`: its commands and their options. Left out: what they measure, which is loaded when it is asked for."""
+"""`sluice bench`: its commands and their options. Left out: what they measure, and how that is shown."""
 
 from pathlib import Path
 from typing import Final
 
 import click
 import orjson
+
+from bench import memory as memory_bench
+from bench import pipeline as pipeline_bench
+from bench.errors import BenchError
+from bench.report import memory_object, memory_tables, pipeline_object, pipeline_tables
 
 CHECKOUT: Final = Path(__file__).resolve().parents[1]
 READINGS_MAX: Final = 20_000_000
@@ -48,13 +53,10 @@ def pipeline(
     services: Path,
 ) -> None:
     """From a request to a committed row: rates, latencies and CPU by part, beside COPY and a bare aiohttp handler."""
-    from bench.pipeline import Options, measure
-    from bench.report import pipeline_object, pipeline_tables
-
-    options = Options(
+    options = pipeline_bench.Options(
         readings, readings_per_request, connections, processes, series, singles, epoch_times=times == "epoch"
     )
-    figures = measure(options, services)
+    figures = pipeline_bench.measure(options, services)
     click.echo(orjson.dumps(pipeline_object(figures)).decode() if as_json else pipeline_tables(figures))
 
 
@@ -65,13 +67,9 @@ def pipeline(
 @_services_option
 def memory(devices: int, series: int, as_json: bool, services: Path) -> None:
     """What ingest takes when it knows many devices, and a worker when it knows many series."""
-    from bench.errors import BenchError
-    from bench.memory import measure
-    from bench.report import memory_object, memory_tables
-
     if series % devices or series // devices > 1_000:
         raise BenchError("--series is a multiple of --devices, up to 1,000 of them each")
-    figures = measure(devices, series, services)
+    figures = memory_bench.measure(devices, series, services)
     click.echo(orjson.dumps(memory_object(figures)).decode() if as_json else memory_tables(figures))
 
 

@@ -5,7 +5,7 @@ Each device sends real requests over real parts, twice: the first makes its seri
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -85,7 +85,7 @@ async def _figures(ingest: Role, worker: Role, devices: int, series_each: int) -
     )
 
 
-def _lanes(tokens: "list[str] | tuple[str, ...]", series_each: int, second: int) -> list[list[bytes]]:
+def _lanes(tokens: Sequence[str], series_each: int, second: int) -> list[list[bytes]]:
     """A request a device, with a reading of each of its series."""
     measurements = [
         {"type": "temperature", "label": label, "value": 20.5, "ts": second} for label in LABELS[:series_each]

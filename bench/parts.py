@@ -150,9 +150,8 @@ class Process:
             return
         self._popen.terminate()
         try:
-            deadline = time.monotonic() + STOP_TIMEOUT_S
-            while self._popen.poll() is None and time.monotonic() < deadline:
-                await asyncio.sleep(POLL_S)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(asyncio.to_thread(self._popen.wait), STOP_TIMEOUT_S)
         finally:
             if self._popen.poll() is None:
                 # Its children end with it: they notice that their parent is gone.

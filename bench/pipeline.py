@@ -256,7 +256,7 @@ class _Run:
         return worker, LandingAlone(rate, _batch_rows(await worker.metrics()), worker_us, postgresql_us)
 
     async def _trickle(self) -> list[float]:
-        """Single readings into a quiet system: seconds from the request's first byte until a query returns the row."""
+        """Single readings into a quiet system: seconds from sending one until a query returns its row."""
         token, device = self._single_tokens[0], self._single_devices[0]
         await self._send_lanes([[single_post(token, 20.0)]], 1)
         await self._books.landed(TRICKLE_TIMEOUT_S)

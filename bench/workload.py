@@ -62,7 +62,7 @@ class Fleet:
 
 @dataclass(frozen=True)
 class Round:
-    """So many requests of the whole fleet, device after device, each with its next `each` readings from `first` on."""
+    """So many requests of the fleet, device after device, each with the next `each` readings from `first` on."""
 
     fleet: Fleet
     first: int
@@ -131,11 +131,3 @@ def shelly_get(token: str, value: float) -> bytes:
 def single_post(token: str, value: float) -> bytes:
     """One reading without a time, as JSON."""
     return json_post(token, orjson.dumps({"measurements": [{"type": "temperature", "value": round(value, 2)}]}))
-
-
-def in_lanes(requests: Iterator[bytes], connections: int) -> list[list[bytes]]:
-    """Requests whose order does not matter, dealt out to connections."""
-    lanes: list[list[bytes]] = [[] for _ in range(connections)]
-    for number, request in enumerate(requests):
-        lanes[number % connections].append(request)
-    return lanes

@@ -28,7 +28,17 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Commands(click.Group):
-    """Turns an error that a person can mend into one line and an exit status."""
+    """Turns an error that a person can mend into one line and an exit status; loads `bench` only when asked for."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return sorted([*super().list_commands(context), "bench"])
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        if name != "bench":
+            return super().get_command(context, name)
+        from bench.command import bench  # noqa: PLC0415 - no role needs it, and it is large
+
+        return bench
 
     def invoke(self, context: click.Context) -> Any:
         try:

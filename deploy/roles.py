@@ -13,6 +13,7 @@ from aiohttp import web
 
 from api.metrics import ApiMetrics
 from api.server import create_app
+from api.serving import ApiServer
 from api.settings import ApiSettings
 from deploy.process import Process
 from deploy.settings import DeploySettings
@@ -32,9 +33,6 @@ from runtime.supervisor import Inherited
 from workers.landing.worker import run_worker
 from workers.metrics import LandingMetrics
 from workers.settings import LandingSettings
-
-#: Of a connection without a request; longer than common proxies keep one.
-KEEPALIVE_S: Final = 75.0
 
 
 @dataclass(frozen=True)
@@ -118,14 +116,18 @@ def _closer(listener: socket.socket) -> Callable[[], Coroutine[Any, Any, None]]:
     return close
 
 
-async def serve_app(process: Process, app: web.Application, listener: socket.socket, **server: Any) -> None:
+async def serve_app(process: Process, app: web.Application, listener: socket.socket, **options: Any) -> None:
     """Answer requests on `listener` until the process ends; those in flight are answered then."""
-    timeout_s = process.settings.get(LifecycleSettings).shutdown_timeout_ms / 1000
-    options = {"access_log": None, "keepalive_timeout": KEEPALIVE_S} | server
-    runner = web.AppRunner(app, handle_signals=False, shutdown_timeout=timeout_s, **options)
-    await runner.setup()
-    process.teardown.add("http", runner.cleanup)
-    await web.SockSite(runner, listener).start()
+    settings = process.settings.get(ApiSettings)
+    server = ApiServer(
+        app,
+        listener,
+        connections_max=settings.api_connections_max,
+        timeout_s=process.settings.get(LifecycleSettings).shutdown_timeout_ms / 1000,
+        **{"keepalive_timeout": settings.api_idle_timeout_s} | options,
+    )
+    process.teardown.add("http", server.stop)
+    await server.start()
 
 
 # ---------------------------------------------------------------- api

@@ -27,7 +27,7 @@ from ingest.http.server import connection_options
 from ingest.settings import IngestSettings
 from runtime.errors import ConfigurationError
 from runtime.secrets import KeyRing, SecretSettings, TokenHasher, kept_keys
-from runtime.settings import Settings
+from runtime.settings import CONFIG_VARIABLE, Settings
 from runtime.sockets import Address, address_of, listen, parse_address, reachable
 
 _log = logging.getLogger("sluice.up")
@@ -51,7 +51,7 @@ async def run_up(settings: Settings, overrides: Overrides, stop: asyncio.Event) 
     """Everything, until told to stop. `overrides` are what the command line set."""
     directory = _make_directory(settings.get(DeploySettings).data_dir)
     with _alone_in(directory), listen(HTTP_VARIABLE, settings.get(IngestSettings).http_listen) as listener:
-        postgres = None if _is_set(settings, "SLUICE_DATABASE_URL") else EmbeddedPostgres(directory)
+        postgres = None if _is_set(settings, directory, "SLUICE_DATABASE_URL") else EmbeddedPostgres(directory)
         try:
             if postgres is not None:
                 await postgres.start()
@@ -131,9 +131,9 @@ def _alone_in(directory: Path) -> Iterator[None]:
 def _own_parts(settings: Settings, directory: Path, postgres: EmbeddedPostgres | None) -> Overrides:
     """Settings of the parts in the directory; a file with them lets other commands reach this one's."""
     own: Overrides = {"data_dir": str(directory)}
-    if not _is_set(settings, "SLUICE_SECRET_KEYS"):
+    if not _is_set(settings, directory, "SLUICE_SECRET_KEYS"):
         own["secret_keys"] = kept_keys(directory / KEYS_FILE)
-    if not _is_set(settings, "SLUICE_LOG_URL"):
+    if not _is_set(settings, directory, "SLUICE_LOG_URL"):
         own["log_url"] = f"sqlite:///{directory / 'log'}"
     if postgres is not None:
         own |= {"database_url": postgres.url("sluice"), "database_owner_url": postgres.url("sluice_owner")}
@@ -143,5 +143,9 @@ def _own_parts(settings: Settings, directory: Path, postgres: EmbeddedPostgres |
     return own
 
 
-def _is_set(settings: Settings, variable: str) -> bool:
-    return any(one.variable == variable and one.origin != "default" and one.value for one in settings.listing)
+def _is_set(settings: Settings, directory: Path, variable: str) -> bool:
+    """Whether somebody chose a value; what an earlier start here wrote down is no choice."""
+    (one,) = [one for one in settings.listing if one.variable == variable]
+    config = os.environ.get(CONFIG_VARIABLE)
+    ours = one.origin == "file" and config and Path(config).absolute() == directory / SETTINGS_FILE
+    return one.origin != "default" and bool(one.value) and not ours

@@ -5,6 +5,7 @@ reading and travels in the same record, for the quarantine. Left out: who may se
 only the store knows (series limits, units first reported, conflicts: `workers.landing`).
 """
 
+import math
 import re
 import struct
 import sys
@@ -15,7 +16,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 import orjson
 
-from ingest.formats.shape import BadNumber, Malformed, Measurement, Submission
+from ingest.formats.shape import BadNumber, Malformed, Measurement, Submission, storable
 from ingest.formats.times import parse_time
 from schemas.catalogue import METRIC_SPELLINGS, METRICS, SAME, UNIT_SPELLINGS, Conversion, Metric
 from schemas.errors import ReadingCode
@@ -81,6 +82,8 @@ class Specification(NamedTuple):
 
     metric: str
     label: str
+    series: str
+    """Metric and label in one: the same for every way to spell them."""
     unit: str
     sent_unit: str
     """As it came, where values are converted; empty where they are not."""
@@ -94,15 +97,13 @@ class Specification(NamedTuple):
 class _Column:
     """The readings of one channel while a request is worked on; times in µs since 1970."""
 
-    __slots__ = ("claims", "flags", "made_up", "specification", "times", "values")
+    __slots__ = ("claims", "flags", "specification", "times", "values")
 
     def __init__(self, specification: Specification) -> None:
         self.specification = specification
         self.times: list[int] = []
         self.values: list[Any] = []
         self.flags: list[int] = []
-        self.made_up = 0
-        """How many of the times are ours, not the device's."""
         self.claims: dict[int, tuple[str, int | None]] | None = None
         """By position, the times that were not believed: as sent, and as a moment where that can be told."""
 
@@ -162,7 +163,17 @@ class Admission:
 class _Work:
     """One request of one device, being judged."""
 
-    __slots__ = ("_columns", "_dated", "_doubted", "_specify", "_window", "accepted", "refused", "rejections")
+    __slots__ = (
+        "_columns",
+        "_dated",
+        "_doubted",
+        "_made_up",
+        "_specify",
+        "_window",
+        "accepted",
+        "refused",
+        "rejections",
+    )
 
     def __init__(self, specify: Callable[[tuple[Any, Any, Any]], Specification], window: TimeWindow) -> None:
         self._specify = specify
@@ -170,6 +181,8 @@ class _Work:
         self._columns: dict[Any, _Column] = {}
         self._dated = False
         self._doubted = False
+        self._made_up = False
+        """Whether any of the times is ours, not the device's."""
         self.accepted = 0
         self.refused: list[Refused] = []
         self.rejections: list[Rejection] = []
@@ -203,7 +216,7 @@ class _Work:
                 if raw_time is None:
                     stamp = received
                     flags |= _STAMPED
-                    column.made_up += 1
+                    self._made_up = True
                 else:
                     # Readings of one moment share its text, and reading a time costs as much as all the rest.
                     moment = moments.get(raw_time) if type(raw_time) is str else None
@@ -236,9 +249,9 @@ class _Work:
             raise _Refusal(ReadingCode.TOO_OLD, "its time is older than the organisation keeps readings")
         if column.claims is None:
             column.claims = {}
-        column.claims[len(column.times)] = (str(raw)[:64], moment)
-        column.made_up += 1
-        self._doubted = True
+        shown = str(raw)[:64]
+        column.claims[len(column.times)] = (shown if shown.isprintable() else ascii(shown)[:64], moment)
+        self._made_up = self._doubted = True
 
     def _refuse(self, index: int, measurement: Any, error: Exception) -> None:
         shown: object = measurement
@@ -252,6 +265,7 @@ class _Work:
             code, message = ReadingCode.INVALID_MEASUREMENT, "type, label and unit are texts"
         else:
             raise error
+        message = _SECRET.sub("***", message)
         self.rejections.append(Rejection(index, str(code), message))
         self.refused.append(Refused(index, str(code), message, _payload(shown)))
 
@@ -272,14 +286,14 @@ class _Work:
         """The record's channels, and the notes of readings that lose something in their plain row."""
         if self._doubted:
             self._space()
+        if self._made_up:
+            _part_coinciding(self._columns.values())
         channels: list[Channel] = []
         notes: list[Note] = []
         for column in self._columns.values():
             count = len(column.times)
             if not count:
                 continue
-            if count > 1 and column.made_up:
-                _part_coinciding(column)
             if column.claims or column.specification.sent_unit:
                 notes += _notes(column, len(channels))
             channels.append(_channel(column, count))
@@ -316,7 +330,8 @@ def specify(raw_metric: str | None, label: str | None, unit: str | None) -> Spec
         raise _Refusal(ReadingCode.INVALID_UNIT, f"`unit` is up to {UNIT_LENGTH_MAX} printable characters")
     known = METRICS.get(name)
     if known is None:
-        return Specification(name, label, unit, "", None, -_FLOAT_MAX, _FLOAT_MAX, known=False, boolean=False)
+        series = f"{name} {label}"
+        return Specification(name, label, series, unit, "", None, -_FLOAT_MAX, _FLOAT_MAX, known=False, boolean=False)
     return _specify_known(known, label, unit)
 
 
@@ -335,6 +350,7 @@ def _specify_known(metric: Metric, label: str, sent_unit: str) -> Specification:
     return Specification(
         metric.name,
         label,
+        f"{metric.name} {label}",
         metric.unit,
         "" if conversion is None else sent_unit,
         conversion,
@@ -357,6 +373,8 @@ def _judge_other(specification: Specification, value: object) -> tuple[float | s
         return value, Quality.BOOLEAN.value
     if isinstance(value, BadNumber):
         raise _Refusal(ReadingCode.NOT_FINITE, "a value is a finite number")
+    if type(value) is int and specification.known and not specification.boolean:
+        return _judge_large(specification, value)
     if specification.known:
         raise _Refusal(ReadingCode.INVALID_VALUE, f"{specification.metric} takes {_takes(specification)}")
     if type(value) is int:
@@ -368,6 +386,16 @@ def _judge_other(specification: Specification, value: object) -> tuple[float | s
     return _judge_text(value), 0
 
 
+def _judge_large(specification: Specification, value: int) -> tuple[float, int]:
+    """An integer beyond 2^53 of a metric that takes numbers; the caller checks its range."""
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    conversion = specification.conversion
+    return (number, 0) if conversion is None else (conversion(number), _CONVERTED)
+
+
 def _judge_text(value: str) -> str:
     if not value:
         raise _Refusal(ReadingCode.INVALID_VALUE, "a value is not empty")
@@ -375,17 +403,9 @@ def _judge_text(value: str) -> str:
         raise _Refusal(ReadingCode.UNEXPANDED, "the value is a placeholder the device did not fill in")
     if len(value) > TEXT_LENGTH_MAX:
         raise _Refusal(ReadingCode.OUT_OF_RANGE, f"a text has up to {TEXT_LENGTH_MAX} characters")
-    if "\0" in value or (not value.isascii() and not _encodable(value)):
+    if not storable(value):
         raise _Refusal(ReadingCode.INVALID_VALUE, "the text holds characters that cannot be stored")
     return value
-
-
-def _encodable(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:  # a lone surrogate
-        return False
-    return True
 
 
 def _takes(specification: Specification) -> str:
@@ -401,14 +421,36 @@ def _beyond(specification: Specification, value: float) -> _Refusal:
     )
 
 
-def _part_coinciding(column: _Column) -> None:
-    """Move times of our making on by 1 µs where they would coincide with another of the channel."""
-    times, flags = column.times, column.flags
+def _part_coinciding(columns: Iterable[_Column]) -> None:
+    """Move times of our making on by 1 µs where they would coincide with another of their series."""
+    by_series: dict[str, list[_Column]] = {}
+    for column in columns:
+        by_series.setdefault(column.specification.series, []).append(column)
+    for spellings in by_series.values():
+        if len(spellings) > 1 or len(spellings[0].times) > 1:
+            _part_series(spellings)
+
+
+def _part_series(columns: list[_Column]) -> None:
+    times, flags = columns[0].times, columns[0].flags
+    count = len(times)
+    if len(columns) == 1 and times.count(times[0]) == count == flags.count(flags[0]) and flags[0] & _MADE_UP:
+        times[:] = range(times[0], times[0] + count)  # the usual case: a request without a time
+        return
+    theirs: set[int] = set()
+    ours: list[tuple[int, int, int]] = []
+    for number, column in enumerate(columns):
+        for position, (moment, flag) in enumerate(zip(column.times, column.flags, strict=True)):
+            if flag & _MADE_UP:
+                ours.append((moment, number, position))
+            else:
+                theirs.add(moment)
     taken = -1
-    for position in sorted(range(len(times)), key=times.__getitem__):
-        if flags[position] & _MADE_UP and times[position] <= taken:
-            times[position] = taken + 1
-        taken = max(taken, times[position])
+    for moment, number, position in sorted(ours):
+        taken = max(moment, taken + 1)
+        while taken in theirs:
+            taken += 1
+        columns[number].times[position] = taken
 
 
 _TIME: Final = struct.Struct(">q")
@@ -444,8 +486,16 @@ def _payload(shown: object) -> bytes:
     try:
         text = orjson.dumps(shown, default=_plain).decode()
     except (TypeError, ValueError, RecursionError):
-        text = orjson.dumps(ascii(shown)[:PAYLOAD_BYTES_MAX]).decode()
+        text = orjson.dumps(_described(shown)).decode()
     return _SECRET.sub("***", text).encode()[:PAYLOAD_BYTES_MAX]
+
+
+def _described(shown: object) -> str:
+    """Of what is no JSON (again): an integer beyond 64 bits, a lone surrogate, a nesting near the limit."""
+    try:
+        return ascii(shown)[:PAYLOAD_BYTES_MAX]
+    except RecursionError:
+        return "nested too deeply to be shown"
 
 
 def _plain(value: object) -> object:

@@ -29,6 +29,7 @@ _BATCH_MAX: Final = 500
 _PENDING_MAX: Final = 20_000
 _CHANGES_MAX: Final = 10_000
 _UNKNOWN_TTL_S: Final = 60.0
+_SILENCE_S: Final = 10.0
 _CHANNEL: Final = "sluice_credentials"
 
 KNOWN: Final = ("known",)
@@ -58,8 +59,10 @@ class SiteDevice(msgspec.Struct, frozen=True, gc=False):
     device: bytes | None
     suspended: bool
     epoch: int
-    until_s: float
-    """Monotonic seconds after which it is looked up again: the next move is known, or the entry is old."""
+    read_s: float
+    """Monotonic seconds of the look-up."""
+    ends_s: float
+    """Monotonic seconds at which it moves away, if that is known already."""
 
 
 class Connections(Protocol):
@@ -123,6 +126,7 @@ class Credentials:
         self._epoch = -1
         self._trusted_until_s = 0.0
         self._followed_s = 0.0
+        self._silent_until_s = 0.0
         self._away = False
         self._pending: dict[bytes, tuple[list[bytes], asyncio.Future[Grant | None]]] = {}
         self._wanted = asyncio.Event()
@@ -167,7 +171,7 @@ class Credentials:
             return None
         if now - grant.read_s > self._settings.credential_refresh_s and not self._away:
             return None
-        return grant if self._clock.now_us() < grant.expires_s * 1e6 else None
+        return None if self._expired(grant) else grant
 
     async def find(self, digests: list[bytes]) -> Grant:
         """The grant of a token by its digests, newest key first; asks the database when it must.
@@ -183,9 +187,12 @@ class Credentials:
             raise UnknownTokenError
         self._lookups.add(("asked",))
         found = await self._ask(digests)
-        if found is None or self._clock.now_us() >= found.expires_s * 1e6:
+        if found is None or self._expired(found):
             raise UnknownTokenError
         return found
+
+    def _expired(self, grant: Grant) -> bool:
+        return self._clock.now_us() >= grant.expires_s * 1e6
 
     def _outdated(self, entry: Grant | SiteDevice) -> bool:
         changed = self._changed
@@ -205,17 +212,34 @@ class Credentials:
     async def site_device(self, grant: Grant, name: str) -> SiteDevice:
         """The device that a gateway's site knows as `name` (its local id, or its id). Raises `UnavailableError`."""
         key = (grant.site or b"", name)
-        entry = self._site_devices.get(key)
-        now = self._clock.monotonic()
-        trusted = now < self._trusted_until_s or self._away
-        if entry is not None and trusted and now < entry.until_s and not (self._changed and self._outdated(entry)):
-            return entry
+        known = self._site_devices.get(key)
+        if known is not None and (self._fresh(known) or (self._away and self._honoured(known))):
+            return known
         generation = self._generation
-        entry = await self._read_site_device(grant, name)
+        try:
+            found = await self._read_site_device(grant, name)
+        except UnavailableError:
+            if known is not None and self._honoured(known):
+                return known
+            raise
         if generation == self._generation:
             _make_room(self._site_devices, self._settings.credential_cache_entries_max)
-            self._site_devices[key] = entry
-        return entry
+            self._site_devices[key] = found
+        return found
+
+    def _fresh(self, entry: SiteDevice) -> bool:
+        now = self._clock.monotonic()
+        ttl = self._settings.credential_refresh_s
+        if entry.device is None:
+            ttl = min(ttl, _UNKNOWN_TTL_S)
+        believed = now < self._trusted_until_s and now < entry.ends_s and now - entry.read_s < ttl
+        return believed and not (self._changed and self._outdated(entry))
+
+    def _honoured(self, entry: SiteDevice) -> bool:
+        """Whether it still counts while nobody can be asked: only a device that was there does."""
+        now = self._clock.monotonic()
+        within = now - self._followed_s < self._settings.credential_grace_s and now < entry.ends_s
+        return within and entry.device is not None and not self._outdated(entry)
 
     async def _read_site_device(self, grant: Grant, name: str) -> SiteDevice:
         try:
@@ -223,14 +247,12 @@ class Credentials:
         except ValueError:
             by_id = None
         rows = await self._fetch(_SITE_DEVICE, UUID(bytes=grant.site or bytes(16)), name, by_id)
-        ttl = self._settings.credential_refresh_s
+        now = self._clock.monotonic()
         if not rows:
-            return SiteDevice(None, False, self._epoch, self._clock.monotonic() + min(ttl, _UNKNOWN_TTL_S))
+            return SiteDevice(None, False, self._epoch, now, float("inf"))
         row = rows[0]
-        if row["ends_in_s"] is not None:
-            ttl = min(ttl, row["ends_in_s"])
-        until = self._clock.monotonic() + ttl
-        return SiteDevice(row["device_id"].bytes, row["status"] == "suspended", row["epoch"], until)
+        ends = now + row["ends_in_s"] if row["ends_in_s"] is not None else float("inf")
+        return SiteDevice(row["device_id"].bytes, row["status"] == "suspended", row["epoch"], now, ends)
 
     # ------------------------------------------------------------ look-ups, many at a time
 
@@ -255,6 +277,8 @@ class Credentials:
             digests, future = self._pending.pop(key)
             row = next((found[digest] for digest in digests if digest in found), None)
             grant = None if row is None else self._grant(row)
+            if grant is not None and self._expired(grant):
+                grant = None
             # What changed while we asked may not be in the answer: good for this use, not for later ones.
             if generation == self._generation:
                 self._remember(key, grant)
@@ -305,6 +329,13 @@ class Credentials:
                 return await self._pool.fetch(query, *arguments)
         except UNAVAILABLE as error:
             raise UnavailableError("the registry cannot be asked right now") from error
+        except Exception as error:
+            # Whatever the database refuses, those who wait get an answer, and what follows changes goes on.
+            now = self._clock.monotonic()
+            if now >= self._silent_until_s:
+                self._silent_until_s = now + _SILENCE_S
+                _log.exception("the registry refuses a query: its schema or our rights are not what they should be")
+            raise UnavailableError("the registry refuses to be asked") from error
 
     # ------------------------------------------------------------ following changes
 
@@ -365,9 +396,9 @@ class Credentials:
         self._generation += 1
         for change in changes:
             self._epoch = change["epoch"]
+            self._unknown.clear()
             if change["token_hash"] is not None:
                 self._changed[change["token_hash"]] = self._epoch
-                self._unknown.clear()
             if change["device_id"] is not None:
                 self._changed[change["device_id"].bytes] = self._epoch
                 # A name may stand for another device now, or for one where none was.

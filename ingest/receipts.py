@@ -19,8 +19,8 @@ from runtime.errors import UnavailableError
 from runtime.postgres import UNAVAILABLE
 from runtime.secrets import BadSealError, Seal
 
-_HEAD: Final = struct.Struct(">B16s16sII")
-_PLACE: Final = struct.Struct(">IQ")
+_HEAD: Final = struct.Struct(">B16s16sI")
+_PLACE: Final = struct.Struct(">HQI")
 _FORMAT: Final = 1
 _POLL_S: Final = 0.02
 _QUERY_TIMEOUT_S: Final = 3.0
@@ -28,10 +28,11 @@ _WAITERS_MAX: Final = 10_000
 
 
 class Place(NamedTuple):
-    """Where a record stands in the log."""
+    """Where a record stands in the log, and how many accepted readings it has."""
 
     partition: int
     position: int
+    accepted: int
 
 
 class Receipt(NamedTuple):
@@ -39,8 +40,11 @@ class Receipt(NamedTuple):
 
     source: bytes
     organisation: bytes
-    accepted: int
     places: list[Place]
+
+    @property
+    def accepted(self) -> int:
+        return sum([place.accepted for place in self.places])
 
 
 class ReceiptError(Exception):
@@ -77,7 +81,7 @@ class Receipts:
 
     def make(self, receipt: Receipt) -> str:
         expires = int(self._clock.now_us() / 1e6 + self._ttl_s)
-        head = _HEAD.pack(_FORMAT, receipt.source, receipt.organisation, expires, receipt.accepted)
+        head = _HEAD.pack(_FORMAT, receipt.source, receipt.organisation, expires)
         return self._seal.seal(head + b"".join([_PLACE.pack(*place) for place in receipt.places]))
 
     def read(self, text: str, organisation: bytes) -> Receipt:
@@ -86,11 +90,11 @@ class Receipts:
             plain = self._seal.open(text)
         except BadSealError as error:
             raise ReceiptError from error
-        form, source, owner, expires, accepted = _HEAD.unpack_from(plain)
+        form, source, owner, expires = _HEAD.unpack_from(plain)
         if form != _FORMAT or owner != organisation or expires * 1e6 < self._clock.now_us():
             raise ReceiptError
         places = [Place(*place) for place in _PLACE.iter_unpack(plain[_HEAD.size :])]
-        return Receipt(source, owner, accepted, places)
+        return Receipt(source, owner, places)
 
     async def status(self, receipt: Receipt) -> Status:
         """Raises `UnavailableError`."""
@@ -99,7 +103,8 @@ class Receipts:
         landed = await _fetch(self._pool, _LANDED, UUID(bytes=receipt.source), partitions, positions)
         if landed[0]["waiting"]:
             return Status(State.PENDING, receipt.accepted)
-        rows = await _fetch(self._pool, _OUTCOMES, UUID(bytes=receipt.source), partitions, positions)
+        counts = [place.accepted for place in receipt.places]
+        rows = await _fetch(self._pool, _OUTCOMES, UUID(bytes=receipt.source), partitions, positions, counts)
         row = rows[0]
         exceptions = row["duplicates"] + row["conflicts"] + row["quarantined"]
         return Status(
@@ -128,8 +133,8 @@ _LANDED: Final = """
 
 _OUTCOMES: Final = """
     SELECT coalesce(sum(o.duplicates), 0)::int AS duplicates, coalesce(sum(o.conflicts), 0)::int AS conflicts,
-           coalesce(sum(o.quarantined), 0)::int AS quarantined
-    FROM unnest($2::int[], $3::bigint[]) AS r (partition, position)
+           coalesce(sum(CASE WHEN o.unreadable THEN r.accepted ELSE o.quarantined END), 0)::int AS quarantined
+    FROM unnest($2::int[], $3::bigint[], $4::int[]) AS r (partition, position, accepted)
     JOIN outcomes o ON o.source = $1 AND o.partition = r.partition AND o.position = r.position
 """
 

@@ -121,8 +121,8 @@ METRICS: Final[Mapping[str, Metric]] = {
 
 #: Other spellings of a unit that mean the very same: no conversion, no flag.
 UNIT_SPELLINGS: Final[Mapping[str, str]] = {
-    "C": "°C", "degC": "°C", "celsius": "°C", "Celsius": "°C", "℃": "°C",
-    "F": "°F", "degF": "°F", "fahrenheit": "°F", "Fahrenheit": "°F", "℉": "°F",
+    "C": "°C", "degC": "°C", "celsius": "°C", "Celsius": "°C", "℃": "°C", "ºC": "°C",
+    "F": "°F", "degF": "°F", "fahrenheit": "°F", "Fahrenheit": "°F", "℉": "°F", "ºF": "°F",
     "kelvin": "K", "Kelvin": "K",
     "percent": "%", "pct": "%", "%RH": "%", "%rh": "%", "RH": "%",
     "hpa": "hPa", "HPA": "hPa", "kpa": "kPa", "pa": "Pa",

@@ -39,7 +39,6 @@ class RequestCode(StrEnum):
     TOO_MANY_READINGS = "too_many_readings", 413
     UNSUPPORTED_ENCODING = "unsupported_encoding", 415
     UNSUPPORTED_TYPE = "unsupported_type", 415
-    EXPECTATION_FAILED = "expectation_failed", 417
     NO_READINGS = "no_readings", 422
     ALL_REFUSED = "all_refused", 422
     INTERNAL = "internal_error", 500

@@ -127,7 +127,10 @@ _decoder: Final = msgspec.msgpack.Decoder(Record)
 encode: Final = _encoder.encode
 
 _FIXARRAY: Final = 0x90
+#: By its first byte, where the first element of an array of 16 or more begins.
+_LONG_ARRAYS: Final = {0xDC: 3, 0xDD: 5}
 _POSITIVE_FIXINT_MAX: Final = 0x7F
+_UINTS: Final = {0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8}
 
 
 def decode(body: bytes) -> Record:
@@ -136,18 +139,34 @@ def decode(body: bytes) -> Record:
     Raises `UnknownVersionError` for a newer version, whatever follows its number, and `UndecodableError` for
     bytes that are no record or whose columns do not fit each other.
     """
-    # The version is read from its byte alone: the rest of a newer record may have any shape.
-    if len(body) > 1 and body[0] & 0xF0 == _FIXARRAY and VERSION < body[1] <= _POSITIVE_FIXINT_MAX:
-        raise UnknownVersionError(body[1])
+    if len(body) < 2 or body[1] != VERSION or body[0] & 0xF0 != _FIXARRAY:
+        version = _version(body)
+        if version > VERSION:
+            raise UnknownVersionError(version)
     try:
         record = _decoder.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UndecodableError(f"not a record: {error}") from error
+    if record.version != VERSION:
+        raise UndecodableError(f"not a record: there never was a version {record.version}")
     if len(record.organisation) != 16 or len(record.device) != 16 or len(record.record_id) != 16:
         raise UndecodableError("not a record: an id is not 16 bytes long")
     for channel in record.channels:
         _check_columns(channel)
+    if record.notes:
+        _check_notes(record)
     return record
+
+
+def _version(body: bytes) -> int:
+    """The version, read alone: the rest of a newer record may have any shape. 0 where there is none."""
+    if not body or (body[0] & 0xF0 != _FIXARRAY and body[0] not in _LONG_ARRAYS):
+        return 0
+    number = body[_LONG_ARRAYS.get(body[0], 1) :][:9]
+    if not number or number[0] <= _POSITIVE_FIXINT_MAX:
+        return number[0] if number else 0
+    size = _UINTS.get(number[0], 0)
+    return int.from_bytes(number[1 : 1 + size], "big") if len(number) > size else 0
 
 
 def _check_columns(channel: Channel) -> None:
@@ -157,6 +176,13 @@ def _check_columns(channel: Channel) -> None:
         raise UndecodableError("not a record: times and values differ in number")
     if isinstance(channel.quality, bytes) and len(channel.quality) * 4 != size:
         raise UndecodableError("not a record: times and quality flags differ in number")
+
+
+def _check_notes(record: Record) -> None:
+    counts = [len(channel) for channel in record.channels]
+    for note in record.notes:
+        if not 0 <= note.channel < len(counts) or not 0 <= note.reading < counts[note.channel]:
+            raise UndecodableError("not a record: a note is about a reading that is not there")
 
 
 def organisation_of(record: Record) -> UUID:

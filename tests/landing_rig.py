@@ -153,12 +153,13 @@ class Rig:
         """Wait until everything that stands in the log has landed."""
         ends = {partition: bounds.end for partition, bounds in (await self.log.bounds()).items()}
         query = "SELECT partition, position FROM log_positions WHERE source = $1"
+        async with self.superuser() as connection:
 
-        async def done() -> bool:
-            standing = dict(await self.fetch(query, self.log.source))
-            return all(standing[partition] >= end for partition, end in ends.items())
+            async def done() -> bool:
+                standing = dict(await connection.fetch(query, self.log.source))
+                return all(standing[partition] >= end for partition, end in ends.items())
 
-        await until(done)
+            await until(done)
 
     async def land(self, *records: Record, **changes: Any) -> None:
         """Append, and have a worker of its own land it."""
@@ -195,7 +196,12 @@ class Rig:
 
 def microseconds(time: Any) -> int:
     """Of a timestamptz, since 2000."""
-    return round(time.timestamp() * 1e6) - PG_EPOCH_US
+    return round(float(time.timestamp()) * 1e6) - PG_EPOCH_US
+
+
+def count(metric: Any) -> float:
+    """What a counter or gauge has come to."""
+    return float(metric._value.get())
 
 
 async def until(look: Callable[[], Any], timeout_s: float = DEADLINE_S) -> None:

@@ -21,6 +21,10 @@ class _Typed(msgspec.Struct, gc=False):
 
 _decoder: Final = msgspec.json.Decoder(_Typed | list[_Typed])
 _INTEGER_DIGITS_MAX: Final = 400
+#: The names that must not stand twice in an object: decoders keep the last, and readings would be lost unsaid. More
+#: of them in a body than it has objects: one stands twice, or in a text.
+_MEASUREMENTS: Final = b'"measurements"'
+_VALUE: Final = b'"value"'
 
 
 def decode(body: bytes) -> list[Submission]:
@@ -29,15 +33,23 @@ def decode(body: bytes) -> list[Submission]:
         typed = _decoder.decode(body)
     except (msgspec.DecodeError, ValueError, RecursionError):
         return _decode_piecemeal(body)
-    if type(typed) is list:
-        return [Submission(one.measurements, one.device, one.ts) for one in typed]
-    return [Submission(typed.measurements, typed.device, typed.ts)]
+    if type(typed) is not list:
+        if body.count(_MEASUREMENTS) > 1 or body.count(_VALUE) > len(typed.measurements):
+            return _decode_piecemeal(body)
+        return [Submission(typed.measurements, typed.device, typed.ts)]
+    if body.count(_MEASUREMENTS) > len(typed) or body.count(_VALUE) > sum([len(one.measurements) for one in typed]):
+        return _decode_piecemeal(body)
+    return [Submission(one.measurements, one.device, one.ts) for one in typed]
 
 
 def _decode_piecemeal(body: bytes) -> list[Submission]:
     try:
         content = json.loads(
-            body.decode("utf-8"), parse_float=_parse_float, parse_int=_parse_int, parse_constant=BadNumber
+            body.decode("utf-8"),
+            parse_float=_parse_float,
+            parse_int=_parse_int,
+            parse_constant=BadNumber,
+            object_pairs_hook=_object,
         )
     except RecursionError:
         raise BodyError(RequestCode.BAD_JSON, "the body is nested too deeply") from None
@@ -59,7 +71,27 @@ def _parse_int(text: str) -> int | BadNumber:
     return int(text) if len(text) < _INTEGER_DIGITS_MAX else BadNumber(text[:40])
 
 
+class _Doubled(msgspec.Struct, gc=False):
+    """An object that says something twice: which of the two is meant, nobody can tell."""
+
+    name: str
+    content: dict[str, Any]
+
+
+def _object(pairs: list[tuple[str, Any]]) -> "dict[str, Any] | _Doubled":
+    content = dict(pairs)
+    if len(content) == len(pairs):
+        return content
+    names = [name for name, _ in pairs]
+    doubled = next((name for name in ("measurements", "value") if names.count(name) > 1), None)
+    return content if doubled is None else _Doubled(doubled, content)
+
+
 def _submission(content: object, where: str) -> Submission:
+    if isinstance(content, _Doubled):
+        if content.name == "measurements":
+            raise BodyError(RequestCode.INVALID_BODY, f"`measurements` stands twice in {where}")
+        content = content.content
     if not isinstance(content, dict):
         raise BodyError(RequestCode.INVALID_BODY, f"{where} is not an object with `measurements`")
     measurements = content.get("measurements")
@@ -69,6 +101,12 @@ def _submission(content: object, where: str) -> Submission:
 
 
 def _measurement(content: object) -> Measurement | Malformed:
+    if isinstance(content, _Doubled):
+        if content.name == "value":
+            return Malformed(
+                ReadingCode.INVALID_MEASUREMENT, "`value` stands twice in a measurement", content.content
+            )
+        content = content.content
     if not isinstance(content, dict):
         return Malformed(ReadingCode.INVALID_MEASUREMENT, "a measurement is an object", content)
     return Measurement(

@@ -40,6 +40,16 @@ class BadNumber(msgspec.Struct, frozen=True, gc=False):
     text: str
 
 
+def storable(text: str) -> bool:
+    """Whether the log and the database can hold it: no NUL, no lone surrogate."""
+    if "\0" in text:
+        return False
+    try:
+        return text.isascii() or bool(text.encode())
+    except UnicodeEncodeError:
+        return False
+
+
 class BodyError(ValueError):
     """The body as a whole cannot be decoded: `code` is the request's error code."""
 

@@ -6,13 +6,15 @@ parameter nobody knows is refused by itself. Left out: who sends (`ingest.creden
 
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
-from urllib.parse import unquote_plus
+from urllib.parse import unquote, unquote_plus
 
 from ingest.formats.shape import BodyError, Malformed, Measurement, Submission
 from schemas.errors import ReadingCode, RequestCode
 
 _PARAMETERS_MAX: Final = 100
 _UNEXPANDED: Final = ("${", "{{", "%{")
+#: What firmware puts where it has no value.
+_EMPTY: Final = ("", "null")
 
 
 class Query(NamedTuple):
@@ -86,35 +88,40 @@ def decode(raw_query: str) -> Query:
     parts = raw_query.replace("?", "&").split("&")
     if len(parts) > _PARAMETERS_MAX:
         raise BodyError(RequestCode.INVALID_PARAMETER, f"more than {_PARAMETERS_MAX} parameters")
+    encoded = "%" in raw_query or "+" in raw_query
     token: str | None = None
     submission = Submission([])
     for part in parts:
-        name, _, raw = part.partition("=")
-        value = unquote_plus(raw) if "%" in raw or "+" in raw else raw
+        name, _, value = part.partition("=")
+        if encoded:
+            # Of a time's +02:00 the sign is meant, though a form would read it as a space.
+            name, value = unquote_plus(name), unquote(value) if name == "ts" else unquote_plus(value)
         if name == "token":
             token = value
         elif name == "device":
-            submission.device = value
+            submission.device = value or None
         elif name == "ts":
             # An unexpanded or empty time says nothing of the readings: they are stamped like untimed ones.
-            submission.ts = value if value and not value.startswith(_UNEXPANDED) else None
+            submission.ts = None if value in _EMPTY or value.startswith(_UNEXPANDED) else value
         elif name and name not in _IGNORED:
             submission.measurements.append(_measurement(name, value))
     return Query(token, submission)
 
 
 def _measurement(name: str, value: str) -> Measurement | Malformed:
-    shown = {"parameter": name[:64], "value": value[:200]}
-    if value.startswith(_UNEXPANDED):
-        return Malformed(
-            ReadingCode.UNEXPANDED, f"`{name[:64]}` holds a placeholder the device did not fill in", shown
-        )
     rule = _RULES.get(name) or _RULES.get(name.lower())
+    if value.startswith(_UNEXPANDED):
+        return _malformed(ReadingCode.UNEXPANDED, name, value, "holds a placeholder the device did not fill in")
     if rule is None:
-        return Malformed(ReadingCode.UNKNOWN_PARAMETER, f"`{name[:64]}` is no parameter that Sluice knows", shown)
-    if not value or value == "null":
-        return Malformed(ReadingCode.INVALID_VALUE, f"`{name[:64]}` is empty", shown)
+        return _malformed(ReadingCode.UNKNOWN_PARAMETER, name, value, "is no parameter that Sluice knows")
+    if value in _EMPTY:
+        return _malformed(ReadingCode.INVALID_VALUE, name, value, "is empty")
     try:
         return Measurement(rule.metric, rule.parse(value), None, rule.unit)
     except ValueError:
-        return Malformed(ReadingCode.INVALID_VALUE, f"`{name[:64]}` holds no value it can have", shown)
+        return _malformed(ReadingCode.INVALID_VALUE, name, value, "holds no value it can have")
+
+
+def _malformed(code: ReadingCode, name: str, value: str, what: str) -> Malformed:
+    shown = name[:64] if name.isprintable() else ascii(name[:64])
+    return Malformed(code, f"`{shown}` {what}", {"parameter": name[:64], "value": value[:200]})

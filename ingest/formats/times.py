@@ -3,6 +3,7 @@
 Left out: whether a time is plausible, which depends on when it was received (`ingest.admit`).
 """
 
+import re
 from datetime import datetime
 from typing import Final
 
@@ -25,18 +26,40 @@ def parse_time(raw: object) -> int | None:
         try:
             moment = datetime.fromisoformat(raw)
         except ValueError:
-            return _parse_epoch_text(raw)
-        if moment.tzinfo is None:
-            # Python reads eight digits as a date (20260517), but devices mean an epoch by a bare number.
-            return _parse_epoch_text(raw) if raw.isdecimal() else None
-        return round(moment.timestamp() * 1e6)
+            return _parse_other_text(raw)
+        return _parse_zoneless(raw) if moment.tzinfo is None else round(moment.timestamp() * 1e6)
     if type(raw) is int or type(raw) is float:
         return _from_epoch(raw)
     raise ValueError("a time is RFC 3339 text or an epoch number")
 
 
+def _parse_zoneless(text: str) -> int | None:
+    # Python reads some bare numbers as local times (20260517, 1612011212345.6), but devices mean an epoch by them.
+    try:
+        return _parse_epoch_text(text)
+    except ValueError:
+        return None
+
+
+def _parse_other_text(text: str) -> int:
+    """An epoch, or what RFC 3339 allows and Python does not: a small z, a leap second (the next second's first)."""
+    try:
+        return _parse_epoch_text(text)
+    except ValueError:
+        found = _RARE.fullmatch(text)
+        if found is None:
+            raise
+    minute, second, fraction, zone = found.groups()
+    leap = second == "60" and minute.endswith("59:")
+    moment = datetime.fromisoformat(f"{minute}{'59' if leap else second}{fraction or ''}{zone.upper()}")
+    return round(moment.timestamp() * 1e6) + leap * 1_000_000
+
+
+_RARE: Final = re.compile(r"(\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:)(\d\d)(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
+
+
 def _parse_epoch_text(text: str) -> int:
-    if len(text) > 32 or "_" in text:  # Python reads 1_0 as 10; nobody else does
+    if len(text) > 32 or "_" in text or not text.isascii():  # Python reads 1_0 as 10; nobody else does
         raise ValueError("a time is RFC 3339 text or an epoch number")
     try:
         return _from_epoch(int(text) if text.isdecimal() else float(text))

@@ -4,6 +4,7 @@ aiohttp's own response costs more than all the rest of a small request, most of 
 Left out: which answer is due (`ingest.http.service`).
 """
 
+import asyncio
 from email.utils import formatdate
 from http import HTTPStatus
 from random import random
@@ -18,7 +19,10 @@ from schemas.errors import RequestCode
 _LINES: Final = {
     status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus if status >= 200
 }
+_CONTENT: Final = b"Content-Type: application/json\r\nContent-Length: %d\r\n"
 _RETRY_AFTER_S: Final = (1, 5)
+#: How long a client may leave its answers unread before its connection is cut.
+_UNREAD_S: Final = 30.0
 
 
 class _Stamp:
@@ -66,11 +70,13 @@ class Answer(web.StreamResponse):
         elif request.version < HttpVersion11:
             extra += b"Connection: keep-alive\r\n"
         body = b"" if request.method == "HEAD" else self._content
+        content = _CONTENT % len(self._content) if self._status != HTTPStatus.NO_CONTENT else b""
         transport.write(
-            b"%sContent-Type: application/json\r\nContent-Length: %d\r\nCache-Control: no-store\r\n"
-            b"X-Request-Id: %s\r\n%s%s\r\n%s"
-            % (_LINES[self._status], len(self._content), self._request_id.encode(), DATE.line, extra, body)
+            b"%s%sCache-Control: no-store\r\nX-Request-Id: %s\r\n%s%s\r\n%s"
+            % (_LINES[self._status], content, self._request_id.encode(), DATE.line, extra, body)
         )
+        if request.protocol.writing_paused:
+            await _drained(request.protocol, transport)
         return None
 
     async def write_eof(self, data: bytes = b"") -> None:
@@ -80,6 +86,15 @@ class Answer(web.StreamResponse):
         """For a request whose rest cannot be told from the next one, or is not worth reading."""
         self._keep_alive = False
         return self
+
+
+async def _drained(protocol: web.RequestHandler, transport: asyncio.Transport) -> None:
+    """Wait for a client that sends but does not read: its answers must not pile up here."""
+    try:
+        async with asyncio.timeout(_UNREAD_S):
+            await protocol._drain_helper()
+    except TimeoutError:
+        transport.abort()
 
 
 class Refusal(Exception):  # noqa: N818 - an answer on its way out, not a fault

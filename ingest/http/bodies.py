@@ -5,13 +5,16 @@ import zlib
 from typing import Final
 
 import zstandard
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
 from ingest.http.answers import Refusal
 from schemas.errors import RequestCode
 
 _GZIP: Final = 16 + zlib.MAX_WBITS
+#: Nobody's file has more, and each costs a copy of what follows it.
+_GZIP_MEMBERS_MAX: Final = 16
 _ZSTD_WINDOW_MAX: Final = 8 * 1024 * 1024
+_ZSTD_FIRST_BYTES: Final = 64 * 1024
 #: curl and simple firmware name these for a JSON text they send.
 _TYPES: Final = frozenset(
     {
@@ -25,17 +28,41 @@ _TYPES: Final = frozenset(
 )
 
 
-def declared_size(request: web.BaseRequest, bytes_max: int) -> int:
-    """The Content-Length, 0 where there is none. Raises a refusal when it is too large already."""
+class Room:
+    """How many bytes of bodies a process holds: of all requests together, bounded."""
+
+    def __init__(self, bytes_max: int) -> None:
+        self._bytes_max = bytes_max
+        self.taken = 0
+
+    def check(self, size: int) -> None:
+        """Raises a refusal when so much more is too much."""
+        if self.taken + size > self._bytes_max:
+            raise Refusal(RequestCode.OVERLOADED, "too much is being worked on: try again later", close=True)
+
+    def take(self, size: int) -> None:
+        """Raises a refusal; what is taken has to be given back."""
+        self.check(size)
+        self.taken += size
+
+    def give(self, size: int) -> None:
+        self.taken -= size
+
+
+def check_size(request: web.BaseRequest, bytes_max: int, room: Room) -> None:
+    """Raises a refusal when the Content-Length tells already that the body is too large, or too much right now."""
     raw = request.headers.get("Content-Length")
     size = int(raw) if raw is not None and raw.isdecimal() and len(raw) < 20 else 0
     if size > bytes_max:
         raise too_large(bytes_max)
-    return size
+    room.check(size)
 
 
-async def read_body(request: web.BaseRequest, *, bytes_max: int, timeout_s: float) -> bytes:
-    """The unpacked body. Raises a refusal for one that is too large, too slow, cut off, or packed in another way."""
+async def read_body(request: web.BaseRequest, *, bytes_max: int, timeout_s: float, room: Room) -> bytes:
+    """The unpacked body. Raises a refusal for one that is too large, too slow, cut off, or packed in another way.
+
+    While it comes it takes up `room`, as it comes; what is returned has not taken any.
+    """
     _check_type(request.headers.get("Content-Type", ""))
     encoding = request.headers.get("Content-Encoding", "identity").strip().lower()
     content = request.content
@@ -45,26 +72,31 @@ async def read_body(request: web.BaseRequest, *, bytes_max: int, timeout_s: floa
             body = content.read_nowait()
         else:
             async with asyncio.timeout(timeout_s):
-                body = await _read_slowly(request, bytes_max)
+                body = await _read_slowly(request, bytes_max, room)
     except TimeoutError:
         message = f"the body did not come within {timeout_s:g} s"
         raise Refusal(RequestCode.REQUEST_TIMEOUT, message, close=True) from None
-    except web.RequestPayloadError:
+    except (web.RequestPayloadError, ConnectionError):
         raise Refusal(RequestCode.BAD_REQUEST, "the body is malformed or was cut off", close=True) from None
     if len(body) > bytes_max:
         raise too_large(bytes_max)
     return body if encoding in ("identity", "") else _unpack(body, encoding, bytes_max)
 
 
-async def _read_slowly(request: web.BaseRequest, bytes_max: int) -> bytes:
-    if request.headers.get("Expect", "").lower() == "100-continue" and request.transport is not None:
+async def _read_slowly(request: web.BaseRequest, bytes_max: int, room: Room) -> bytes:
+    expected = request.version >= HttpVersion11 and request.headers.get("Expect", "").lower() == "100-continue"
+    if expected and request.transport is not None:
         request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
     body = bytearray()
-    while chunk := await request.content.readany():
-        body += chunk
-        if len(body) > bytes_max:
-            raise too_large(bytes_max)
-    return bytes(body)
+    try:
+        while chunk := await request.content.readany():
+            if len(body) + len(chunk) > bytes_max:
+                raise too_large(bytes_max)
+            room.take(len(chunk))
+            body += chunk
+        return bytes(body)
+    finally:
+        room.give(len(body))
 
 
 def too_large(bytes_max: int) -> Refusal:
@@ -98,20 +130,30 @@ def _unpack(body: bytes, encoding: str, bytes_max: int) -> bytes:
 def _unpack_gzip(body: bytes, bytes_max: int) -> bytes:
     """All members of a gzip file, up to one byte more than allowed."""
     plain = b""
-    while body and len(plain) <= bytes_max:
+    for _ in range(_GZIP_MEMBERS_MAX):
+        if not body or len(plain) > bytes_max:
+            return plain
         member = zlib.decompressobj(_GZIP)
         plain += member.decompress(body, bytes_max + 1 - len(plain))
         if not member.eof and not member.unconsumed_tail:
             raise EOFError
         body = member.unused_data
+    if body:
+        raise EOFError
     return plain
 
 
 def _unpack_zstd(body: bytes, bytes_max: int) -> bytes:
     """Up to one byte more than allowed, whatever size the frame claims."""
-    decompressor = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW_MAX)
-    with decompressor.stream_reader(body, read_across_frames=True) as reader:
-        plain = reader.read(bytes_max + 1)
+    with _zstd.stream_reader(body, read_across_frames=True) as reader:
+        # Room for all that is allowed would be asked of the system each time, and given back.
+        first = min(_ZSTD_FIRST_BYTES, bytes_max + 1)
+        plain = reader.read(first)
+        if len(plain) == first:
+            plain += reader.read(bytes_max + 1 - first)
     if not plain and body:
         raise EOFError
     return plain
+
+
+_zstd: Final = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW_MAX)

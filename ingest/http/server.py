@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from aiohttp import web
-from aiohttp.web_protocol import RequestHandler
+from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
 from ingest.http.answers import Refusal
 from ingest.settings import IngestSettings
@@ -29,6 +29,14 @@ class _Connection(RequestHandler):
     """One client connection: answers malformed HTTP in the face's own words."""
 
     __slots__ = ()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._request_in_progress and self._messages and isinstance(self._messages[-1][0], _ErrInfo):
+            # What is malformed is the rest of a body, or stands behind it: whoever waits for it is not told.
+            request = self._current_request
+            if request is not None and not request.content.is_eof():
+                request.content.set_exception(web.RequestPayloadError("malformed"))
 
     def handle_error(
         self,

@@ -21,9 +21,9 @@ from aiohttp import web
 from ingest.admit import Admission, Admitted, Rejection, Sender
 from ingest.credentials import KNOWN, Credentials, Grant, UnknownTokenError
 from ingest.formats import measurements_json, shelly_get
-from ingest.formats.shape import BodyError, Submission
+from ingest.formats.shape import BodyError, Submission, storable
 from ingest.http.answers import DATE, Answer, Refusal
-from ingest.http.bodies import declared_size, read_body
+from ingest.http.bodies import Room, check_size, read_body
 from ingest.metrics import IngestMetrics
 from ingest.receipts import Place, Receipt, ReceiptError, Receipts, State
 from ingest.settings import IngestSettings
@@ -41,7 +41,9 @@ INGEST_PATH: Final = "/v1/ingest"
 SHELLY_PATH: Final = "/v1/ingest/shelly/"
 RECEIPTS_PATH: Final = "/v1/receipts/"
 
-_RECORD_COUNT_MAX: Final = 1_000
+#: A receipt names each one's record, and has to fit into the URL that asks for it.
+_DEVICES_MAX: Final = 400
+_DEVICE_NAME_MAX: Final = 64
 _GC_THRESHOLDS: Final = (50_000, 20, 50)
 _SENDERS: Final = ("device", "gateway")
 
@@ -64,9 +66,9 @@ class _Durable:
         self.accepted = 0
         self.failed: list[tuple[_Part, Exception]] = []
 
-    def add(self, part: _Part, place: Place) -> None:
+    def add(self, place: Place) -> None:
         self.places.append(place)
-        self.accepted += part.admitted.accepted
+        self.accepted += place.accepted
 
 
 class IngestService:
@@ -94,7 +96,7 @@ class IngestService:
             future_us=round(settings.reading_future_s * 1e6), year_floor=settings.reading_year_floor
         )
         self._source = log.source.bytes
-        self._in_flight = 0
+        self._room = Room(settings.http_in_flight_bytes_max)
         self._received_us = 0
         self._requests = 0
         self._records = 0
@@ -132,7 +134,7 @@ class IngestService:
             await asyncio.sleep(1.0)
 
     def _publish(self) -> None:
-        self._metrics.in_flight_bytes.set(self._in_flight)
+        self._metrics.in_flight_bytes.set(self._room.taken)
         self._metrics.log_queued_bytes.set(self._log.queued_bytes)
         self._metrics.connections.set(self.connections())
         self._metrics.publish()
@@ -147,30 +149,18 @@ class IngestService:
         if not path.startswith("/"):  # a request target in absolute form, as proxies send it
             path, query = request.rel_url.raw_path, request.rel_url.raw_query_string
         name, route, methods = self._route(path)
-        size = 0
         try:
             if request.method not in methods:
                 answer = _other_method(request.method, methods, request_id)
             else:
-                size = self._let_in(request)
                 answer = await route(request, request_id, path, query)
         except Refusal as refusal:
             answer = refusal.answer(request_id)
         except Exception:
             _log.exception("a request failed", extra={"request_id": request_id, "route": name})
             answer = Refusal(RequestCode.INTERNAL, "this is our fault, not yours").answer(request_id)
-        finally:
-            self._in_flight -= size
         self._metrics.requests.add((name, answer.status))
         return answer
-
-    def _let_in(self, request: web.BaseRequest) -> int:
-        """Reserve room for the body, and say how much. Nothing has been looked at: neither token nor body."""
-        size = declared_size(request, self._settings.body_bytes_max)
-        if self._in_flight + size > self._settings.http_in_flight_bytes_max:
-            raise Refusal(RequestCode.OVERLOADED, "too much is being worked on: try again later", close=size > 0)
-        self._in_flight += size
-        return size
 
     def _route(self, path: str) -> "tuple[str, _Route, tuple[str, ...]]":
         if path in (INGEST_PATH, INGEST_PATH + "/"):
@@ -185,17 +175,24 @@ class IngestService:
         received_us = self._stamp()
         if request.method == "GET":
             return await self._ingest_query(request, request_id, received_us, query, None)
+        settings, room = self._settings, self._room
+        # Refused before any work is done: neither token nor body has been looked at.
+        check_size(request, settings.body_bytes_max, room)
         token = _bearer(request)
         grant = self._known(token, _SENDERS) or await self._look_up(token, _SENDERS)
         body = await read_body(
-            request, bytes_max=self._settings.body_bytes_max, timeout_s=self._settings.http_body_timeout_s
+            request, bytes_max=settings.body_bytes_max, timeout_s=settings.http_body_timeout_s, room=room
         )
-        self._metrics.body_bytes.add((), len(body))
+        size = len(body)
+        self._metrics.body_bytes.add((), size)
+        room.take(size)
         try:
             submissions = measurements_json.decode(body)
+            return await self._take(request, request_id, received_us, grant, submissions)
         except BodyError as error:
             raise Refusal(error.code, str(error)) from None
-        return await self._take(request, request_id, received_us, grant, submissions)
+        finally:
+            room.give(size)
 
     async def _ingest_shelly(self, request: web.BaseRequest, request_id: str, path: str, query: str) -> Answer:
         # Firmware that appends `&hum=…` to a URL without a query puts its parameters into the path.
@@ -256,6 +253,8 @@ class IngestService:
         self, grant: Grant, header: str | None, submissions: list[Submission]
     ) -> tuple[dict[bytes, list[tuple[int, Submission]]], list[Rejection]]:
         """Each device's submissions with the index of their first measurement, and what belongs to no device."""
+        if header is None:
+            _check_names(submissions)
         devices: dict[bytes, list[tuple[int, Submission]]] = {}
         strays: list[Rejection] = []
         first = 0
@@ -272,8 +271,6 @@ class IngestService:
             first += len(submission.measurements)
         if not devices and strays:
             raise Refusal(_REQUEST_CODES[strays[0].code], strays[0].message)
-        if len(devices) > _RECORD_COUNT_MAX:
-            raise Refusal(RequestCode.TOO_MANY_READINGS, f"a request has up to {_RECORD_COUNT_MAX} devices")
         return devices, strays
 
     async def _device(self, grant: Grant, name: object) -> tuple[bytes | None, ReadingCode, str]:
@@ -281,7 +278,7 @@ class IngestService:
         if grant.device is not None:
             fits = name is None or name == grant.local_id or _is_id(name, grant.device)
             return grant.device if fits else None, mismatch, "`device` is not the device of this token"
-        if type(name) is not str or not 0 < len(name) <= 64:
+        if type(name) is not str or not 0 < len(name) <= _DEVICE_NAME_MAX or not storable(name):
             return None, mismatch, "a gateway names the `device` that each reading belongs to"
         try:
             found = await self._credentials.site_device(grant, name)
@@ -312,7 +309,7 @@ class IngestService:
         durable = _Durable()
         for part, (partition, future) in zip(parts, appended, strict=True):
             try:
-                durable.add(part, Place(partition, await future))
+                durable.add(Place(partition, await future, part.admitted.accepted))
             except (OverloadedError, UnavailableError, OutcomeUnknownError) as error:
                 durable.failed.append((part, error))
         self._observe(durable, perf_counter() - began)
@@ -394,10 +391,12 @@ class IngestService:
         for rejection in rejections:
             self._metrics.readings.add(("refused", rejection.code))
         if not accepted:
+            if durable.failed:
+                raise _refusal_of([error for _, error in durable.failed])
             refusal = Refusal(RequestCode.ALL_REFUSED, "every reading was refused")
             return refusal.answer(request_id, rejected=_listed(rejections)), None
         self._metrics.readings.add(_ACCEPTED, accepted)
-        receipt = Receipt(self._source, grant.organisation, accepted, durable.places)
+        receipt = Receipt(self._source, grant.organisation, durable.places)
         listed = orjson.dumps(_listed(rejections)) if rejections else b"[]"
         body = b'{"accepted":%d,"rejected":%s,"receipt":"%s","durable":"log"}' % (
             accepted,
@@ -470,6 +469,15 @@ def _is_id(name: object, device: bytes) -> bool:
         return UUID(name.removeprefix("dev_")).bytes == device
     except ValueError:
         return False
+
+
+def _check_names(submissions: list[Submission]) -> None:
+    """Raises a refusal for more devices than a request may have, before any of them is looked up."""
+    if len(submissions) > _DEVICES_MAX:
+        names = {submission.device for submission in submissions if type(submission.device) is str}
+        if len(names) > _DEVICES_MAX:
+            message = f"a request has readings of up to {_DEVICES_MAX} devices, not {len(names)}: split it"
+            raise Refusal(RequestCode.TOO_MANY_READINGS, message)
 
 
 def _listed(rejections: Iterable[Rejection]) -> list[dict[str, object]]:

@@ -8,7 +8,7 @@ import pytest
 
 from schemas.record import Note, Quality, Record, Refused
 from tests.databases import Database
-from tests.landing_rig import DAY, NOW, SECOND, Device, Rig, channel, open_rig, record, sqlite_url, until
+from tests.landing_rig import DAY, NOW, SECOND, Device, Rig, channel, count, open_rig, record, sqlite_url, until
 from tests.support import run
 from workers.landing.failures import PoisonFloodError
 
@@ -228,7 +228,7 @@ def test_readings_that_another_way_has_put_there_are_no_poison(any_database: Dat
             assert [value for *_, value, _ in await rig.readings()] == [1.0, 2.0, 3.0]
             sums = await rig.fetch("SELECT received::int, stored::int, duplicates::int FROM ledger")
             assert sums == [(3, 2, 1)]
-            assert rig.metrics.retries.labels("contention")._value.get() == 1
+            assert count(rig.metrics.retries.labels("contention")) == 1
 
     run(test())
 
@@ -328,7 +328,7 @@ def test_what_the_log_has_deleted_is_counted_as_lost(database: Database, tmp_pat
                 await rig.landed()
             assert [time - NOW for _, _, time, _, _ in await rig.readings()] == [0, 4, 5]
             assert await rig.value("SELECT lost FROM log_positions WHERE partition = 0") == 3
-            assert rig.metrics.lost._value.get() == 3
+            assert count(rig.metrics.lost) == 3
 
     run(test())
 
@@ -338,7 +338,7 @@ async def _stands(rig: Rig, positions: dict[int, int]) -> bool:
 
 
 async def _gauge_is(rig: Rig, value: float) -> bool:
-    return bool(rig.metrics.waiting_for_upgrade._value.get() == value)
+    return count(rig.metrics.waiting_for_upgrade) == value
 
 
 async def _log_starts_at(rig: Rig, position: int) -> bool:

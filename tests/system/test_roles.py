@@ -1,164 +1,232 @@
-"""The roles as processes of their own on the real parts: nothing lost, nothing doubled, and what operators see."""
+"""Roles as processes of their own on real parts: starts that wait or are refused, processes replaced under load."""
 
 import json
+import os
+import re
+import signal
 import subprocess
-from concurrent.futures import ThreadPoolExecutor
-from http.client import HTTPConnection
-from typing import NamedTuple
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
-import asyncpg
 import pytest
 
-from deploy.local.parts.packages import need
 from runtime.secrets import new_ring
+from runtime.sockets import address_of, listen
 from tests.databases import Database
-from tests.support import ask, eventually, run
-from tests.system.roles import Role, clean_environment, role, sluice, start_role
+from tests.support import Answer, ask, eventually
 
-READINGS_A_REQUEST = 100
-REQUESTS = 2_000
-SENDERS = 8
-FIRST_TS = 1_790_000_000
+SLUICE = Path(sys.executable).with_name("sluice")
+COMMAND_S = 60
+END_S = 30
 
 
-class Installation(NamedTuple):
-    """A database and a log of their own, seeded."""
+@dataclass(frozen=True)
+class Place:
+    """Where roles run: settings that lead to a database and a log of a test's own."""
 
-    environment: dict[str, str]
-    token: str
-    api_key: str
-    device_id: str
+    variables: dict[str, str]
+    directory: Path
+
+    def command(self, *arguments: str, code: int = 0, **variables: str) -> "subprocess.CompletedProcess[str]":
+        """A command that ends by itself."""
+        done = subprocess.run(
+            [SLUICE, *arguments],
+            env=self.environment(variables),
+            capture_output=True,
+            text=True,
+            timeout=COMMAND_S,
+            check=False,
+        )
+        assert done.returncode == code, (done.stdout, done.stderr)
+        return done
+
+    def environment(self, variables: dict[str, str]) -> dict[str, str]:
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("SLUICE_")}
+        return kept | self.variables | variables
+
+    @contextmanager
+    def role(self, name: str, *arguments: str, **variables: str) -> "Iterator[Running]":
+        """A role, running; killed at the end if a test has not ended it."""
+        events = self.directory / f"{name}.events"
+        with events.open("w") as errors:
+            process = subprocess.Popen(
+                [SLUICE, name, "--metrics-listen", "127.0.0.1:0", *arguments],
+                stderr=errors,
+                env=self.environment(variables),
+            )
+        try:
+            yield Running(process, events)
+        finally:
+            process.kill()
+            process.wait(timeout=END_S)
+
+
+@dataclass(frozen=True)
+class Running:
+    process: "subprocess.Popen[bytes]"
+    events: Path
+
+    def said(self, pattern: str) -> str:
+        """What the first group of `pattern` matches in its events, once it does."""
+        match = eventually(f"{pattern} in its events", lambda: re.search(pattern, self.events.read_text()))
+        assert match
+        return match[1]
+
+    @property
+    def url(self) -> str:
+        return "http://" + self.said(r"listening role=\S+ address=(\S+)")
+
+    @property
+    def probes(self) -> str:
+        return "http://" + self.said(r"probes are served address=(\S+)")
+
+    def probe(self) -> Answer:
+        return ask(f"{self.probes}/health/ready")
+
+    def metrics(self) -> str:
+        return ask(f"{self.probes}/metrics").body.decode()
+
+    def ready(self) -> "Running":
+        eventually(f"readiness: {self.events.read_text()}", lambda: self.probe().status == 200)
+        return self
+
+    def end(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(timeout=END_S)
 
 
 @pytest.fixture
-def installation(services: dict[str, str], database: Database) -> Installation:
-    environment = clean_environment(
-        **database.environment, SLUICE_LOG_URL=services["SLUICE_LOG_URL"], SLUICE_SECRET_KEYS=str(new_ring())
-    )
-    sluice(environment, "migrate")
-    seeded = json.loads(sluice(environment, "seed", "--json"))
-    return Installation(environment, seeded["ingest_token"], seeded["api_key"], seeded["device_id"])
+def place(bare_database: Database, services: dict[str, str], tmp_path: Path) -> Place:
+    """An empty database and the real Kafka."""
+    variables = bare_database.environment | {
+        "SLUICE_LOG_URL": services["SLUICE_LOG_URL"],
+        "SLUICE_SECRET_KEYS": str(new_ring()),
+        "SLUICE_HTTP_LISTEN": "127.0.0.1:0",
+        "SLUICE_API_LISTEN": "127.0.0.1:0",
+    }
+    return Place(variables, tmp_path)
 
 
-def rows(database: Database, query: str) -> list[asyncpg.Record]:
-    async def fetch() -> list[asyncpg.Record]:
-        connection = await asyncpg.connect(database.superuser_url)
-        try:
-            return await connection.fetch(query)
-        finally:
-            await connection.close()
-
-    return run(fetch())
+def without_owner(place: Place) -> Place:
+    return replace(place, variables={**place.variables, "SLUICE_DATABASE_OWNER_URL": ""})
 
 
-def send(url: str, token: str, requests: list[int]) -> int:
-    """Post the numbered requests on one connection, each again until it is acknowledged; how many readings were."""
-    where = urlsplit(url)
-    connection = HTTPConnection(where.hostname or "", where.port, timeout=30)
-    acknowledged = 0
-    for number in requests:
-        measurements = [
-            {
-                "type": "temperature",
-                "value": index / 10,
-                "label": str(number % 50),
-                "ts": FIRST_TS + number * 100 + index,
-            }
-            for index in range(READINGS_A_REQUEST)
-        ]
-        body = json.dumps({"measurements": measurements})
-        connection.request("POST", "/v1/ingest", body, {"Authorization": f"Bearer {token}"})
-        answer = connection.getresponse()
-        content = answer.read()
-        assert answer.status == 202, content
-        acknowledged += json.loads(content)["accepted"]
-    connection.close()
-    return acknowledged
+def seeded(place: Place) -> dict[str, Any]:
+    place.command("migrate")
+    found: dict[str, Any] = json.loads(place.command("seed", "--json").stdout)
+    return found
 
 
-def test_workers_killed_on_the_way_lose_and_double_nothing(installation: Installation, database: Database) -> None:
-    with role(installation.environment, "ingest", "--listen", "127.0.0.1:0") as ingest:
-        workers = [start_role(installation.environment, "worker") for _ in range(2)]
-        try:
-            with ThreadPoolExecutor(SENDERS) as pool:
-                sent = [
-                    pool.submit(send, ingest.url, installation.token, list(range(first, REQUESTS, SENDERS)))
-                    for first in range(SENDERS)
-                ]
-                for kill_at in (REQUESTS * 10, REQUESTS * 40):
-                    wait_landed(database, kill_at)
-                    workers.pop(0).kill()
-                    workers.append(start_role(installation.environment, "worker"))
-                acknowledged = sum(one.result() for one in sent)
-            assert acknowledged == REQUESTS * READINGS_A_REQUEST
-            wait_landed(database, acknowledged)
-        finally:
-            for worker in workers:
-                worker.end()
-    assert landed(database) == acknowledged
-    check_values(database)
-    check_books(database, acknowledged)
-
-
-def wait_landed(database: Database, readings: int) -> None:
-    eventually(f"{readings} readings have landed", lambda: landed(database) >= readings, 60.0)
-
-
-def landed(database: Database) -> int:
-    return int(rows(database, "SELECT count(*) AS n FROM readings")[0]["n"])
-
-
-def check_values(database: Database) -> None:
-    """Row by row: each reading stands where it was sent to, with its value."""
-    wrong = rows(
-        database,
-        f"""SELECT count(*) AS n FROM readings r JOIN series s USING (series_id)
-            CROSS JOIN LATERAL (SELECT extract(epoch FROM r.ts)::bigint - {FIRST_TS} AS place) p
-            WHERE r.value <> (p.place % 100) / 10.0::float8 OR s.label <> ((p.place / 100) % 50)::text""",
-    )
-    assert wrong[0]["n"] == 0
-
-
-def check_books(database: Database, acknowledged: int) -> None:
-    books = rows(
-        database,
-        """SELECT sum(received) AS received, sum(stored) AS stored, sum(duplicates + conflicts + quarantined) AS other
-           FROM ledger""",
-    )[0]
-    assert (books["received"], books["stored"], books["other"]) == (acknowledged, acknowledged, 0)
-
-
-def test_a_reading_is_read_back_and_every_role_shows_its_metrics(installation: Installation) -> None:
-    environment = installation.environment
-    with (
-        role(environment, "ingest", "--listen", "127.0.0.1:0", "--processes", "2") as ingest,
-        role(environment, "worker") as worker,
-        role(environment, "api", "--listen", "127.0.0.1:0") as api,
-    ):
-        body = b'{"measurements":[{"type":"temperature","value":68,"unit":"\xc2\xb0F","ts":"2026-11-01T00:00:00Z"}]}'
-        answer = ask(
-            f"{ingest.url}/v1/ingest", token=installation.token, method="POST", body=body, Prefer="wait=stored"
-        )
-        assert (answer.status, answer.json()["stored"]) == (200, 1)
-        found = ask(f"{api.url}/api/v1/readings?device_id={installation.device_id}", token=installation.api_key)
-        reading = found.json()["data"][0]
-        assert (reading["value"], reading["unit"], reading["ts"]) == (20.0, "°C", "2026-11-01T00:00:00Z")
-        assert reading["flags"] == ["unit_converted"]
-        eventually("the request is counted", lambda: b'route="ingest",status="200"} 1.0' in metrics(ingest))
-        assert b"sluice_landing_rows_total" in metrics(worker)
-        assert b"sluice_landing_rows_total" not in metrics(ingest)
+def test_every_role_may_start_first_and_all_at_once(place: Place) -> None:
+    with place.role("ingest") as ingest, place.role("worker") as worker, place.role("api") as api:
         for running in (ingest, worker, api):
-            check_with_promtool(metrics(running))
+            running.ready()
+        known = json.loads(place.command("seed", "--json").stdout)
+        sent = ask(f"{ingest.url}/v1/ingest?token={known['ingest_token']}&temp=4.5")
+        assert (sent.status, sent.json()["accepted"]) == (202, 1)
+
+        def values() -> list[float]:
+            answer = ask(f"{api.url}/api/v1/readings?device_id={known['device_id']}", token=known["api_key"])
+            return [reading["value"] for reading in answer.json()["data"]]
+
+        eventually("the reading", lambda: values() == [4.5])
+        assert [running.end() for running in (ingest, worker, api)] == [0, 0, 0]
 
 
-def metrics(running: Role) -> bytes:
-    answer = ask(f"{running.metrics_url}/metrics")
-    assert answer.status == 200
-    return answer.body
+def test_without_the_owner_a_start_is_refused_until_somebody_has_migrated(place: Place) -> None:
+    roles = without_owner(place)
+    for role in ("ingest", "worker", "api"):
+        refused = roles.command(role, "--metrics-listen", "127.0.0.1:0", code=2, SLUICE_LOG_LEVEL="error").stderr
+        assert refused == "sluice: the database has no tables of Sluice: run `sluice migrate`\n"
+    assert "SLUICE_DATABASE_OWNER_URL is not set" in roles.command("migrate", code=2).stderr
+    place.command("migrate")
+    with roles.role("api") as api:
+        api.ready()
 
 
-def check_with_promtool(exposition: bytes) -> None:
-    promtool = need("promtool", ["prometheus"], service="prometheus")
-    checked = subprocess.run([promtool, "check", "metrics"], input=exposition, capture_output=True, check=False)
-    assert checked.returncode == 0, checked.stdout.decode() + checked.stderr.decode()
+def test_a_wrong_engine_is_refused_at_the_start_and_the_command_helps(place: Place, tmp_path: Path) -> None:
+    place.command("migrate")
+    other = f"sqlite:///{tmp_path / 'log'}"
+    refused = place.command("worker", "--metrics-listen", "127.0.0.1:0", code=2, SLUICE_LOG_URL=other).stderr
+    assert "`sluice migrate --new-generation`" in refused.splitlines()[-1]
+    with place.role("ingest") as ingest:
+        ingest.ready()
+        in_use = place.command("migrate", "--new-generation", code=2)
+        assert "the log is in use" in in_use.stderr
+    kafka = place.variables["SLUICE_LOG_URL"]
+
+    def closed() -> bool:
+        """The killed process's session gives its lock back a moment later."""
+        options = ("--new-generation", "--json", "--closing-log-url", kafka)
+        done = subprocess.run(
+            [SLUICE, "migrate", *options],
+            env=place.environment({"SLUICE_LOG_URL": other}),
+            capture_output=True,
+            text=True,
+            timeout=COMMAND_S,
+            check=False,
+        )
+        return done.returncode == 0 and json.loads(done.stdout)["closed"]["lost"] == 0
+
+    eventually("the generation is closed", closed)
+    with place.role("worker", SLUICE_LOG_URL=other) as worker:
+        worker.ready()
+
+
+def test_processes_are_replaced_under_load_without_a_lost_request(place: Place) -> None:
+    known = seeded(place)
+    with place.role("ingest", "--processes", "2") as ingest, place.role("worker") as worker:
+        ingest.ready()
+        worker.ready()
+        before = started(ingest)
+        assert len(before) == 2
+        ingest.process.send_signal(signal.SIGHUP)
+        sent = 0
+        while len(started(ingest)) < 4 or alive(before):
+            answer = ask(f"{ingest.url}/v1/ingest?token={known['ingest_token']}&temp={sent % 40}")
+            assert answer.status == 202, answer
+            sent += 1
+        assert ingest.probe().status == 200
+        done = f"sluice_landing_records_total {sent}.0"
+        eventually("all have landed", lambda: done in worker.metrics())
+        eventually(
+            "the counts of processes that ended are kept",
+            lambda: f'sluice_ingest_records_total{{outcome="durable"}} {sent}.0' in ingest.metrics(),
+        )
+        assert ingest.end() == 0
+    assert not alive(started(ingest))
+
+
+def started(running: Running) -> list[int]:
+    return [int(pid) for pid in re.findall(r"a process was started pid=(\d+)", running.events.read_text())]
+
+
+def alive(pids: list[int]) -> list[int]:
+    return [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+
+
+def test_a_refused_start_of_several_processes_is_refused_once(place: Place) -> None:
+    place.command("migrate")
+    options = ("--processes", "2", "--metrics-listen", "127.0.0.1:0")
+    done = place.command("api", *options, code=2, SLUICE_SECRET_KEYS="", SLUICE_LOG_LEVEL="error")
+    assert "SLUICE_SECRET_KEYS is not set: `sluice token keys`" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_role_waits_for_a_database_that_is_away_and_says_so(place: Place) -> None:
+    place.command("migrate")
+    url = place.variables["SLUICE_DATABASE_URL"]
+    with listen("TEST", "127.0.0.1:0") as free:
+        nobody = address_of(free).port
+    away = url.replace(f":{urlsplit(url).port}/", f":{nobody}/")
+    with without_owner(place).role("api", SLUICE_DATABASE_URL=away) as api:
+        api.said("(waiting) for=database")
+        probe = api.probe()
+        assert probe.status == 503
+        assert "the database cannot be reached" in probe.json()["not_ready"]["database"]
+        assert api.end() == 0

@@ -193,6 +193,8 @@ def test_the_file_of_settings_leads_other_commands_to_the_same_parts(data: Path)
             check=True,
         )
         assert send(known["url"], made.stdout.strip(), 3) == 202
+    with up(data, "--json", SLUICE_CONFIG=str(data / "sluice.toml")) as it:
+        assert it.json["device_id"] == known["device_id"]
     assert (data / "sluice.toml").stat().st_mode & 0o077 == 0
     assert (data / "secret-keys").stat().st_mode & 0o077 == 0
     assert (data / "log").stat().st_mode & 0o077 == 0
@@ -237,6 +239,16 @@ def test_a_start_that_is_refused_is_one_line_without_a_traceback(
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"sluice: {message}")
     assert not below(data)
+
+
+def test_a_signal_in_the_middle_of_the_first_start_ends_it_cleanly(data: Path) -> None:
+    process = subprocess.Popen([SLUICE, "up", "--data", data, "--port", "0"], env=environment())
+    eventually("the server's files", (data / "postgres" / "PG_VERSION").exists)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=END_S) == 0
+    assert not below(data)
+    with up(data, "--json") as it:
+        assert it.json["ingest_token"], "nobody has been shown a token yet"
 
 
 def test_two_at_once_in_one_directory_are_refused(data: Path) -> None:

@@ -1,7 +1,7 @@
 """Columns into the rows of PostgreSQL's binary COPY, without touching a row in Python.
 
 Records carry their columns in PostgreSQL's byte order already. A buffer is filled with a row template and each column
-is laid over it in one strided assignment: a twentieth of what `struct.pack` a row costs (`bench/test_landing.py`).
+is laid over it in one strided assignment: an eighth of what `struct.pack` a row costs (`bench/test_landing.py`).
 Left out: which rows these are.
 """
 

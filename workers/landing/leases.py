@@ -146,7 +146,13 @@ class Leases:
                 "leases could not be given back; others take them when they end",
                 extra={"reason": str(error), "seconds": self._settings.landing_lease_ttl_s},
             )
-        self._cut()
+        self.close()
+
+    def close(self) -> None:
+        """Cut the connection; leases that were not given back end by themselves."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.terminate()
 
     async def _renew(self) -> None:
         self._wanted.clear()
@@ -189,7 +195,7 @@ class Leases:
         _log.log(level, "a partition was %s", event.replace("_", " "), extra={"partition": partition})
 
     def _failed(self, error: Exception) -> None:
-        self._cut()
+        self.close()
         self._metrics.lease_renewals.labels("failed").inc()
         if self.trouble is None or not self.held:
             _log.warning("leases cannot be renewed, landing waits for the database", extra={"reason": str(error)})
@@ -220,10 +226,5 @@ class Leases:
                         self._connection = await connect(self._postgres, role=ROLE, application="sluice leases")
                     return await getattr(self._connection, method)(statement, *arguments)
             except BaseException:
-                self._cut()
+                self.close()
                 raise
-
-    def _cut(self) -> None:
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.terminate()

@@ -1,0 +1,192 @@
+"""The JSON body: what is understood, what is refused alone, and what is refused as a whole."""
+
+import json
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ingest.formats.measurements_json import decode
+from ingest.formats.shape import BadNumber, BodyError, Malformed, Measurement, Submission
+from schemas.errors import RequestCode
+
+ESP32 = (
+    b'{"device":"f1","ts":"2026-05-17T08:22:00Z","measurements":[{"type":"temperature","value":4.2,"label":"front"}]}'
+)
+
+
+def only(body: bytes) -> Any:
+    """The one measurement of a body's one submission."""
+    ((found,),) = [one.measurements for one in decode(body)]
+    return found
+
+
+def with_value(raw: str) -> bytes:
+    return f'{{"measurements":[{{"type":"temperature","value":{raw}}}]}}'.encode()
+
+
+def test_an_esp32_body_says_all_that_stands_in_it() -> None:
+    measured = Measurement("temperature", 4.2, "front")
+    assert decode(ESP32) == [Submission([measured], "f1", "2026-05-17T08:22:00Z")]
+
+
+def test_a_backlog_is_an_array_in_its_order() -> None:
+    one = b'{"ts":1,"measurements":[{"type":"a","value":1,"unit":"W","ts":3}]}'
+    two = b'{"device":"d","measurements":[]}'
+    expected = [Submission([Measurement("a", 1, None, "W", 3)], None, 1), Submission([], "d", None)]
+    assert decode(b"[" + one + b"," + two + b"]") == expected
+    assert decode(b"[]") == []
+
+
+def test_unknown_fields_and_white_space_are_passed_over() -> None:
+    body = b' {"firmware": {"a": [1]}, "measurements" : [ {"value" : true , "type":"door","rssi":-60} ] }\n'
+    assert only(body) == Measurement("door", True)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"", b" ", b"{", b"[", b"nul", b"tru", ESP32[:-1], ESP32[:40], ESP32 + b"}", ESP32 + ESP32, b'{"measurements":[1,]}',
+        b'{"measurements":[{"type":"a","value":01}]}', b"{'measurements':[]}", b'{"measurements":[{"type":"a\n"}]}',
+        b"\xef\xbb\xbf" + ESP32, ESP32.decode().encode("utf-16"), ESP32[:10] + b"\xff" + ESP32[11:], b"\x00" * 100,
+        b'{"measurements":[{"type":"\xed\xa0\x80","value":1}]}', b"[" * 100_000, b'{"a":' * 100_000,
+        b"[" * 100_000 + b"]" * 100_000,
+        b'{"measurements":[{"type":"a","value":' + b"[" * 100_000 + b"]" * 100_000 + b"}]}",
+        b'{"x":' + b'{"x":' * 100_000 + b"1" + b"}" * 100_001,
+    ],
+    ids=lambda body: ascii(body)[2:32],
+)  # fmt: skip
+def test_what_is_no_json_in_utf_8_is_refused_as_a_whole(body: bytes) -> None:
+    with pytest.raises(BodyError) as raised:
+        decode(body)
+    assert raised.value.code is RequestCode.BAD_JSON
+    assert len(str(raised.value)) < 200
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"1", b'"text"', b"null", b"true", b"{}", b"NaN", b'{"measurements":null}', b'{"measurements":{}}', b"[1]", b"[[]]",
+        b'{"measurements":"[]"}', b'[{"measurements":[]},null]', b'{"measurement":[]}', b'[{"measurements":[]},{}]',
+    ],
+    ids=ascii,
+)  # fmt: skip
+def test_json_of_another_shape_is_refused_as_a_whole(body: bytes) -> None:
+    with pytest.raises(BodyError) as raised:
+        decode(body)
+    assert raised.value.code is RequestCode.INVALID_BODY
+
+
+@pytest.mark.parametrize(
+    "raw", ["NaN", "Infinity", "-Infinity", "1e400", "-1e400", "9" * 400, "9" * 5000, "-" + "1" * 400]
+)
+def test_a_number_that_no_float_holds_is_marked_alone(raw: str) -> None:
+    body = f'{{"measurements":[{{"type":"a","value":{raw}}},{{"type":"b","value":2}}]}}'.encode()
+    (submission,) = decode(body)
+    bad, good = submission.measurements
+    if isinstance(bad.value, int):  # below Python's own limit of digits it arrives whole
+        assert bad.value == int(raw)
+    else:
+        assert bad.value == BadNumber(raw[:40])
+    assert good == Measurement("b", 2)
+
+
+@pytest.mark.parametrize(
+    ("raw", "value"),
+    [("1e308", 1e308), ("5e-324", 5e-324), ("0.1", 0.1), ("9007199254740993", 9007199254740993), ("-0.0", -0.0),
+     ("18446744073709551616", 2**64), ("9" * 96, int("9" * 96)), ('"x"', "x"), ("false", False), ("null", None),
+     ("1.0000000000000000000000000000000000001", 1.0)],
+)  # fmt: skip
+def test_values_arrive_as_they_were_meant(raw: str, value: object) -> None:
+    found = only(with_value(raw)).value
+    assert (found, type(found)) == (value, type(value))
+
+
+@pytest.mark.parametrize("item", ["1", "null", '"text"', "[]", "true"])
+def test_an_item_that_is_no_object_is_marked_alone(item: str) -> None:
+    (submission,) = decode(f'{{"measurements":[{{"type":"a","value":1}},{item}]}}'.encode())
+    good, bad = submission.measurements
+    assert good == Measurement("a", 1)
+    assert bad == Malformed("invalid_measurement", "a measurement is an object", json.loads(item))
+
+
+def test_measurements_given_twice_are_refused_as_a_whole() -> None:
+    """Most decoders keep the last of them: the readings of the first would be lost, and nobody told."""
+    twice = b'{"measurements":[{"type":"a","value":1}],"measurements":[{"type":"b","value":2}]}'
+    for body in (twice, b'[{"measurements":[]},' + twice + b"]"):
+        with pytest.raises(BodyError, match="`measurements` stands twice") as raised:
+            decode(body)
+        assert raised.value.code is RequestCode.INVALID_BODY
+
+
+def test_a_value_given_twice_is_refused_alone() -> None:
+    body = b'{"measurements":[{"type":"a","value":1,"value":2},{"type":"b","value":3}]}'
+    (submission,) = decode(body)
+    assert submission.measurements == [
+        Malformed("invalid_measurement", "`value` stands twice", {"type": "a", "value": 2}),
+        Measurement("b", 3),
+    ]
+
+
+@pytest.mark.parametrize("text", ["value", "measurements", '"value"', '\\"measurements\\"', "`value` stands twice"])
+def test_these_names_in_a_text_or_elsewhere_do_no_harm(text: str) -> None:
+    body = json.dumps({"measurements": [{"type": "state", "value": text, "label": text}], text: 1, "x": {"value": 1}})
+    assert only(body.encode()) == Measurement("state", text, text)
+
+
+def test_other_names_given_twice_count_as_the_last() -> None:
+    assert only(b'{"ts":1,"ts":2,"measurements":[{"type":"a","type":"b","value":1}]}').type == "b"
+
+
+def test_a_lone_surrogate_is_left_to_be_judged() -> None:
+    assert only(with_value('"\\ud800"')).value == "\ud800"
+
+
+def test_ten_thousand_items_of_junk_are_ten_thousand_refusals() -> None:
+    (submission,) = decode(b'{"measurements":[' + b"1," * 9_999 + b"1]}")
+    assert len(submission.measurements) == 10_000
+    assert all(isinstance(one, Malformed) for one in submission.measurements)
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
+)
+_NAMES = st.sampled_from(["type", "value", "label", "unit", "ts", "device", "measurements", "x"])
+_NEAR = st.dictionaries(_NAMES, _JSON | st.lists(_JSON | st.dictionaries(_NAMES, _JSON)))
+
+
+def _check(body: bytes) -> None:
+    try:
+        found = decode(body)
+    except BodyError:
+        return
+    for submission in found:
+        assert type(submission) is Submission
+        assert all(type(one) in (Measurement, Malformed) for one in submission.measurements)
+
+
+@given(st.binary() | st.binary(max_size=20).map(lambda junk: ESP32[:50] + junk + ESP32[50:]))
+def test_any_bytes_are_submissions_or_a_body_error(body: bytes) -> None:
+    _check(body)
+
+
+@given(_NEAR | st.lists(_NEAR) | _JSON)
+def test_any_json_is_submissions_or_a_body_error(content: Any) -> None:
+    _check(json.dumps(content).encode())
+    _check(json.dumps(content, ensure_ascii=False).encode("utf-8", "surrogatepass"))
+
+
+@given(st.integers(0, len(ESP32)), st.integers(0, len(ESP32)), st.binary(max_size=3))
+def test_a_damaged_body_is_submissions_or_a_body_error(start: int, end: int, junk: bytes) -> None:
+    _check(ESP32[:start] + junk + ESP32[end:])
+
+
+@given(st.lists(st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(10**90), 10**90) | st.text()))
+def test_values_survive_the_way(values: list[float | int | str]) -> None:
+    body = json.dumps({"measurements": [{"type": "a", "value": value} for value in values]}).encode()
+    (submission,) = decode(body)
+    for one, value in zip(submission.measurements, values, strict=True):
+        assert one.value == value or (isinstance(value, float) and math.isclose(one.value, value))
