@@ -31,7 +31,7 @@ INTEGER_BITS_MAX: Final = 320
 _FLOAT_MAX: Final = sys.float_info.max
 
 _METRIC_NAME: Final = re.compile(r"[a-z_][a-z0-9_.:/\-]{0,63}")
-_SECRET: Final = re.compile(r"(?:ds|gw|sk)_live_[A-Za-z0-9]+|eyJ[\w\-]+\.[\w\-]+\.[\w\-]+")
+_SECRET: Final = re.compile(r"(?:ds|gw|sk)_live_[A-Za-z0-9_]+|eyJ[\w\-]+\.[\w\-]+\.[\w\-]+")
 _MICROSECONDS_A_DAY: Final = 86_400_000_000
 _SPECIFICATIONS_MAX: Final = 20_000
 

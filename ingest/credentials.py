@@ -17,7 +17,7 @@ import msgspec
 from ingest.metrics import IngestMetrics
 from ingest.settings import IngestSettings
 from runtime.clock import Clock
-from runtime.errors import UnavailableError
+from runtime.errors import SluiceError, UnavailableError
 from runtime.postgres import UNAVAILABLE
 
 _log = logging.getLogger("sluice.credentials")
@@ -341,7 +341,7 @@ class Credentials:
 
     async def _listen(self) -> None:
         while True:
-            with suppress(UnavailableError):
+            with suppress(SluiceError):
                 await self._listener.listen(_CHANNEL, self._on_notify)
             # Polling goes on meanwhile: a notification only makes a change felt sooner.
             await asyncio.sleep(1.0)

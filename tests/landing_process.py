@@ -5,7 +5,6 @@
 
 import asyncio
 import json
-import logging
 import signal
 import sys
 
@@ -15,6 +14,7 @@ from deploy.generation import open_generation
 from runtime.clock import SystemClock
 from runtime.health import Health
 from runtime.log import LogSettings
+from runtime.logging import LoggingSettings, set_up_logging
 from runtime.postgres import PostgresSettings, connect
 from workers.landing.worker import run_worker
 from workers.metrics import LandingMetrics
@@ -42,5 +42,5 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO)
+    set_up_logging(LoggingSettings())
     uvloop.run(main())

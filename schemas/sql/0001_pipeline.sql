@@ -401,8 +401,11 @@ BEGIN
         WHERE s.series_id = ANY (p_series);
     END IF;
 END $$;
-REVOKE ALL ON FUNCTION readings_page FROM PUBLIC;
+-- Functions that act with the owner's rights are for the roles that need them.
+REVOKE ALL ON FUNCTION readings_page, credential_changed, ensure_week FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION readings_page TO sluice_app, sluice_reader;
+GRANT EXECUTE ON FUNCTION credential_changed TO sluice_app;
+GRANT EXECUTE ON FUNCTION ensure_week TO sluice_worker;
 
 GRANT SELECT, INSERT, UPDATE, DELETE ON organisations, sites, devices, device_sites, credentials TO sluice_app;
 GRANT SELECT ON series, reading_notes, ledger, outcomes, quarantine TO sluice_app;

@@ -22,7 +22,7 @@ from runtime.clock import SystemClock
 from runtime.postgres import PostgresSettings
 from tests.databases import Database
 from tests.landing_rig import DEADLINE_S, NOW, Device, Rig, channel, count, open_rig, record, sqlite_url, until
-from tests.proxy import Proxy
+from tests.proxy import Mode, Proxy
 from tests.support import run
 from workers.landing.worker import LandingWorker
 
@@ -167,6 +167,26 @@ def test_a_database_that_goes_away_and_comes_back(database: Database, tmp_path: 
                 await rig.landed()
                 await until(lambda: _is_well(worker))
             await assert_landed_once(rig, len(devices), 30)
+
+    run(test())
+
+
+def test_a_connection_that_goes_silent_in_its_transaction(database: Database, tmp_path: Path) -> None:
+    async def test() -> None:
+        with _free_port() as port:
+            proxy = Proxy(port, urlsplit(database.url).port or 0)
+        async with open_rig(database, sqlite_url(tmp_path)) as rig, proxy:
+            rig.postgres = through(rig, port)
+            devices = await rig.register(4)
+            async with rig.worker(landing_transaction_timeout_s=1.0):
+                async with Holder(rig) as holder:
+                    await append(rig, devices, first=0)
+                    await holder.caught()
+                    proxy.set_mode(Mode.BLACKHOLE)
+                    proxy.mode = Mode.PASS  # of the connections that come
+                await append(rig, devices, first=10)
+                await rig.landed()
+            await assert_landed_once(rig, len(devices), 20)
 
     run(test())
 
@@ -339,6 +359,30 @@ def test_a_worker_that_was_stopped_for_longer_than_its_lease(
                 only.send_signal(signal.SIGCONT)
                 await rig.landed()
             await assert_landed_once(rig, len(devices), 20)
+
+    run(test())
+
+
+def test_a_worker_that_was_stopped_while_another_came_and_went(
+    database: Database, services: dict[str, str], tmp_path: Path
+) -> None:
+    """Its leases are its own again when it wakes up, but what it remembers is from before."""
+
+    async def test() -> None:
+        async with open_rig(database, services["SLUICE_LOG_URL"], partitions=2) as rig:
+            devices = await rig.register(6)
+            async with process(rig, tmp_path / "first") as first:
+                await append(rig, devices, first=0)
+                await rig.landed()
+                first.send_signal(signal.SIGSTOP)
+                async with process(rig, tmp_path / "second"):
+                    await append(rig, devices, first=10)
+                    await rig.landed()
+                first.send_signal(signal.SIGCONT)
+                await append(rig, devices, first=20)
+                await rig.landed()
+            assert "taken up again" not in (tmp_path / "first").read_text()
+            await assert_landed_once(rig, len(devices), 30)
 
     run(test())
 

@@ -113,11 +113,14 @@ def test_a_local_time_says_nothing_without_its_zone(text: str) -> None:
 @pytest.mark.parametrize(
     "junk",
     [
-        "", " ", "now", "null", "${ev.ts}", "12:00", "2026-13-01T00:00:00Z", "2026-02-30T00:00:00Z", "2026-05-17T24:00Z",
-        "2026-05-17T08:22:61Z", "2026-05-17T08:22:60Z", "2026-05-17T08:22:00+25:00", "17.05.2026", "1_0", "0x10", "١٢٣",
+        "", " ", "now", "null", "${ev.ts}", "12:00", "2026-13-01T00:00:00Z", "2026-02-30T00:00:00Z",
+        "2026-05-17T24:00Z",
+        "2026-05-17T08:22:61Z", "2026-05-17T08:22:60Z", "2026-05-17T08:22:00+25:00", "17.05.2026", "1_0",
+        "0x10", "١٢٣",
         "nan", "inf", "-Infinity", "1e20", "1e400", "9" * 33, "9" * 5000, "\ud800", "\0",
         math.nan, math.inf, -math.inf, 1e20, -1e300, 10**20, -(10**400),
-        True, False, None, [], {}, ["2026-05-17T08:22:00Z"], b"2026-05-17T08:22:00Z", 1j, datetime(2026, 5, 17, tzinfo=UTC),
+        True, False, None, [], {}, ["2026-05-17T08:22:00Z"], b"2026-05-17T08:22:00Z", 1j, datetime(2026, 5, 17,
+        tzinfo=UTC),
     ],
     ids=lambda junk: ascii(junk)[:30],
 )  # fmt: skip
@@ -131,11 +134,14 @@ _ZONES = st.timedeltas(timedelta(hours=-23, minutes=-59), timedelta(hours=23, mi
 )
 
 
-@given(st.datetimes(datetime(1970, 1, 2), datetime(2200, 1, 1), timezones=_ZONES))
+_FROM, _TO = datetime.fromisoformat("1973-04-01"), datetime.fromisoformat("2106-01-01")
+
+
+@given(st.datetimes(_FROM, _TO, timezones=_ZONES))
 def test_what_rfc_3339_can_say_is_understood_to_the_microsecond(moment: datetime) -> None:
     expected = (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
     assert parse_time(moment.isoformat()) == expected
-    assert parse_time(expected) == (expected if expected >= 10**14 else parse_time(expected))
+    assert parse_time(expected) == parse_time(expected * 1000) == expected
 
 
 @given(

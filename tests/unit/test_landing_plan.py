@@ -4,6 +4,7 @@ import struct
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
 import pytest
 
 from runtime.ids import uuid7
@@ -163,7 +164,33 @@ def test_refused_at_the_door_goes_to_the_quarantine_under_its_own_number() -> No
     assert planning.part.received == {(ORGANISATION, NOW // (3600 * SECOND)): 2}
 
 
-@pytest.mark.parametrize("rubbish", [b"", b"\x00", b"\x91\x01", encode([1, b"short"])])
+def test_refused_ones_with_a_number_that_the_table_does_not_take_are_counted_through() -> None:
+    refused = [Refused(number, "bad_value", "", b"{}") for number in (2**40, 7, 7)]
+    planning = Planning().add(body(refused=refused))
+    assert planning.codes == [("bad_value", 0), ("bad_value", 1), ("bad_value", 2)]
+
+
+def _strange(**fields: Any) -> bytes:
+    """A record that decodes and cannot be meant."""
+    record = msgspec.msgpack.decode(body(channel("a", [NOW])), type=Record)
+    return encode(msgspec.structs.replace(record, **fields))
+
+
+BAD_FLAGS = [Channel("a", "", "W", bytes(8), bytes(8), 2**15)]
+
+
+@pytest.mark.parametrize(
+    "rubbish",
+    [
+        b"",
+        b"\x00",
+        b"\x91\x01",
+        encode([1, b"short"]),
+        _strange(received_at=2**62),
+        _strange(received_at=-1),
+        _strange(channels=BAD_FLAGS),
+    ],
+)
 def test_what_is_no_record_is_quarantined_alone(rubbish: bytes) -> None:
     planning = Planning().add(body(channel("a", [NOW])), rubbish, body(channel("a", [NOW + 1])))
     assert planning.codes == [("undecodable", 0)]

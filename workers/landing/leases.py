@@ -68,7 +68,6 @@ class Leases:
         self._lock = asyncio.Lock()
         self._releasing: set[int] = set()
         self._wanted = asyncio.Event()
-        self._renewed = asyncio.Event()
         self.held: dict[int, Lease] = {}
         self.surplus: frozenset[int] = frozenset()
         """Held beyond the fair share: to be given up when the transaction under way has ended."""
@@ -106,12 +105,6 @@ class Leases:
                     await self._wanted.wait()
             except TimeoutError:
                 continue
-
-    async def renewed(self) -> None:
-        """Wait for the next renewal that succeeds, begun after this call."""
-        self._renewed.clear()
-        self._wanted.set()
-        await self._renewed.wait()
 
     def release(self, partitions: Iterable[int]) -> None:
         """Give these up with the next renewal: nothing of this worker writes to them any more."""
@@ -167,7 +160,6 @@ class Leases:
             _log.info("leases are renewed", extra={"partitions": sorted(self.held)})
         self.trouble = None
         self._metrics.lease_renewals.labels("renewed").inc()
-        self._renewed.set()
 
     def _take(self, rows: Any, released: frozenset[int]) -> None:
         """Make `held` and `surplus` what the database says."""

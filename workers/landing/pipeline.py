@@ -143,27 +143,24 @@ class Pipeline:
 
     async def _read_ahead(self) -> None:
         try:
+            await self._read_on()
+        except Exception as error:
+            self._error, self.failed = error, self.growing
+            self.end()
+
+    async def _read_on(self) -> None:
+        bytes_max = self._settings.landing_read_bytes_max
+        try:
             while True:
                 await self._registry.refresh()
-                slices = await self._reader.read(bytes_max=self._settings.landing_read_bytes_max, wait_s=_READ_WAIT_S)
-                await self._take(slices)
-        except BehindRetentionError as error:
-            await self._drain()
-            self._error = error
-        except Exception as error:
-            self._error, self.failed = error, self.growing
-        self.end()
-
-    async def _drain(self) -> None:
-        """Let everything that was read land: what lies before a gap, the log may no longer have."""
-        try:
+                await self._take(await self._reader.read(bytes_max=bytes_max, wait_s=_READ_WAIT_S))
+        except BehindRetentionError:
+            # What lies before the gap lands first: the log may no longer have that either.
             await self._offer()
-        except Exception as error:
-            self._error, self.failed = error, self.growing
-            return
-        while self.growing is not None or self.landing is not None:
-            self._room.clear()
-            await self._room.wait()
+            while self.growing is not None or self.landing is not None:
+                self._room.clear()
+                await self._room.wait()
+            raise
 
     async def _take(self, slices: list[Slice]) -> None:
         waiting = self._waiting()

@@ -19,6 +19,7 @@ _HOUR_US: Final = 3_600_000_000
 _MONDAY_US: Final = 48 * _HOUR_US  # 2000-01-03, the first Monday of record times
 _WEEK_US: Final = 168 * _HOUR_US
 _RECEIVED_MAX: Final = 200 * 8766 * _HOUR_US  # the year 2200: no ingest's clock is that wrong
+_QUALITY_MAX: Final = 2**15 - 1
 _ENDS: Final = struct.Struct(">2q").unpack
 
 # What others cost against a fresh reading, in memory and in the database: a flood of them makes batches smaller.
@@ -417,6 +418,9 @@ def _decoded(body: bytes) -> Record:
     record = decode(body)
     if not 0 <= record.received_at < _RECEIVED_MAX:
         raise UndecodableError("not a record: its receive time is none")
+    for channel in record.channels:
+        if channel.quality and isinstance(channel.quality, int) and not 0 < channel.quality <= _QUALITY_MAX:
+            raise UndecodableError("not a record: flags that are none")
     return record
 
 

@@ -17,6 +17,7 @@ _EPOCH: Final = datetime(2000, 1, 1, tzinfo=UTC)
 _TIME: Final = struct.Struct(">q")
 _VALUE: Final = struct.Struct(">d")
 _QUALITY: Final = struct.Struct(">h")
+_INT4_MAX: Final = 2**31 - 1
 _MESSAGE_MAX: Final = 500
 _REQUEST_ID_MAX: Final = 200
 
@@ -60,9 +61,12 @@ def of_reading(reading: Reading, code: str, message: str, payload_max: int) -> Q
 
 def of_refused(place: Place, record: Record, payload_max: int) -> list[QuarantineRow]:
     """What the record carries of readings refused at the door."""
+    numbers = [refused.index for refused in record.refused]
+    if len(set(numbers)) < len(numbers) or min(numbers) < 0 or max(numbers) > _INT4_MAX:
+        numbers = [*range(len(numbers))]  # a number that the table does not take must not lose a row
     return [
-        _row(place, record, refused.code, refused.message, refused.payload[:payload_max], refused.index)
-        for refused in record.refused
+        _row(place, record, refused.code, refused.message, refused.payload[:payload_max], number)
+        for number, refused in zip(numbers, record.refused, strict=True)
     ]
 
 

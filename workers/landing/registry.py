@@ -154,12 +154,13 @@ class Registry:
         self, names: Sequence[SeriesName], missing: list[int], results: list[Found | Refusal | None]
     ) -> None:
         """Make what may be made, the first of each name; the others find it later."""
+        await self._count({names[number].organisation for number in missing})
         rooms = await self._rooms({names[number].device for number in missing})
         first_of: dict[_Identity, int] = {}
         for number in missing:
             name = names[number]
             if (identity := _identity(name)) not in first_of:
-                refusal = await self._enter(rooms.get(name.device), name)
+                refusal = self._enter(rooms.get(name.device), name)
                 if refusal is not None:
                     results[number] = refusal
                 else:
@@ -180,29 +181,27 @@ class Registry:
         rows = await connection.fetch(_DEVICES, [UUID(bytes=device) for device in devices])
         return {row["device_id"].bytes: _Room(row["organisation_id"].bytes, row["series"]) for row in rows}
 
-    async def _enter(self, room: "_Room | None", name: SeriesName) -> Refusal | None:
+    def _enter(self, room: "_Room | None", name: SeriesName) -> Refusal | None:
         """Count one more series of a device and its organisation, or say why not."""
         if room is None or room.organisation != name.organisation:
             return _UNKNOWN_DEVICE
         device_max = self._settings.landing_series_per_device_max
         if room.series >= device_max:
             return Refusal("series_limit", f"the device has {room.series} series, of {device_max} at most")
-        count, most = await self._series_of(name.organisation)
+        count, most = self._series_counts[name.organisation], self.limits[name.organisation].series_max
         if count >= most:
             return Refusal("series_limit", f"the organisation has {count} series, of {most} at most")
         room.series += 1
-        self._series_counts[name.organisation] = count + 1
+        self._series_counts[name.organisation] += 1
         return None
 
-    async def _series_of(self, organisation: bytes) -> tuple[int, int]:
-        """How many series an organisation has, as counted since the last refresh, and may have."""
-        count = self._series_counts.get(organisation)
-        if count is None:
-            connection = await self._connected()
-            count = self._series_counts[organisation] = await connection.fetchval(_COUNT, UUID(bytes=organisation))
-        if organisation not in self.limits:
-            await self.learn([organisation])
-        return count, self.limits[organisation].series_max
+    async def _count(self, organisations: set[bytes]) -> None:
+        """How many series organisations have, counted again with each refresh, and may have."""
+        await self.learn(organisations - self.limits.keys())
+        connection = await self._connected()
+        for organisation in organisations - self._series_counts.keys():
+            count = await connection.fetchval(_COUNT, UUID(bytes=organisation))
+            self._series_counts[organisation] = count
 
 
 class _Room:

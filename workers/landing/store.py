@@ -16,7 +16,7 @@ import asyncpg
 
 from runtime.postgres import PostgresSettings, check_role, connect
 from workers.landing import books, columns, staging
-from workers.landing.failures import PositionMovedError
+from workers.landing.failures import MiscountError, PositionMovedError
 from workers.landing.plan import Plan
 from workers.landing.series import NEVER
 from workers.landing.staging import Judgement
@@ -108,10 +108,10 @@ class Store:
         limits = {name: f"{round(value * 1000)}ms" for name, value in seconds.items()}
         connection: Any = await connect(self._postgres, role=None, application="sluice landing", **_PLANNER, **limits)
         try:
-            await check_role(connection)
             # The role that writes may not look at sessions, its own included.
             row = await connection.fetchrow(_SESSION)
             await connection.execute(f"SET ROLE {ROLE}")
+            await check_role(connection)
             if connection.get_server_version().major >= 17:
                 await connection.execute(f"SET transaction_timeout = {limits['statement_timeout']!r}")
             await connection.execute(staging.CREATE)
@@ -192,6 +192,7 @@ class Store:
             await connection.copy_to_table("readings", source=source, columns=_READING, format="binary")
         suspects = await staging.land_suspects(connection, plan)
         texts = await staging.land_texts(connection, plan)
+        _check(plan, fresh, suspects, texts)
         await books.write(connection, self._source, plan)
         return fresh, suspects, texts
 
@@ -209,6 +210,14 @@ class Store:
         )
         if moved != f"UPDATE {len(parts)}":
             raise PositionMovedError(f"not all of {len(parts)} positions stand where this worker left them ({moved})")
+
+
+def _check(plan: Plan, fresh: int, suspects: Judgement, texts: Judgement) -> None:
+    """The books are written only if they will add up: every reading was stored, or is told of."""
+    quarantined = sum(told.quarantined for told in plan.outcomes)
+    accounted = fresh + sum(suspects) + sum(texts) + quarantined
+    if accounted != plan.rows:
+        raise MiscountError(f"of {plan.rows} readings {accounted} are accounted for")
 
 
 def _or_none(time: int) -> int | None:

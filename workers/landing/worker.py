@@ -20,7 +20,7 @@ from schemas.record import PG_EPOCH_US
 from workers.landing.failures import Backoff, Cause, FloodGuard, LeaseLapsedError, PositionMovedError, cause_of
 from workers.landing.leases import Lease, Leases
 from workers.landing.pipeline import Holding, Pipeline
-from workers.landing.plan import Plan
+from workers.landing.plan import Part, Plan
 from workers.landing.registry import Registry
 from workers.landing.series import SeriesCache
 from workers.landing.store import Landed, Session, Standing, Store
@@ -243,7 +243,9 @@ class LandingWorker:
         landed = await self._store.land(plan)
         self._count(plan, landed)
         self._backoff.reset()
-        self._failure = None
+        if self._failure is not None:
+            self._failure = None
+            _log.info("landing goes on", extra={"readings": plan.rows})
         self._records_max = min(self._records_max * 2, self._settings.landing_batch_records_max)
         await self._log.landed({part.partition: part.position for part in plan.parts.values()})
 
@@ -272,7 +274,7 @@ class LandingWorker:
         """Make the next run differ in what the failure asks for; how long to wait before it."""
         plan = self._failed_plan
         await self._registry.close()
-        if cause is Cause.CONTENT and (plan is None or self._is_rejected_already(plan)):
+        if cause is Cause.CONTENT and (plan is None or not plan.records or self._is_rejected_already(plan)):
             cause = Cause.DATABASE
         self._metrics.retries.labels(cause.value).inc()
         for part in plan.parts.values() if plan is not None else ():
@@ -298,8 +300,9 @@ class LandingWorker:
         self._failure = reason
 
     def _is_rejected_already(self, plan: Plan) -> bool:
+        """Whether the plan is one record, which is refused even for the quarantine."""
         return plan.records == 1 and all(
-            part.expected in self._holdings[part.partition].rejected for part in plan.parts.values()
+            part.expected in self._holdings[part.partition].rejected for part in _begun(plan)
         )
 
     def _narrow(self, plan: Plan, error: Exception) -> None:
@@ -307,7 +310,7 @@ class LandingWorker:
         if plan.records > 1:
             self._records_max = max(1, plan.records // 2)
             return
-        for part in plan.parts.values():
+        for part in _begun(plan):
             self._rejecting.note((organisation for organisation, _ in part.received), self._clock.monotonic())
             self._holdings[part.partition].rejected[part.expected] = str(error)
             self._metrics.rejected.inc()
@@ -362,6 +365,11 @@ class LandingWorker:
             self._metrics.lag.labels(partition).set(lag)
         self._shown = set(lags)
         self._metrics.series_cached.set(sum(holding.cache.count for holding in self._holdings.values()))
+
+
+def _begun(plan: Plan) -> list[Part]:
+    """The partitions of which the plan has a record."""
+    return [part for part in plan.parts.values() if part.position > part.expected]
 
 
 async def _any_of(*events: asyncio.Event, timeout: float | None = None) -> None:
