@@ -38,6 +38,8 @@ def bench() -> None:
 @click.option("--series", type=click.IntRange(4, 400_000), default=5_000, show_default=True)
 @click.option("--singles", type=click.IntRange(1_000, 1_000_000), default=60_000, show_default=True,
               help="Requests of one reading, for each way of sending one.")  # fmt: skip
+@click.option("--single-connections", type=click.IntRange(1, 4_000), default=128, show_default=True,
+              help="For those: so many that ingest is never idle, like the bare handler beside it.")  # fmt: skip
 @click.option("--times", type=click.Choice(["rfc3339", "epoch"]), default="rfc3339", show_default=True)
 @_json_option
 @_services_option
@@ -48,13 +50,21 @@ def pipeline(
     processes: int,
     series: int,
     singles: int,
+    single_connections: int,
     times: str,
     as_json: bool,
     services: Path,
 ) -> None:
     """From a request to a committed row: rates, latencies and CPU by part, beside COPY and a bare aiohttp handler."""
     options = pipeline_bench.Options(
-        readings, readings_per_request, connections, processes, series, singles, epoch_times=times == "epoch"
+        readings=readings,
+        readings_per_request=readings_per_request,
+        connections=connections,
+        processes=processes,
+        series=series,
+        singles=singles,
+        single_connections=single_connections,
+        epoch_times=times == "epoch",
     )
     figures = pipeline_bench.measure(options, services)
     click.echo(orjson.dumps(pipeline_object(figures)).decode() if as_json else pipeline_tables(figures))

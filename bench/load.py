@@ -55,7 +55,7 @@ def percentiles_ms(seconds: Iterable[float], *wanted: int) -> dict[str, float]:
 
 
 class _Tally:
-    """What all connections of a load have seen so far."""
+    """What all connections have seen of one load."""
 
     def __init__(self, readings_per_request: int) -> None:
         self.begin = b'{"accepted":%d,' % readings_per_request
@@ -69,26 +69,37 @@ class _Tally:
 
 
 class _Connection(asyncio.Protocol):
-    """Sends its requests one after another, each when the one before is answered."""
+    """Sends requests one after another, each when the one before is answered."""
 
-    def __init__(self, requests: Iterator[bytes], tally: _Tally) -> None:
-        self._requests = requests
-        self._tally = tally
+    def __init__(self) -> None:
+        self._requests: Iterator[bytes] = iter(())
+        self._tally = _Tally(0)
         self._pending = b""
         self._sent_s = 0.0
         self._transport: asyncio.Transport | None = None
-        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._done: asyncio.Future[None] | None = None
+        self._lost: BenchError | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
 
-    def send_next(self) -> None:
+    def begin(self, requests: Iterator[bytes], tally: _Tally) -> "asyncio.Future[None]":
+        """Send them all; the future is done with the last answer."""
+        self._requests, self._tally = requests, tally
+        self._done = asyncio.get_running_loop().create_future()
+        if self._lost is not None:
+            self._done.set_exception(self._lost)
+        else:
+            self._send_next()
+        return self._done
+
+    def _send_next(self) -> None:
         request = next(self._requests, None)
-        if request is None:
-            self.done.set_result(None)
-        elif self._transport is not None:
+        if request is not None and self._transport is not None:
             self._sent_s = time.perf_counter()
             self._transport.write(request)
+        elif self._done is not None and not self._done.done():
+            self._done.set_result(None)
 
     def data_received(self, data: bytes) -> None:
         if self._pending:
@@ -106,49 +117,61 @@ class _Connection(asyncio.Protocol):
         self._tally.latencies_s.append(time.perf_counter() - self._sent_s)
         if data[STATUS] != ACCEPTED or not data.startswith(self._tally.begin, head + len(HEAD_END)):
             self._tally.fail(data)
-        self.send_next()
+        self._send_next()
 
     def connection_lost(self, error: Exception | None) -> None:
-        if not self.done.done():
-            self.done.set_exception(
-                BenchError(f"a connection was closed with a request unanswered: {error or 'EOF'}")
-            )
+        self._lost = BenchError(f"a connection was closed by the server: {error or 'EOF'}")
+        if self._done is not None and not self._done.done():
+            self._done.set_exception(self._lost)
 
     def close(self) -> None:
-        if not self.done.done():
-            self.done.cancel()
+        if self._done is not None:
+            self._done.cancel()
         if self._transport is not None:
             self._transport.abort()
 
 
-async def send(port: int, lanes: Sequence[Sequence[bytes]], *, readings_per_request: int, timeout_s: float) -> Load:
-    """Send the requests of each lane, in order, over a connection of its own.
+class Clients:
+    """Connections to one port of loopback, open between `async with` and its end."""
 
-    Raises `BenchError` unless every one is answered 202 with as many readings accepted as it had, within `timeout_s`.
-    """
-    tally = _Tally(readings_per_request)
-    loop = asyncio.get_running_loop()
-    connections: list[_Connection] = []
-    try:
-        async with asyncio.timeout(timeout_s):
-            for lane in lanes:
-                connection = _Connection(iter(lane), tally)
-                connections.append(connection)
-                await loop.create_connection(lambda made=connection: made, LOOPBACK, port)  # type: ignore[misc]
-            began, cpu_began = time.perf_counter(), time.process_time()
-            for connection in connections:
-                connection.send_next()
-            await asyncio.gather(*[connection.done for connection in connections])
-            seconds, cpu_s = time.perf_counter() - began, time.process_time() - cpu_began
-    except TimeoutError:
-        sent = sum(map(len, lanes))
-        raise BenchError(f"{len(tally.latencies_s)} of {sent} requests were answered in {timeout_s:g} s") from None
-    except OSError as error:
-        raise BenchError(f"the load cannot be sent to port {port}: {error}") from error
-    finally:
-        for connection in connections:
+    def __init__(self, port: int, connections: int) -> None:
+        self._port = port
+        self._connections = [_Connection() for _ in range(connections)]
+
+    async def __aenter__(self) -> "Clients":
+        loop = asyncio.get_running_loop()
+        try:
+            for connection in self._connections:
+                await loop.create_connection(lambda made=connection: made, LOOPBACK, self._port)  # type: ignore[misc]
+        except OSError as error:
+            self._close()
+            raise BenchError(f"nobody answers on port {self._port}: {error}") from error
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        for connection in self._connections:
             connection.close()
-    if tally.statuses:
-        raise BenchError(f"answers other than expected, by status: {dict(tally.statuses)}; one: {tally.first_bad!r}")
-    requests = len(tally.latencies_s)
-    return Load(requests, requests * readings_per_request, seconds, cpu_s, tally.latencies_s)
+
+    async def send(self, lanes: Sequence[Sequence[bytes]], readings_per_request: int, timeout_s: float) -> Load:
+        """Send the requests of each lane, in order, over a connection of its own.
+
+        Raises `BenchError` unless each is answered 202 with all its readings accepted, and all within `timeout_s`.
+        """
+        tally = _Tally(readings_per_request)
+        began, cpu_began = time.perf_counter(), time.process_time()
+        try:
+            async with asyncio.timeout(timeout_s):
+                pairs = zip(self._connections, lanes, strict=True)
+                await asyncio.gather(*[connection.begin(iter(lane), tally) for connection, lane in pairs])
+        except TimeoutError:
+            sent, answered = sum(map(len, lanes)), len(tally.latencies_s)
+            raise BenchError(f"{answered} of {sent} requests were answered within {timeout_s:g} s") from None
+        seconds, cpu_s = time.perf_counter() - began, time.process_time() - cpu_began
+        if tally.statuses:
+            statuses = dict(tally.statuses)
+            raise BenchError(f"answers other than expected, by status: {statuses}; one: {tally.first_bad!r}")
+        requests = len(tally.latencies_s)
+        return Load(requests, requests * readings_per_request, seconds, cpu_s, tally.latencies_s)

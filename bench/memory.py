@@ -15,7 +15,7 @@ import orjson
 import uvloop
 
 from bench.books import Books
-from bench.load import send
+from bench.load import Clients
 from bench.parts import Parts, Role, Workshop, progress, real_parts, workshop
 from bench.registry import Registered, register
 from bench.usage import free_port, memory_bytes
@@ -67,7 +67,8 @@ async def _fill(shop: Workshop, books: Books, registered: Registered, series_eac
     for number in range(ROUNDS):
         progress(f"round {number + 1}: {len(registered.tokens) * series_each} readings")
         lanes = _lanes(registered.tokens, series_each, int(time.time()) - ROUNDS + number)
-        await send(port, lanes, readings_per_request=series_each, timeout_s=TIMEOUT_S)
+        async with Clients(port, CONNECTIONS) as clients:
+            await clients.send(lanes, series_each, TIMEOUT_S)
         await books.landed(TIMEOUT_S)
     await books.check(ROUNDS * len(registered.tokens) * series_each)
     return await _figures(ingest, worker, len(registered.tokens), series_each)

@@ -6,7 +6,7 @@ acknowledged is counted in the database before a figure is given. Left out: how 
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -18,15 +18,15 @@ import uvloop
 
 from bench.books import Books
 from bench.errors import BenchError
-from bench.load import Load, send
+from bench.load import Clients, Load
 from bench.parts import Parts, Role, Workshop, progress, real_parts, workshop
 from bench.registry import Registered, register
+from bench.singles import Request, Server, Single, Singles
 from bench.usage import Meter, cpu_s, free_port, memory_bytes
 from bench.workload import INTERVAL_S, METRICS, Fleet, Round, json_post, shelly_get, single_post
 from bench.yardsticks import Copied, CopyTable, bare_handler
 
 TIMEOUT_S: Final = 600.0
-SINGLES_WARM_UP: Final = 4_000
 TRICKLE_SAMPLES: Final = 60
 TRICKLE_PAUSES_S: Final = (0.05, 0.11, 0.17, 0.23)
 TRICKLE_TIMEOUT_S: Final = 10.0
@@ -34,6 +34,11 @@ DEVICES_A_CONNECTION: Final = 10
 #: Of the run: long enough for the broker to compile what it runs most. At least each device once.
 WARM_UP_SHARE: Final = 10
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+#: The ways of sending one reading.
+SINGLES: Final[Mapping[str, Request]] = {
+    "Shelly GET": lambda token, number: shelly_get(token, 18 + number % 800 / 100),
+    "JSON POST": lambda token, number: single_post(token, 18 + number % 800 / 100),
+}
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,7 @@ class Options:
     processes: int
     series: int
     singles: int
+    single_connections: int
     epoch_times: bool
 
     @property
@@ -96,17 +102,6 @@ class LandingAlone:
 
 
 @dataclass(frozen=True)
-class Single:
-    """One reading a request: CPU µs a request of ingest and of the broker, and of the bare handler's process."""
-
-    load: Load
-    ingest_us: float
-    kafka_us: float
-    bare_load: Load
-    bare_us: float
-
-
-@dataclass(frozen=True)
 class Figures:
     """Everything a run has measured."""
 
@@ -115,7 +110,7 @@ class Figures:
     landing: LandingAlone
     copied: Copied
     trickle_s: list[float]
-    singles: Mapping[str, Single]
+    singles: Sequence[Single]
 
 
 def measure(options: Options, services: Path) -> Figures:
@@ -138,7 +133,7 @@ async def _run(options: Options, parts: Parts, shop: Workshop) -> AsyncIterator[
         registered = await register(
             connection,
             parts.environment["SLUICE_SECRET_KEYS"],
-            options.devices + options.connections * DEVICES_A_CONNECTION,
+            options.devices + options.single_connections * DEVICES_A_CONNECTION,
         )
     finally:
         await connection.close()
@@ -186,23 +181,22 @@ class _Run:
         await self._checkpoint()
         worker, landing = await self._landing_alone()
         copied = await table.fill(self._second, round(landing.batch_rows))
-        progress("single readings, one at a time")
         trickle_s = await self._trickle()
         await worker.stop()
 
-        gets = await self._single(ingest, lambda token, number: shelly_get(token, 18 + number % 800 / 100))
-        posts = await self._single(ingest, lambda token, number: single_post(token, 18 + number % 800 / 100))
+        singles = await self._singles(ingest)
         await self._shop.role("worker")
         await self._books.landed(TIMEOUT_S)
         await self._books.check(self._sent)
-        singles = {"shelly_get": gets, "json_post": posts}
         return Figures(self._options, end_to_end, landing, copied, trickle_s, singles)
 
     async def _send(self, sent: Round) -> Load:
-        return await self._send_lanes(sent.lanes(self._options.connections), sent.each)
+        lanes = sent.lanes(self._options.connections)
+        async with Clients(self._port, len(lanes)) as clients:
+            return await self._send_lanes(clients, lanes, sent.each)
 
-    async def _send_lanes(self, lanes: list[list[bytes]], each: int) -> Load:
-        load = await send(self._port, lanes, readings_per_request=each, timeout_s=TIMEOUT_S)
+    async def _send_lanes(self, clients: Clients, lanes: list[list[bytes]], each: int) -> Load:
+        load = await clients.send(lanes, each, TIMEOUT_S)
         self._sent += load.readings
         return load
 
@@ -226,12 +220,14 @@ class _Run:
         lanes = self._first.lanes(self._options.connections)
         progress(f"sending {self._first.readings} readings")
         before = await worker.metrics()
-        parts = {"kafka": self._parts.kafka, "postgresql": self._parts.postgresql}
-        meter = Meter({"ingest": ingest.pid, "worker": worker.pid, **parts})
-        began = time.perf_counter()
-        load = await self._send_lanes(lanes, self._first.each)
-        landing = await self._books.landed(TIMEOUT_S)
-        taken = meter.read()
+        async with Clients(self._port, len(lanes)) as clients:
+            meter = Meter(
+                ingest=ingest.pid, worker=worker.pid, kafka=self._parts.kafka, postgresql=self._parts.postgresql
+            )
+            began = time.perf_counter()
+            load = await self._send_lanes(clients, lanes, self._first.each)
+            landing = await self._books.landed(TIMEOUT_S)
+            taken = meter.read()
         after = await worker.metrics()
         checkpoint = await self._checkpoint()
         await self._books.check(self._sent)
@@ -257,40 +253,35 @@ class _Run:
 
     async def _trickle(self) -> list[float]:
         """Single readings into a quiet system: seconds from sending one until a query returns its row."""
+        progress("single readings, one at a time")
         token, device = self._single_tokens[0], self._single_devices[0]
-        await self._send_lanes([[single_post(token, 20.0)]], 1)
-        await self._books.landed(TRICKLE_TIMEOUT_S)
-        series = await self._books.series_of(device, METRICS[0][0])
         samples = []
-        for number in range(TRICKLE_SAMPLES):
-            await asyncio.sleep(TRICKLE_PAUSES_S[number % len(TRICKLE_PAUSES_S)])
-            us = time.time_ns() // 1000
-            body = b'{"measurements":[{"type":"temperature","value":21.5,"ts":%d}]}' % us
-            began = time.perf_counter()
-            await self._send_lanes([[json_post(token, body)]], 1)
-            moment = EPOCH + timedelta(microseconds=us)
-            samples.append(await self._books.visible(series, moment, TRICKLE_TIMEOUT_S) - began)
+        async with Clients(self._port, 1) as clients:
+            await self._send_lanes(clients, [[single_post(token, 20.0)]], 1)
+            await self._books.landed(TRICKLE_TIMEOUT_S)
+            series = await self._books.series_of(device, METRICS[0][0])
+            for number in range(TRICKLE_SAMPLES):
+                await asyncio.sleep(TRICKLE_PAUSES_S[number % len(TRICKLE_PAUSES_S)])
+                us = time.time_ns() // 1000
+                body = b'{"measurements":[{"type":"temperature","value":21.5,"ts":%d}]}' % us
+                began = time.perf_counter()
+                await self._send_lanes(clients, [[json_post(token, body)]], 1)
+                moment = EPOCH + timedelta(microseconds=us)
+                samples.append(await self._books.visible(series, moment, TRICKLE_TIMEOUT_S) - began)
         return samples
 
-    async def _single(self, ingest: Role, request: Callable[[str, int], bytes]) -> Single:
-        """Requests of one reading each, without a worker, and the same ones to the bare handler."""
-        warm_up, lanes = self._singles(request, SINGLES_WARM_UP), self._singles(request, self._options.singles)
-        progress(f"single readings, {self._options.singles} requests")
-        await self._send_lanes(warm_up, 1)
-        meter = Meter({"ingest": ingest.pid, "kafka": self._parts.kafka})
-        load = await self._send_lanes(lanes, 1)
-        taken = meter.read()
-        bare_load, bare_us = await bare_handler(self._shop, warm_up, lanes)
-        ingest_us, kafka_us = (taken[part] * 1e6 / load.requests for part in ("ingest", "kafka"))
-        return Single(load, ingest_us, kafka_us, bare_load, bare_us)
-
-    def _singles(self, request: Callable[[str, int], bytes], count: int) -> list[list[bytes]]:
-        """Each device keeps to one connection, so that its readings are stamped in one process."""
-        tokens, connections = self._single_tokens, self._options.connections
-        return [
-            [request(tokens[number % len(tokens)], number) for number in range(lane, count, connections)]
-            for lane in range(connections)
-        ]
+    async def _singles(self, ingest: Role) -> list[Single]:
+        """One reading a request, without a worker: over few connections, then over enough to keep ingest busy."""
+        bare = Server(*await bare_handler(self._shop))
+        singles = Singles(Server(self._port, ingest.pid), bare, self._parts.kafka, self._single_tokens)
+        measured = []
+        for connections in (self._options.connections, self._options.single_connections):
+            for name, request in SINGLES.items():
+                progress(f"{name}, one reading a request, {connections} connections")
+                count = self._options.singles
+                measured.append(await singles.measure(name, request, count=count, connections=connections))
+        self._sent += singles.sent
+        return measured
 
 
 # ---------------------------------------------------------------- reading metrics

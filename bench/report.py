@@ -11,7 +11,8 @@ from typing import Any, Final
 
 from bench.load import Load, percentiles_ms
 from bench.memory import MemoryFigures
-from bench.pipeline import EndToEnd, Figures, Single
+from bench.pipeline import EndToEnd, Figures
+from bench.singles import Single
 
 #: The parts of the system; the load generator is none of them.
 SYSTEM: Final = ("ingest", "kafka", "worker", "postgresql")
@@ -60,12 +61,11 @@ def cpu_us_by_part(whole: EndToEnd) -> dict[str, float]:
 
 def pipeline_targets(figures: Figures) -> list[Target]:
     whole = figures.end_to_end
+    # With fewer connections ingest is idle most of the time, and waking up is what is measured.
     singles = [
-        Target(f"ingest CPU of a {name}, against the bare handler", single.ingest_us / single.bare_us, 1.5, "×", True)
-        for name, single in (
-            ("Shelly GET", figures.singles["shelly_get"]),
-            ("JSON POST", figures.singles["json_post"]),
-        )
+        Target(f"ingest CPU of a {single.name}, against the bare handler", single.to_bare, 1.5, "×", True)
+        for single in figures.singles
+        if single.connections == figures.options.single_connections
     ]
     alone = figures.landing.readings_per_s / figures.copied.rows_per_s
     return [
@@ -92,14 +92,14 @@ def pipeline_object(figures: Figures) -> dict[str, Any]:
         "options": vars(figures.options),
         "pipeline": _whole_object(figures),
         "landing": vars(figures.landing) | {"to_copy": figures.landing.readings_per_s / figures.copied.rows_per_s},
-        "singles": {name: _single_object(single) for name, single in figures.singles.items()},
+        "singles": [_single_object(single) for single in figures.singles],
         "yardsticks": {
             "copy": vars(figures.copied)
             | {
                 "rows_per_s": figures.copied.rows_per_s,
                 "postgresql_us_per_row": figures.copied.postgresql_us_per_row,
             },
-            "bare_handler_us_per_request": {name: single.bare_us for name, single in figures.singles.items()},
+            "bare_handler_us_per_request": {single.name: single.bare_us for single in figures.singles},
         },
         "targets": [target.plain for target in pipeline_targets(figures)],
     }
@@ -126,17 +126,8 @@ def _whole_object(figures: Figures) -> dict[str, Any]:
 
 
 def _single_object(single: Single) -> dict[str, Any]:
-    return {
-        "requests": single.load.requests,
-        "requests_per_s": single.load.requests_per_s,
-        "acknowledgement_ms": _acknowledged(single.load),
-        "ingest_us_per_request": single.ingest_us,
-        "kafka_us_per_request": single.kafka_us,
-        "load_us_per_request": single.load.cpu_us_per_request,
-        "bare_us_per_request": single.bare_us,
-        "bare_requests_per_s": single.bare_load.requests_per_s,
-        "to_bare": single.ingest_us / single.bare_us,
-    }
+    plain = {name: value for name, value in vars(single).items() if name != "latencies_s"}
+    return plain | {"acknowledgement_ms": percentiles_ms(single.latencies_s, 50, 95, 99)}
 
 
 def pipeline_tables(figures: Figures) -> str:
@@ -176,8 +167,8 @@ def _cpu_table(whole: EndToEnd) -> str:
     rows.append(
         ("together", f"{sum(by_part.values()) * whole.load.readings / 1e6:.2f}", f"{sum(by_part.values()):.2f}")
     )
-    load = whole.cpu_s["load"]
-    rows.append(("load generator", f"{load:.2f}", f"{load * 1e6 / whole.load.readings:.2f}"))
+    for part, name in (("load", "load generator"), ("others", "others on this machine")):
+        rows.append((name, f"{whole.cpu_s[part]:.2f}", f"{whole.cpu_s[part] * 1e6 / whole.load.readings:.2f}"))
     return _table(("CPU", "s", "µs/reading"), rows)
 
 
@@ -200,12 +191,13 @@ def _rate(per_s: float, rows: float) -> tuple[str, str]:
 
 def _single_table(figures: Figures) -> str:
     rows = [
-        (name.replace("_", " "), f"{single.load.requests_per_s:,.0f}", f"{single.ingest_us:.1f}",
-         f"{single.bare_us:.1f}", f"{single.ingest_us / single.bare_us:.2f}", f"{single.kafka_us:.1f}",
-         f"{single.load.cpu_us_per_request:.1f}", _percentiles(_acknowledged(single.load)))
-        for name, single in figures.singles.items()
+        (single.name, f"{single.connections}", f"{single.requests_per_s:,.0f}", f"{single.ingest_us:.1f}",
+         f"{single.bare_us:.1f}", f"{single.to_bare:.2f}", f"{single.kafka_us:.1f}", f"{single.load_us:.1f}",
+         _percentiles(percentiles_ms(single.latencies_s, 50, 95, 99)))
+        for single in figures.singles
     ]  # fmt: skip
-    header = ("one reading a request", "requests/s", "ingest µs", "bare µs", "ratio", "Kafka µs", "load µs", "")
+    header = ("one reading a request", "connections", "requests/s", "ingest µs", "bare µs", "ratio", "Kafka µs",
+              "load µs", "acknowledgement")  # fmt: skip
     return _table(header, rows)
 
 

@@ -118,16 +118,25 @@ def free_port() -> int:
         return port
 
 
-class Meter:
-    """CPU seconds by part, between its making and `read`."""
+def machine_cpu_s() -> float:
+    """CPU seconds of the whole machine since it started, what the hypervisor gave to others included."""
+    user, nice, system, _, _, irq, softirq, steal = map(int, (PROC / "stat").read_text().split()[1:9])
+    return (user + nice + system + irq + softirq + steal) * TICK_S
 
-    def __init__(self, roots: dict[str, int]) -> None:
+
+class Meter:
+    """CPU seconds by part, between its making and `read`; `others` is everything else on the machine."""
+
+    def __init__(self, **roots: int) -> None:
         self._roots = roots
         self._began = self._now()
 
     def read(self) -> dict[str, float]:
         now = self._now()
-        return {part: now[part] - began for part, began in self._began.items()}
+        taken = {part: now[part] - began for part, began in self._began.items()}
+        machine = taken.pop("others")
+        return {**taken, "others": max(0.0, machine - sum(taken.values()))}
 
     def _now(self) -> dict[str, float]:
-        return {part: cpu_s(root) for part, root in self._roots.items()} | {"load": time.process_time()}
+        roots = {part: cpu_s(root) for part, root in self._roots.items()}
+        return {**roots, "load": time.process_time(), "others": machine_cpu_s()}

@@ -12,7 +12,6 @@ from typing import Any, Final
 
 import asyncpg
 
-from bench.load import Load, send
 from bench.parts import CHECKOUT, Parts, Workshop
 from bench.usage import cpu_s, free_port
 from bench.workload import Round
@@ -81,14 +80,9 @@ async def _pieces(body: bytes) -> AsyncIterator[bytes]:
         yield body[begin : begin + PIECE_BYTES]
 
 
-async def bare_handler(shop: Workshop, warm_up: list[list[bytes]], lanes: list[list[bytes]]) -> tuple[Load, float]:
-    """The bare handler under the same load: what was sent, and CPU µs a request of its process."""
+async def bare_handler(shop: Workshop) -> tuple[int, int]:
+    """A bare handler that is ready: its port and its process, which ends with the workshop."""
     port = free_port()
     argv = [sys.executable, "-m", "bench.bare_server", str(port)]
     process = await shop.start("bare handler", argv, f"http://127.0.0.1:{port}/ready", {"PYTHONPATH": str(CHECKOUT)})
-    await send(port, warm_up, readings_per_request=1, timeout_s=TIMEOUT_S)
-    began = cpu_s(process.pid)
-    load = await send(port, lanes, readings_per_request=1, timeout_s=TIMEOUT_S)
-    taken = cpu_s(process.pid) - began
-    await process.stop()
-    return load, taken * 1e6 / load.requests
+    return port, process.pid

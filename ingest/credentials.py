@@ -15,15 +15,17 @@ from uuid import UUID
 import msgspec
 
 from ingest.metrics import IngestMetrics
+from ingest.registry import Connections, ask
 from ingest.settings import IngestSettings
 from runtime.clock import Clock
 from runtime.errors import SluiceError, UnavailableError
-from runtime.postgres import UNAVAILABLE
 
 _log = logging.getLogger("sluice.credentials")
 
 _POLL_S: Final = 0.25
 _TRUST_S: Final = 1.0
+#: A database that hangs is known to be away before trust in what was read from it ends.
+_POLL_TIMEOUT_S: Final = 0.7
 _LOOKUP_TIMEOUT_S: Final = 3.0
 _BATCH_MAX: Final = 500
 _PENDING_MAX: Final = 20_000
@@ -63,12 +65,6 @@ class SiteDevice(msgspec.Struct, frozen=True, gc=False):
     """Monotonic seconds of the look-up."""
     ends_s: float
     """Monotonic seconds at which it moves away, if that is known already."""
-
-
-class Connections(Protocol):
-    """What is asked of a pool of database sessions."""
-
-    async def fetch(self, query: str, *arguments: Any) -> list[Any]: ...
 
 
 class Listener(Protocol):
@@ -135,6 +131,7 @@ class Credentials:
 
     async def start(self) -> None:
         """Begin to follow. Does not wait for the database."""
+        self._moved.set()  # nothing is kept before the first epoch has been read: at once
         self._followed_s = self._clock.monotonic()
         self._tasks = [
             asyncio.create_task(self._follow(), name="credentials follow"),
@@ -182,7 +179,8 @@ class Credentials:
         if grant is not None:
             self._lookups.add(KNOWN)
             return grant
-        if self._clock.monotonic() < min(self._unknown.get(digests[0], 0.0), self._trusted_until_s):
+        unknown_until_s = min(self._unknown.get(digests[0], 0.0), self._trusted_until_s)
+        if self._clock.monotonic() < unknown_until_s and not self._away:
             self._lookups.add(("known_as_unknown",))
             raise UnknownTokenError
         self._lookups.add(("asked",))
@@ -231,7 +229,7 @@ class Credentials:
         now = self._clock.monotonic()
         ttl = self._settings.credential_refresh_s
         if entry.device is None:
-            ttl = min(ttl, _UNKNOWN_TTL_S)
+            ttl = 0.0 if self._away else min(ttl, _UNKNOWN_TTL_S)
         believed = now < self._trusted_until_s and now < entry.ends_s and now - entry.read_s < ttl
         return believed and not (self._changed and self._outdated(entry))
 
@@ -323,12 +321,11 @@ class Credentials:
         _make_room(self._known, self._settings.credential_cache_entries_max)
         self._known[grant.token_hash if grant.token_hash == key else key] = grant
 
-    async def _fetch(self, query: str, *arguments: Any, timeout_s: float = _LOOKUP_TIMEOUT_S) -> list[Any]:
+    async def _fetch(self, query: str, *arguments: Any) -> list[Any]:
         try:
-            async with asyncio.timeout(timeout_s):
-                return await self._pool.fetch(query, *arguments)
-        except UNAVAILABLE as error:
-            raise UnavailableError("the registry cannot be asked right now") from error
+            return await ask(self._pool, query, *arguments, timeout_s=_LOOKUP_TIMEOUT_S)
+        except UnavailableError:
+            raise
         except Exception as error:
             # Whatever the database refuses, those who wait get an answer, and what follows changes goes on.
             now = self._clock.monotonic()
@@ -358,12 +355,13 @@ class Credentials:
             self._moved.clear()
             began = self._clock.monotonic()
             try:
-                await self._poll()
-            except UnavailableError as error:
+                async with asyncio.timeout(_POLL_TIMEOUT_S):
+                    await self._poll()
+            except (UnavailableError, TimeoutError) as error:
                 if not self._away:
                     _log.warning(
                         "the database cannot be reached: known credentials are honoured, unknown ones get 503",
-                        extra={"cause": str(error.__cause__), "grace_s": self._settings.credential_grace_s},
+                        extra={"cause": repr(error.__cause__), "grace_s": self._settings.credential_grace_s},
                     )
                 self._away = True
                 continue
@@ -374,7 +372,7 @@ class Credentials:
             self._trusted_until_s = began + _TRUST_S
 
     async def _poll(self) -> None:
-        rows = await self._fetch("SELECT epoch FROM credential_epoch", timeout_s=_TRUST_S)
+        rows = await self._fetch("SELECT epoch FROM credential_epoch")
         epoch = rows[0]["epoch"]
         if epoch == self._epoch:
             return

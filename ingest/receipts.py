@@ -13,10 +13,9 @@ from uuid import UUID
 
 import msgspec
 
-from ingest.credentials import Connections
+from ingest.registry import Connections, ask
 from runtime.clock import Clock
 from runtime.errors import UnavailableError
-from runtime.postgres import UNAVAILABLE
 from runtime.secrets import BadSealError, Seal
 
 _HEAD: Final = struct.Struct(">B16s16sI")
@@ -187,8 +186,4 @@ _POSITIONS: Final = "SELECT partition, position FROM log_positions WHERE source 
 
 
 async def _fetch(pool: Connections, query: str, *arguments: Any) -> list[Any]:
-    try:
-        async with asyncio.timeout(_QUERY_TIMEOUT_S):
-            return await pool.fetch(query, *arguments)
-    except UNAVAILABLE as error:
-        raise UnavailableError("the database cannot be asked right now") from error
+    return await ask(pool, query, *arguments, timeout_s=_QUERY_TIMEOUT_S)

@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry
 from api.registry import Credentials as TokenMaker
 from api.registry import acting_for, add_device, add_organisation, add_site
 from deploy.generation import ensure_generation, open_generation
+from ingest.credentials import Listener
 from ingest.http.compose import make_service
 from ingest.http.server import HttpServer
 from ingest.http.service import IngestService
@@ -127,6 +128,7 @@ class Installation:
         log: Log | None = None,
         database_url: str | None = None,
         clock: Clock | None = None,
+        listener: Listener | None = None,
         log_queue_bytes_max: int = 64_000_000,
         **settings: Any,
     ) -> AsyncIterator["Face"]:
@@ -134,32 +136,43 @@ class Installation:
         if log is None:
             async with (
                 self.open_log(log_queue_bytes_max=log_queue_bytes_max) as own,
-                self.face(log=own, database_url=database_url, clock=clock, **settings) as face,
+                self.face(log=own, database_url=database_url, clock=clock, listener=listener, **settings) as face,
             ):
                 yield face
             return
         postgres = PostgresSettings(database_url=database_url or self.database.url)
         pool = await open_pool(postgres, role=ROLE, application="test", size_max=2)
         ingest = IngestSettings(**settings)
+        registry = CollectorRegistry()
         service = make_service(
             log=log,
             pool=pool,
-            listener=Notifications(postgres, role=ROLE, application="test"),
+            listener=listener or Notifications(postgres, role=ROLE, application="test"),
             ring=self.ring,
             settings=ingest,
             clock=clock or SystemClock(),
-            metrics=IngestMetrics(CollectorRegistry()),
+            metrics=IngestMetrics(registry),
         )
-        listener = listen("TEST", "127.0.0.1:0")
-        server = HttpServer(listener, service.handle, ingest)
+        listening = listen("TEST", "127.0.0.1:0")
+        server = HttpServer(listening, service.handle, ingest)
         await service.start()
         await server.start()
+        await _followed(service)
         try:
-            yield Face(listener.getsockname()[1], service, server, log)
+            yield Face(listening.getsockname()[1], service, server, log, registry)
         finally:
-            await server.stop(2.0)
+            await server.stop(0.2)
             await service.stop()
             pool.terminate()
+
+
+async def _followed(service: IngestService) -> None:
+    """Until then what is looked up is not kept."""
+    async with asyncio.timeout(DEADLINE_S):
+        while True:
+            if service._credentials._epoch >= 0:
+                return
+            await asyncio.sleep(0.002)
 
 
 def install(server: Server, template: str, directory: Path) -> Iterator[Installation]:
@@ -220,7 +233,11 @@ class Wire:
         assert version == "HTTP/1.1"
         headers = {name.lower(): value for name, value in (field.split(": ", 1) for field in fields)}
         assert len(headers) == len(fields), f"a header stands twice: {head}"
-        length = 0 if to_head or status in ("100", "204") else int(headers["content-length"])
+        if status == "100":
+            return Reply(100, headers, b"")
+        assert headers["cache-control"] == "no-store"
+        assert headers["x-request-id"]
+        length = 0 if to_head or status == "204" else int(headers["content-length"])
         return Reply(int(status), headers, await self.reader.readexactly(length))
 
     async def ask(self, raw: bytes) -> Reply:
@@ -229,14 +246,20 @@ class Wire:
 
     async def closed(self) -> bool:
         """Whether the server ends the connection without another byte."""
-        return await self.reader.read(1) == b""
+        try:
+            return await self.reader.read(1) == b""
+        except ConnectionResetError:
+            return True
 
 
 class Face:
     """A running ingest face, and requests to it."""
 
-    def __init__(self, port: int, service: IngestService, server: HttpServer, log: Log) -> None:
+    def __init__(
+        self, port: int, service: IngestService, server: HttpServer, log: Log, registry: CollectorRegistry
+    ) -> None:
         self.port = port
+        self.registry = registry
         self.service = service
         self.server = server
         self.log = log

@@ -14,6 +14,13 @@ class LandingMetrics:
     """Metrics of the landing role, in `registry`."""
 
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
+        self._count_readings(registry)
+        self._count_records(registry)
+        self._measure_batches(registry)
+        self._count_failures(registry)
+        self._count_leases(registry)
+
+    def _count_readings(self, registry: CollectorRegistry) -> None:
         self.rows = Counter(
             "sluice_landing_rows_total",
             "Readings by what became of them. path: fresh (straight COPY), suspect (staged), text, none (quarantined "
@@ -26,6 +33,12 @@ class LandingMetrics:
             "Readings refused at the door that were written to the quarantine.",
             registry=registry,
         )
+        self.series_created = Counter("sluice_landing_series_created_total", "Series made.", registry=registry)
+        self.series_cached = Gauge(
+            "sluice_landing_series_cached", "Series kept in memory.", multiprocess_mode="livesum", registry=registry
+        )
+
+    def _count_records(self, registry: CollectorRegistry) -> None:
         self.records = Counter("sluice_landing_records_total", "Records landed.", registry=registry)
         self.undecodable = Counter(
             "sluice_landing_undecodable_total",
@@ -42,6 +55,21 @@ class LandingMetrics:
             "Records that the log had deleted before they landed. Any is a loss of data.",
             registry=registry,
         )
+        self.lag = Gauge(
+            "sluice_landing_lag_records",
+            "Records of a partition that have not landed, as its holder sees it.",
+            ["partition"],
+            multiprocess_mode="livesum",
+            registry=registry,
+        )
+        self.waiting_for_upgrade = Gauge(
+            "sluice_landing_waiting_for_upgrade",
+            "Partitions that stand at a record of a newer version than this worker reads.",
+            multiprocess_mode="livesum",
+            registry=registry,
+        )
+
+    def _measure_batches(self, registry: CollectorRegistry) -> None:
         self.batch_rows = Histogram(
             "sluice_landing_batch_rows", "Readings of a transaction.", buckets=_ROWS, registry=registry
         )
@@ -63,19 +91,8 @@ class LandingMetrics:
             buckets=_AGE_SECONDS,
             registry=registry,
         )
-        self.lag = Gauge(
-            "sluice_landing_lag_records",
-            "Records of a partition that have not landed, as its holder sees it.",
-            ["partition"],
-            multiprocess_mode="livesum",
-            registry=registry,
-        )
-        self.waiting_for_upgrade = Gauge(
-            "sluice_landing_waiting_for_upgrade",
-            "Partitions that stand at a record of a newer version than this worker reads.",
-            multiprocess_mode="livesum",
-            registry=registry,
-        )
+
+    def _count_failures(self, registry: CollectorRegistry) -> None:
         self.position_conflicts = Counter(
             "sluice_landing_position_conflicts_total",
             "Transactions given up because a position was not where it was expected.",
@@ -83,14 +100,12 @@ class LandingMetrics:
         )
         self.retries = Counter(
             "sluice_landing_retries_total",
-            "Attempts given up and made again. cause: unavailable, contention, content, log, database.",
+            "Attempts given up and made again. cause: unavailable, contention, content, position, log, database.",
             ["cause"],
             registry=registry,
         )
-        self.series_created = Counter("sluice_landing_series_created_total", "Series made.", registry=registry)
-        self.series_cached = Gauge(
-            "sluice_landing_series_cached", "Series kept in memory.", multiprocess_mode="livesum", registry=registry
-        )
+
+    def _count_leases(self, registry: CollectorRegistry) -> None:
         self.partitions_held = Gauge(
             "sluice_worker_partitions_held", "Partitions leased.", multiprocess_mode="livesum", registry=registry
         )

@@ -77,7 +77,9 @@ async def read_body(request: web.BaseRequest, *, bytes_max: int, timeout_s: floa
         message = f"the body did not come within {timeout_s:g} s"
         raise Refusal(RequestCode.REQUEST_TIMEOUT, message, close=True) from None
     except (web.RequestPayloadError, ConnectionError):
-        raise Refusal(RequestCode.BAD_REQUEST, "the body is malformed or was cut off", close=True) from None
+        raise _broken_off() from None
+    if getattr(request.protocol, "malformed", None) is content:
+        raise _broken_off()
     if len(body) > bytes_max:
         raise too_large(bytes_max)
     return body if encoding in ("identity", "") else _unpack(body, encoding, bytes_max)
@@ -97,6 +99,10 @@ async def _read_slowly(request: web.BaseRequest, bytes_max: int, room: Room) -> 
         return bytes(body)
     finally:
         room.give(len(body))
+
+
+def _broken_off() -> Refusal:
+    return Refusal(RequestCode.BAD_REQUEST, "the body is malformed or was cut off", close=True)
 
 
 def too_large(bytes_max: int) -> Refusal:

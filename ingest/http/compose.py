@@ -1,9 +1,10 @@
 """How one process's ingest is put together from what its role has opened. Left out: opening it."""
 
-from ingest.credentials import Connections, Credentials, Listener
+from ingest.credentials import Credentials, Listener
 from ingest.http.service import IngestService
 from ingest.metrics import IngestMetrics
 from ingest.receipts import Receipts
+from ingest.registry import Connections
 from ingest.settings import IngestSettings
 from runtime.clock import Clock
 from runtime.log.port import Log

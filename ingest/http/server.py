@@ -9,7 +9,8 @@ import socket
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-from aiohttp import web
+from aiohttp import StreamReader, web
+from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
 from ingest.http.answers import Refusal
@@ -28,15 +29,24 @@ Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 class _Connection(RequestHandler):
     """One client connection: answers malformed HTTP in the face's own words."""
 
-    __slots__ = ()
+    __slots__ = ("_newest", "malformed")
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._newest: StreamReader = EMPTY_PAYLOAD
+        self.malformed: StreamReader | None = None
+        """The body that ends here because its rest could not be read."""
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        if self._request_in_progress and self._messages and isinstance(self._messages[-1][0], _ErrInfo):
-            # What is malformed is the rest of a body, or stands behind it: whoever waits for it is not told.
-            request = self._current_request
-            if request is not None and not request.content.is_eof():
-                request.content.set_exception(web.RequestPayloadError("malformed"))
+        if self._messages:
+            message, body = self._messages[-1]
+            if type(message) is not _ErrInfo:
+                self._newest = body
+            elif not self._newest.is_eof():
+                # aiohttp answers what is malformed in its turn, but does not tell who waits for the rest of a body.
+                self.malformed = self._newest
+                self._newest.feed_eof()
 
     def handle_error(
         self,

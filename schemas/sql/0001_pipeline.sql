@@ -208,6 +208,16 @@ CREATE TABLE log_positions (
     PRIMARY KEY (source, partition)
 ) WITH (fillfactor = 20);
 
+-- Which records those were: positions first_position up to end_position, which is not among them.
+CREATE TABLE log_losses (
+    source         uuid NOT NULL REFERENCES log_generations,
+    partition      int NOT NULL,
+    first_position bigint NOT NULL,
+    end_position   bigint NOT NULL CHECK (end_position > first_position),
+    noticed_at     timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (source, partition, first_position)
+);
+
 CREATE TABLE landing_workers (
     worker     uuid PRIMARY KEY,
     seen_until timestamptz NOT NULL
@@ -419,5 +429,5 @@ GRANT SELECT ON organisations, sites, devices, device_sites TO sluice_worker;
 GRANT SELECT, INSERT, UPDATE ON series, ledger, outcomes, quarantine, reading_notes, log_positions,
     partition_leases TO sluice_worker;
 GRANT SELECT, INSERT, UPDATE, DELETE ON landing_workers TO sluice_worker;
-GRANT SELECT, INSERT ON readings, text_readings TO sluice_worker;
-GRANT SELECT ON log_generations, log_positions TO sluice_ingest, sluice_app, sluice_worker, sluice_reader;
+GRANT SELECT, INSERT ON readings, text_readings, log_losses TO sluice_worker;
+GRANT SELECT ON log_generations, log_positions, log_losses TO sluice_ingest, sluice_app, sluice_worker, sluice_reader;

@@ -99,6 +99,7 @@ class CommitCutter:
                     self.armed = False
                     self.cuts += 1
                     answers.cancel()
+                    await asyncio.gather(answers, return_exceptions=True)
                     if self._arrives:
                         to_server.write(data)
                         await from_server.read(65536)
@@ -127,7 +128,9 @@ def through(rig: Rig, port: int) -> PostgresSettings:
 
 
 @pytest.mark.parametrize("arrives", [True, False], ids=["answer lost", "never arrived"])
-def test_a_commit_of_unknown_outcome(database: Database, tmp_path: Path, arrives: bool) -> None:
+def test_a_commit_of_unknown_outcome(
+    database: Database, tmp_path: Path, caplog: pytest.LogCaptureFixture, arrives: bool
+) -> None:
     async def test() -> None:
         cutter = CommitCutter(urlsplit(database.url).port or 0, arrives=arrives)
         async with open_rig(database, sqlite_url(tmp_path)) as rig, cutter.listening():
@@ -142,6 +145,8 @@ def test_a_commit_of_unknown_outcome(database: Database, tmp_path: Path, arrives
                 await append(rig, devices, first=20)
                 await rig.landed()
             assert cutter.cuts == 1
+            told = "had gone through" if arrives else "had not gone through"
+            assert f"a COMMIT whose answer was lost {told}" in caplog.text
             await assert_landed_once(rig, len(devices), 30)
             assert _stored(rig) == 120
 
@@ -381,8 +386,31 @@ def test_a_worker_that_was_stopped_while_another_came_and_went(
                 first.send_signal(signal.SIGCONT)
                 await append(rig, devices, first=20)
                 await rig.landed()
-            assert "taken up again" not in (tmp_path / "first").read_text()
+            assert "positions stand where" not in (tmp_path / "first").read_text()
             await assert_landed_once(rig, len(devices), 30)
+
+    run(test())
+
+
+def test_nothing_is_written_once_the_lease_may_have_ended(database: Database, tmp_path: Path) -> None:
+    """Leases cannot be renewed while everything else works."""
+
+    async def test() -> None:
+        async with open_rig(database, sqlite_url(tmp_path), partitions=1) as rig:
+            devices = await rig.register(4)
+            async with rig.worker(landing_lease_ttl_s=0.5):
+                await append(rig, devices, first=0)
+                await rig.landed()
+                async with rig.superuser() as connection:
+                    await connection.execute("BEGIN; LOCK TABLE landing_workers IN ACCESS EXCLUSIVE MODE")
+                    expired = "SELECT bool_and(lease_until < clock_timestamp()) FROM partition_leases"
+                    await until(lambda: rig.value(expired))
+                    await append(rig, devices, first=10)
+                    await until(lambda: _has_retried(rig, "position"))
+                    assert await rig.value("SELECT position FROM log_positions") == 40
+                await rig.landed()
+            assert count(rig.metrics.position_conflicts) == 0
+            await assert_landed_once(rig, len(devices), 20)
 
     run(test())
 

@@ -123,6 +123,7 @@ def test_a_unit_too_many_series_and_an_unknown_device(any_database: Database, tm
             (device,) = await rig.register()
             (foreign,) = await rig.register()
             stranger = Device(device.organisation, foreign.device)
+            await rig.land(record(foreign, channel("a", [(NOW, 1.0)])))
             await rig.land(
                 record(device, channel("a", [(NOW, 1.0)], unit="W"), channel("a", [(NOW + 1, 1.0)], unit="kW")),
                 record(device, *(channel(name, [(NOW, 1.0)]) for name in "bcd")),
@@ -134,7 +135,7 @@ def test_a_unit_too_many_series_and_an_unknown_device(any_database: Database, tm
             rows = await rig.fetch("SELECT code, count(*)::int FROM quarantine GROUP BY 1 ORDER BY 1")
             expected = [("rejected_by_store", 2), ("series_limit", 1), ("unit_mismatch", 2), ("unknown_device", 2)]
             assert rows == expected
-            assert await rig.ledger() == (11, 4, 0, 0, 7)
+            assert await rig.ledger() == (12, 5, 0, 0, 7)
 
     run(test())
 
@@ -328,6 +329,7 @@ def test_what_the_log_has_deleted_is_counted_as_lost(database: Database, tmp_pat
                 await rig.landed()
             assert [time - NOW for _, _, time, _, _ in await rig.readings()] == [0, 4, 5]
             assert await rig.value("SELECT lost FROM log_positions WHERE partition = 0") == 3
+            assert await rig.fetch("SELECT partition, first_position, end_position FROM log_losses") == [(0, 1, 4)]
             assert count(rig.metrics.lost) == 3
 
     run(test())

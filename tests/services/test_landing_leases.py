@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
+import pytest
 from prometheus_client import CollectorRegistry
 
 from runtime.clock import ManualClock, SystemClock
 from tests.databases import Database
 from tests.landing_rig import SETTINGS, Rig, open_rig, sqlite_url, until
 from tests.support import run
+from workers.landing.failures import LeaseLapsedError
 from workers.landing.leases import Leases
 from workers.landing.store import Session, Store
 from workers.metrics import LandingMetrics
@@ -117,6 +119,22 @@ def test_a_session_is_named_once_the_one_before_it_has_ended(database: Database,
                 assert await rig.value(running, successor.pid) == 1
                 second.close()
             first.close()
+
+    run(test())
+
+
+def test_a_session_is_not_named_by_who_has_lost_the_lease(database: Database, tmp_path: Path) -> None:
+    async def test() -> None:
+        async with open_rig(database, sqlite_url(tmp_path)) as rig:
+            store = Store(rig.postgres, SETTINGS, rig.log.source)
+            session = await store.open()
+            async with keeping(rig, landing_lease_renew_s=60.0) as leases:
+                await until(lambda: _holds(leases, {0, 1}))
+                async with rig.superuser() as connection:
+                    await connection.execute("UPDATE partition_leases SET worker = $1 WHERE partition = 1", uuid4())
+                with pytest.raises(LeaseLapsedError):
+                    await leases.name_session(session, leases.usable)
+            store.close()
 
     run(test())
 

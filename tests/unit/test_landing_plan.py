@@ -126,6 +126,16 @@ def test_careful_means_that_everything_is_suspect() -> None:
     assert planning.fresh == [(1, [NOW + 1])]
 
 
+def test_records_are_told_apart_in_the_order_they_came() -> None:
+    """The first to wait for its series' look-up comes first, whatever else is known of those after it."""
+    cache = SeriesCache(NOW)
+    Planning(cache).add(body(channel("known", [NOW])), is_new=False)
+    second = body(channel("known", [NOW]), channel("unknown", [NOW]))
+    planning = Planning(cache).add(body(channel("unknown", [NOW])), second, is_new=False)
+    places = [planning.plan.outcomes[number].place.position for number in planning.plan.suspects.records]
+    assert dict(zip(places, planning.plan.suspects.records, strict=True)) == {0: 0, 1: 1}
+
+
 def test_too_old_is_refused_reading_by_reading() -> None:
     planning = Planning().add(body(channel("b", [NOW]), channel("a", [NOW - 31 * DAY, NOW])))
     assert planning.fresh == [(1, [NOW]), (2, [NOW])]

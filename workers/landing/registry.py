@@ -28,8 +28,10 @@ _UNKNOWN_DEVICE: Final = Refusal("unknown_device", "the device is not, or no lon
 
 _FIND: Final = """
 SELECT k.number - 1 AS number, s.series_id, s.unit
-FROM unnest($1::uuid[], $2::text[], $3::text[]) WITH ORDINALITY AS k (device_id, metric, label, number)
-JOIN series s ON s.device_id = k.device_id AND s.metric = k.metric AND s.label = k.label"""
+FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[]) WITH ORDINALITY
+    AS k (organisation_id, device_id, metric, label, number)
+JOIN series s ON s.device_id = k.device_id AND s.metric = k.metric AND s.label = k.label
+    AND s.organisation_id = k.organisation_id"""
 
 _DEVICES: Final = """
 SELECT d.device_id, d.organisation_id, (SELECT count(*) FROM series s WHERE s.device_id = d.device_id) AS series
@@ -144,9 +146,8 @@ class Registry:
         if not wanted:
             return
         connection = await self._connected()
-        devices = [UUID(bytes=names[number].device) for number in wanted]
-        metrics, labels = [names[number].metric for number in wanted], [names[number].label for number in wanted]
-        for row in await connection.fetch(_FIND, devices, metrics, labels):
+        columns = _columns([names[number] for number in wanted])
+        for row in await connection.fetch(_FIND, *columns[:4]):
             number = wanted[row["number"]]
             results[number] = _fitting(names[number], row["unit"], Found(row["series_id"], False))
 
@@ -167,11 +168,8 @@ class Registry:
                     first_of[identity] = number
         if not first_of:
             return
-        chosen = [names[number] for number in first_of.values()]
-        ids = ([UUID(bytes=name.organisation) for name in chosen], [UUID(bytes=name.device) for name in chosen])
-        texts = ([name.metric for name in chosen], [name.label for name in chosen], [name.unit for name in chosen])
         connection = await self._connected()
-        made = await connection.fetch(_MAKE, *ids, *texts)
+        made = await connection.fetch(_MAKE, *_columns([names[number] for number in first_of.values()]))
         for row in made:
             results[first_of[row["device_id"], row["metric"], row["label"]]] = Found(row["series_id"], True)
         self._metrics.series_created.inc(len(made))
@@ -216,6 +214,17 @@ class _Room:
 
 def _identity(name: SeriesName) -> _Identity:
     return UUID(bytes=name.device), name.metric, name.label
+
+
+def _columns(names: Sequence[SeriesName]) -> tuple[list[Any], ...]:
+    """Organisations, devices, metrics, labels, units."""
+    return (
+        [UUID(bytes=name.organisation) for name in names],
+        [UUID(bytes=name.device) for name in names],
+        [name.metric for name in names],
+        [name.label for name in names],
+        [name.unit for name in names],
+    )
 
 
 def _fitting(name: SeriesName, unit: str, found: Found) -> Found | Refusal:

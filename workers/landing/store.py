@@ -48,8 +48,10 @@ JOIN unnest($2::int[], $3::bigint[], $4::bigint[], $5::timestamptz[], $6::timest
 WHERE p.source = $1 AND p.partition = w.partition AND p.position = w.expected"""
 
 _SKIP: Final = """
-UPDATE log_positions SET position = $4, lost = lost + $4 - position, updated_at = now()
-WHERE source = $1 AND partition = $2 AND position = $3"""
+WITH skipped AS (
+    UPDATE log_positions SET position = $4, lost = lost + $4 - position, updated_at = now()
+    WHERE source = $1 AND partition = $2 AND position = $3 RETURNING source)
+INSERT INTO log_losses (source, partition, first_position, end_position) SELECT source, $2, $3, $4 FROM skipped"""
 
 
 _UNDECODABLE: Final = """
@@ -153,7 +155,7 @@ class Store:
         """Count the records from `position` to `start` as lost and go on from there."""
         async with asyncio.timeout(self._settings.landing_transaction_timeout_s):
             moved = await self._connection.execute(_SKIP, self._source, partition, position, start)
-        if moved != "UPDATE 1":
+        if moved != "INSERT 0 1":
             raise PositionMovedError(f"partition {partition} does not stand at {position}")
 
     async def land(self, plan: Plan) -> Landed:

@@ -1,0 +1,158 @@
+"""What a request costs ingest, piece by piece and without I/O: decode, admit, encode, who sends, the receipt.
+
+`pytest bench/test_ingest.py --benchmark-only`. Left out: HTTP and the log's engines.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Final
+from uuid import uuid4
+
+import pytest
+from prometheus_client import CollectorRegistry
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from bench.workload import Fleet, Round, single_post
+from ingest.admit import Admission, Admitted, Sender
+from ingest.credentials import Credentials
+from ingest.formats import measurements_json, shelly_get
+from ingest.formats.shape import Submission
+from ingest.metrics import IngestMetrics
+from ingest.receipts import Place, Receipt, Receipts
+from ingest.settings import IngestSettings
+from runtime.clock import ManualClock
+from runtime.secrets import DEVICE_PREFIX, Seal, TokenHasher, make_token, new_ring
+from schemas import record as records
+
+CLOCK: Final = ManualClock()
+FLEET: Final = Fleet(["token"], CLOCK.now_us() // 1_000_000 - 3_600)
+QUERY: Final = "temp=21.50&hum=45&id=shellyht-0123AB&battery=97&ts=1699999000"
+SENDER: Final = Sender(uuid4().bytes, uuid4().bytes)
+RETENTION_DAYS: Final = 396
+
+
+def body_of(readings: int, *, epoch_times: bool = False) -> bytes:
+    return Fleet(FLEET.tokens, FLEET.begin_s, epoch_times).body(0, 0, readings)
+
+
+class Admit:
+    """Admission of one body, as ingest calls it."""
+
+    def __init__(self, submissions: list[Submission]) -> None:
+        self._admission = Admission(future_us=600_000_000, year_floor=2015)
+        self._submissions = list(enumerate(submissions))
+
+    def __call__(self) -> Admitted:
+        window = self._admission.window(CLOCK.now_us(), RETENTION_DAYS)
+        return self._admission.admit(
+            self._submissions, SENDER, window, record_id=SENDER.device, request_id="0123456789ab1", way="http"
+        )
+
+
+# ---------------------------------------------------------------- formats
+
+
+@pytest.mark.parametrize("readings", [1, 100])
+def test_decode_json(benchmark: BenchmarkFixture, readings: int) -> None:
+    (submission,) = benchmark(measurements_json.decode, body_of(readings))
+
+    assert len(submission.measurements) == readings
+
+
+def test_decode_json_piece_by_piece(benchmark: BenchmarkFixture) -> None:
+    """The way of a body that has one bad number in it."""
+    (submission,) = benchmark(measurements_json.decode, body_of(100).replace(b"21.0,", b"1e400,", 1))
+
+    assert len(submission.measurements) == 100
+
+
+def test_decode_shelly_get(benchmark: BenchmarkFixture) -> None:
+    query = benchmark(shelly_get.decode, QUERY)
+
+    assert len(query.submission.measurements) == 3
+
+
+# ---------------------------------------------------------------- admit and the record
+
+
+@pytest.mark.parametrize(
+    "body",
+    [single_post("", 21.5).partition(b"\r\n\r\n")[2], body_of(100), body_of(100, epoch_times=True)],
+    ids=["1-untimed", "100-rfc3339", "100-epoch"],
+)
+def test_admit(benchmark: BenchmarkFixture, body: bytes) -> None:
+    admitted = benchmark(Admit(measurements_json.decode(body)))
+
+    assert not admitted.rejections
+
+
+@pytest.mark.parametrize("readings", [1, 100])
+def test_encode_record(benchmark: BenchmarkFixture, readings: int) -> None:
+    body = benchmark(records.encode, Admit(measurements_json.decode(body_of(readings)))().record)
+
+    assert len(body) / readings <= (24 if readings == 100 else 200)
+
+
+@pytest.mark.parametrize("readings", [1, 100])
+def test_decode_record(benchmark: BenchmarkFixture, readings: int) -> None:
+    body = records.encode(Admit(measurements_json.decode(body_of(readings)))().record)
+
+    assert benchmark(records.decode, body).accepted == readings
+
+
+# ---------------------------------------------------------------- who sends, and what it is given
+
+
+class OneGrant:
+    """A pool that knows one token, and stands in for the database."""
+
+    def __init__(self, token_hash: bytes) -> None:
+        self._row = {
+            "token_hash": token_hash, "kind": "device", "organisation_id": uuid4(), "device_id": uuid4(),
+            "site_id": None, "local_id": "demo", "status": "active", "raw_retention_days": RETENTION_DAYS,
+            "expires_s": None, "epoch": 1,
+        }  # fmt: skip
+
+    async def fetch(self, query: str, *arguments: Any) -> list[Any]:
+        return [self._row] if arguments else [{"epoch": 1}]
+
+    async def listen(self, channel: str, callback: Callable[..., None]) -> None:
+        await asyncio.Event().wait()
+
+
+def test_known_credential(benchmark: BenchmarkFixture) -> None:
+    """From the token as it was sent to its grant, out of the cache."""
+    hasher, token = TokenHasher(new_ring()), make_token(DEVICE_PREFIX)
+    source = OneGrant(hasher.digest(token))
+
+    async def know() -> Credentials:
+        credentials = Credentials(source, source, IngestSettings(), CLOCK, IngestMetrics(CollectorRegistry()))
+        await credentials.start()
+        await asyncio.sleep(0.3)  # what changed is asked for before anything is cached
+        await credentials.find(hasher.digests(token))
+        await credentials.stop()
+        return credentials
+
+    credentials = asyncio.run(know())
+
+    assert benchmark(lambda: credentials.cached(hasher.digest(token))) is not None
+
+
+def test_make_receipt(benchmark: BenchmarkFixture) -> None:
+    source = OneGrant(b"")
+    receipts = Receipts(Seal(new_ring(), "receipts"), source, CLOCK, 86_400.0)
+    receipt = Receipt(uuid4().bytes, uuid4().bytes, [Place(3, 123_456, 100)])
+
+    text = benchmark(receipts.make, receipt)
+
+    assert receipts.read(text, receipt.organisation) == receipt
+
+
+# ---------------------------------------------------------------- the load itself
+
+
+def test_make_the_load(benchmark: BenchmarkFixture) -> None:
+    """Made before it is sent: bounds how long a run takes to prepare."""
+    lanes = benchmark(Round(FLEET, 0, 100, 100).lanes, 1)
+
+    assert len(lanes[0]) == 100
