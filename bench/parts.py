@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import quote, urlsplit
 
+import asyncpg
+
 from bench.errors import BenchError
 from bench.usage import free_port, listener
 from runtime.secrets import VARIABLE as KEYS_VARIABLE
@@ -74,7 +76,9 @@ def real_parts(directory: Path) -> Iterator[Parts]:
     try:
         exported = _services(home, "start", "kafka", "timescaledb")
         lines = [line.removeprefix("export ") for line in exported.splitlines()]
-        yield _migrated(dict(line.split("=", 1) for line in lines), _superuser_url(home))
+        superuser_url = _superuser_url(home)
+        asyncio.run(_without_autovacuum(superuser_url))
+        yield _migrated(dict(line.split("=", 1) for line in lines), superuser_url)
     finally:
         _services(home, "wipe")
 
@@ -91,6 +95,14 @@ def _superuser_url(home: Path) -> str:
     state = json.loads((home / "state.json").read_text())
     password = quote(state["passwords"]["postgres"])
     return f"postgresql://postgres:{password}@127.0.0.1:{state['ports']['timescaledb']}/sluice"
+
+
+async def _without_autovacuum(superuser_url: str) -> None:
+    """It would wake up once a minute, in one phase of a run or in another: what it does is done when it is due."""
+    connection = await asyncpg.connect(superuser_url)
+    await connection.execute("ALTER SYSTEM SET autovacuum = off")
+    await connection.execute("SELECT pg_reload_conf()")
+    await connection.close()
 
 
 def _migrated(urls: Mapping[str, str], superuser_url: str | None) -> Parts:

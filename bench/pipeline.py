@@ -83,8 +83,8 @@ class EndToEnd:
     committed_s: float
     """From the first request until the last row was committed."""
     cpu_s: Mapping[str, float]
-    checkpoint_cpu_s: float | None
-    """PostgreSQL's, for writing to its tables what the run left in memory; None where it may not be asked for."""
+    settling_cpu_s: float | None
+    """PostgreSQL's, for what a run leaves to do, VACUUM ANALYZE and a checkpoint; None where it may not be asked."""
     batch_rows: float
     receipt_to_commit_ms: Mapping[str, float]
     """Of the oldest record of each batch, from the worker's own histogram."""
@@ -177,8 +177,8 @@ class _Run:
         await self._send(self._second)
         await table.fill(self._warm_up, self._options.readings)
         await table.fill(self._first, round(end_to_end.batch_rows))
-        # From here on both tables hold the same, and neither has pages that a checkpoint has not seen.
-        await self._checkpoint()
+        # From here on both tables hold the same, and nothing is left to do for either.
+        await self._settle(table.name)
         worker, landing = await self._landing_alone()
         copied = await table.fill(self._second, round(landing.batch_rows))
         trickle_s = await self._trickle()
@@ -200,12 +200,13 @@ class _Run:
         self._sent += load.readings
         return load
 
-    async def _checkpoint(self) -> float | None:
-        """CPU seconds that PostgreSQL took to write everything to its tables, or None where we may not ask for it."""
+    async def _settle(self, table: str) -> float | None:
+        """Do what autovacuum and the checkpointer would do in their own time; CPU seconds, or None."""
         if self._parts.superuser_url is None:
             return None
         connection = await asyncpg.connect(self._parts.superuser_url)
         began = cpu_s(self._parts.postgresql)
+        await connection.execute(f"VACUUM (ANALYZE) {table}")
         await connection.execute("CHECKPOINT")
         taken = cpu_s(self._parts.postgresql) - began
         await connection.close()
@@ -229,13 +230,13 @@ class _Run:
             landing = await self._books.landed(TIMEOUT_S)
             taken = meter.read()
         after = await worker.metrics()
-        checkpoint = await self._checkpoint()
+        settling = await self._settle("readings")
         await self._books.check(self._sent)
         gained = {name: value - before.get(name, 0.0) for name, value in after.items()}
         peaks = {role: memory_bytes(pid, "VmHWM") for role, pid in (("ingest", ingest.pid), ("worker", worker.pid))}
         receipt_to_commit = histogram_ms(gained, "sluice_landing_receipt_to_commit_seconds", 50, 95)
         return EndToEnd(
-            load, landing.moments[-1][0] - began, taken, checkpoint, _batch_rows(gained), receipt_to_commit, peaks
+            load, landing.moments[-1][0] - began, taken, settling, _batch_rows(gained), receipt_to_commit, peaks
         )
 
     async def _landing_alone(self) -> tuple[Role, LandingAlone]:

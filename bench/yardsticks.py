@@ -49,18 +49,18 @@ class CopyTable:
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
-        self._name = f"bench_copy_{secrets.token_hex(6)}"
+        self.name = f"bench_copy_{secrets.token_hex(6)}"
         self._connection: Any = None
 
     async def __aenter__(self) -> "CopyTable":
         self._connection = await asyncpg.connect(self._parts.owner_url, command_timeout=TIMEOUT_S)
-        await self._connection.execute(_TABLE.format(name=self._name))
-        await self._connection.execute(_HYPERTABLE.format(name=self._name))
+        await self._connection.execute(_TABLE.format(name=self.name))
+        await self._connection.execute(_HYPERTABLE.format(name=self.name))
         return self
 
     async def __aexit__(self, *_: object) -> None:
         if not self._connection.is_closed():
-            await self._connection.execute(f"DROP TABLE {self._name}")
+            await self._connection.execute(f"DROP TABLE {self.name}")
             await self._connection.close()
 
     async def fill(self, sent: Round, rows_per_copy: int) -> Copied:
@@ -68,7 +68,7 @@ class CopyTable:
         copies = list(sent.copies(rows_per_copy))
         cpu_began, began = cpu_s(self._parts.postgresql), time.perf_counter()
         for body, _ in copies:
-            await self._connection.copy_to_table(self._name, source=_pieces(body), format="binary")
+            await self._connection.copy_to_table(self.name, source=_pieces(body), format="binary")
         seconds = time.perf_counter() - began
         return Copied(
             sum(rows for _, rows in copies), rows_per_copy, seconds, cpu_s(self._parts.postgresql) - cpu_began

@@ -33,8 +33,14 @@ _POSITIONS: Final = "SELECT partition, position FROM log_positions WHERE source 
 _RECORD: Final = "INSERT INTO log_generations (source, engine, identity, partitions) VALUES ($1, $2, $3, $4)"
 _ROWS: Final = "INSERT INTO {table} (source, partition) SELECT $1, generate_series(0, $2 - 1) ON CONFLICT DO NOTHING"
 _ABANDON: Final = """
-UPDATE log_positions SET lost = lost + ($3 - position), position = $3, updated_at = now()
-WHERE source = $1 AND partition = $2 AND position < $3
+WITH standing AS (
+    SELECT position FROM log_positions WHERE source = $1 AND partition = $2 AND position < $3 FOR UPDATE
+), told AS (
+    INSERT INTO log_losses (source, partition, first_position, end_position)
+    SELECT $1, $2, position, $3 FROM standing
+)
+UPDATE log_positions p SET lost = p.lost + ($3 - standing.position), position = $3, updated_at = now()
+FROM standing WHERE p.source = $1 AND p.partition = $2
 """
 
 

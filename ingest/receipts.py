@@ -66,6 +66,8 @@ class Status(msgspec.Struct, frozen=True, omit_defaults=True):
     duplicates: int | None = None
     conflicts: int | None = None
     quarantined: int | None = None
+    lost: int | None = None
+    """In records the log deleted before they had landed, or an operator abandoned; only where there are any."""
 
 
 class Receipts:
@@ -105,7 +107,7 @@ class Receipts:
         counts = [place.accepted for place in receipt.places]
         rows = await _fetch(self._pool, _OUTCOMES, UUID(bytes=receipt.source), partitions, positions, counts)
         row = rows[0]
-        exceptions = row["duplicates"] + row["conflicts"] + row["quarantined"]
+        exceptions = row["duplicates"] + row["conflicts"] + row["quarantined"] + row["lost"]
         return Status(
             State.LANDED,
             receipt.accepted,
@@ -113,6 +115,7 @@ class Receipts:
             row["duplicates"],
             row["conflicts"],
             row["quarantined"],
+            row["lost"] or None,
         )
 
     async def wait(self, receipt: Receipt, timeout_s: float) -> Status:
@@ -132,9 +135,12 @@ _LANDED: Final = """
 
 _OUTCOMES: Final = """
     SELECT coalesce(sum(o.duplicates), 0)::int AS duplicates, coalesce(sum(o.conflicts), 0)::int AS conflicts,
-           coalesce(sum(CASE WHEN o.unreadable THEN r.accepted ELSE o.quarantined END), 0)::int AS quarantined
+           coalesce(sum(CASE WHEN o.unreadable THEN r.accepted ELSE o.quarantined END), 0)::int AS quarantined,
+           coalesce(sum(r.accepted) FILTER (WHERE EXISTS (
+               SELECT FROM log_losses l WHERE l.source = $1 AND l.partition = r.partition
+               AND r.position >= l.first_position AND r.position < l.end_position)), 0)::int AS lost
     FROM unnest($2::int[], $3::bigint[], $4::int[]) AS r (partition, position, accepted)
-    JOIN outcomes o ON o.source = $1 AND o.partition = r.partition AND o.position = r.position
+    LEFT JOIN outcomes o ON o.source = $1 AND o.partition = r.partition AND o.position = r.position
 """
 
 

@@ -19,7 +19,7 @@ from schemas.errors import RequestCode
 _LINES: Final = {
     status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus if status >= 200
 }
-_CONTENT: Final = b"Content-Type: application/json\r\nContent-Length: %d\r\n"
+_NO_CONTENT: Final = HTTPStatus.NO_CONTENT.value
 _RETRY_AFTER_S: Final = (1, 5)
 #: How long a client may leave its answers unread before its connection is cut.
 _UNREAD_S: Final = 30.0
@@ -70,10 +70,14 @@ class Answer(web.StreamResponse):
         elif request.version < HttpVersion11:
             extra += b"Connection: keep-alive\r\n"
         body = b"" if request.method == "HEAD" else self._content
-        content = _CONTENT % len(self._content) if self._status != HTTPStatus.NO_CONTENT else b""
+        if self._status == _NO_CONTENT:
+            head = b"%sCache-Control: no-store\r\nX-Request-Id: %s\r\n%s%s\r\n"
+            transport.write(head % (_LINES[_NO_CONTENT], self._request_id.encode(), DATE.line, extra))
+            return None
         transport.write(
-            b"%s%sCache-Control: no-store\r\nX-Request-Id: %s\r\n%s%s\r\n%s"
-            % (_LINES[self._status], content, self._request_id.encode(), DATE.line, extra, body)
+            b"%sContent-Type: application/json\r\nContent-Length: %d\r\nCache-Control: no-store\r\n"
+            b"X-Request-Id: %s\r\n%s%s\r\n%s"
+            % (_LINES[self._status], len(self._content), self._request_id.encode(), DATE.line, extra, body)
         )
         if request.protocol.writing_paused:
             await _drained(request.protocol, transport)

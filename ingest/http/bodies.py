@@ -31,22 +31,18 @@ _TYPES: Final = frozenset(
 class Room:
     """How many bytes of bodies a process holds: of all requests together, bounded."""
 
-    def __init__(self, bytes_max: int) -> None:
-        self._bytes_max = bytes_max
-        self.taken = 0
+    __slots__ = ("bytes_max", "taken")
 
-    def check(self, size: int) -> None:
-        """Raises a refusal when so much more is too much."""
-        if self.taken + size > self._bytes_max:
-            raise Refusal(RequestCode.OVERLOADED, "too much is being worked on: try again later", close=True)
+    def __init__(self, bytes_max: int) -> None:
+        self.bytes_max = bytes_max
+        self.taken = 0
+        """Whoever takes gives back, by subtracting it here."""
 
     def take(self, size: int) -> None:
-        """Raises a refusal; what is taken has to be given back."""
-        self.check(size)
+        """Raises a refusal when so much more is too much."""
+        if self.taken + size > self.bytes_max:
+            raise _no_room()
         self.taken += size
-
-    def give(self, size: int) -> None:
-        self.taken -= size
 
 
 def check_size(request: web.BaseRequest, bytes_max: int, room: Room) -> None:
@@ -55,7 +51,8 @@ def check_size(request: web.BaseRequest, bytes_max: int, room: Room) -> None:
     size = int(raw) if raw is not None and raw.isdecimal() and len(raw) < 20 else 0
     if size > bytes_max:
         raise too_large(bytes_max)
-    room.check(size)
+    if room.taken + size > room.bytes_max:
+        raise _no_room()
 
 
 async def read_body(request: web.BaseRequest, *, bytes_max: int, timeout_s: float, room: Room) -> bytes:
@@ -98,7 +95,11 @@ async def _read_slowly(request: web.BaseRequest, bytes_max: int, room: Room) -> 
             body += chunk
         return bytes(body)
     finally:
-        room.give(len(body))
+        room.taken -= len(body)
+
+
+def _no_room() -> Refusal:
+    return Refusal(RequestCode.OVERLOADED, "too much is being worked on: try again later", close=True)
 
 
 def _broken_off() -> Refusal:

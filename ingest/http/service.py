@@ -192,7 +192,7 @@ class IngestService:
         except BodyError as error:
             raise Refusal(error.code, str(error)) from None
         finally:
-            room.give(size)
+            room.taken -= size
 
     async def _ingest_shelly(self, request: web.BaseRequest, request_id: str, path: str, query: str) -> Answer:
         # Firmware that appends `&hum=…` to a URL without a query puts its parameters into the path.

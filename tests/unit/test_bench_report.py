@@ -55,7 +55,7 @@ def test_figures_on_their_bounds_meet_them() -> None:
     assert met(FIGURES) == [True] * 5
 
 
-def test_a_checkpoint_counts_as_work_of_the_run() -> None:
+def test_what_a_run_leaves_to_do_counts() -> None:
     whole = pipeline_object(FIGURES)["pipeline"]
 
     assert whole["readings_per_s"] == 250_000
