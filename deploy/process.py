@@ -151,7 +151,8 @@ class Process:
             listeners=listeners,
             health=self.health,
             ready_timeout_s=lifecycle.process_ready_timeout_ms / 1000,
-            stop_timeout_s=lifecycle.shutdown_timeout_ms / 1000,
+            # Less than the parent's own: a child that does not end is killed while there is somebody to do it.
+            stop_timeout_s=lifecycle.shutdown_timeout_ms / 1000 * 0.8,
         )
         self.teardown.add("processes", supervisor.stop)
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, supervisor.replace)

@@ -81,9 +81,10 @@ def _alone(role: Role) -> Callable[[Process], Coroutine[Any, Any, None]]:
 def _parent(role: Role, argv: Sequence[str]) -> Callable[[Process], Coroutine[Any, Any, None]]:
     async def start(process: Process) -> None:
         listeners = _listen(role, process)
+        supervisor = process.supervise(argv, role.processes(process.settings), listeners)
+        # Closed before the children end: a connection that only the kernel accepts would never be answered.
         for listener in listeners:
             process.teardown.add("listener", _closer(listener))
-        supervisor = process.supervise(argv, role.processes(process.settings), listeners)
         await process.expose(role.metrics_port, supervisor.metrics.render)
         await process.prepare_database(may_change=True)
         process.tasks.extend(supervisor.start())
@@ -184,7 +185,12 @@ async def _work_ingest(process: Process, listeners: list[socket.socket]) -> None
     server = HttpServer(listeners[0], service.handle, process.settings.get(IngestSettings))
     service.connections = server.count
     timeout_s = process.settings.get(LifecycleSettings).shutdown_timeout_ms / 1000
-    process.teardown.add("http", lambda: server.stop(timeout_s))
+
+    async def stop() -> None:
+        service.drain()
+        await server.stop(timeout_s)
+
+    process.teardown.add("http", stop)
     await server.start()
 
 

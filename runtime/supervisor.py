@@ -32,8 +32,6 @@ _BACKOFF_MOST_S: Final = 10.0
 _STEADY_S: Final = 60.0
 _REPORT_EVERY_S: Final = 0.1
 _LINE_BYTES_MAX: Final = 64_000
-#: Beyond a child's own deadline, before it is killed.
-_KILL_AFTER_S: Final = 2.0
 
 
 # ---------------------------------------------------------------- the child's side
@@ -279,7 +277,7 @@ class Supervisor:
     async def _end(self, child: _Child) -> None:
         child.signal(signal.SIGTERM)
         try:
-            async with asyncio.timeout(self._stop_timeout_s + _KILL_AFTER_S):
+            async with asyncio.timeout(self._stop_timeout_s):
                 await child.process.wait()
         except TimeoutError:
             _log.error("a process does not end and is killed", extra={"pid": child.process.pid})

@@ -7,7 +7,6 @@ copies them as they are. Left out: which partition a record goes to (`schemas.to
 import struct
 from enum import IntFlag
 from typing import Final
-from uuid import UUID
 
 import msgspec
 
@@ -183,11 +182,3 @@ def _check_notes(record: Record) -> None:
     for note in record.notes:
         if not 0 <= note.channel < len(counts) or not 0 <= note.reading < counts[note.channel]:
             raise UndecodableError("not a record: a note is about a reading that is not there")
-
-
-def organisation_of(record: Record) -> UUID:
-    return UUID(bytes=record.organisation)
-
-
-def device_of(record: Record) -> UUID:
-    return UUID(bytes=record.device)

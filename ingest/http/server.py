@@ -7,6 +7,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any, Final
 
 from aiohttp import StreamReader, web
@@ -22,6 +23,8 @@ _log = logging.getLogger("sluice.ingest")
 _HEAD_LINE_BYTES_MAX: Final = 8_190
 _HEADERS_MAX: Final = 64
 _LINGER_S: Final = 2.0
+_DRAIN_POLL_S: Final = 0.02
+_SHARE_OF_REQUESTS: Final = 0.8
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
@@ -81,6 +84,17 @@ class _Connections(web.Server):
     def count(self) -> int:
         return len(self._connections)
 
+    def close_idle(self) -> bool:
+        """Close the connections without a request in hand; whether there are others."""
+        busy = False
+        for connection in self.connections:
+            # aiohttp's own close() would stop reading at once, and with it a body that is still on its way.
+            if connection._request_in_progress or connection._messages:
+                busy = True
+            else:
+                connection.close()
+        return busy
+
 
 class HttpServer:
     """Serves `handler` on `listener` between `start` and `stop`."""
@@ -98,12 +112,15 @@ class HttpServer:
         self._server = await loop.create_server(self._connections, sock=self._listener, backlog=4096)
 
     async def stop(self, timeout_s: float) -> None:
-        """Accept nothing more, let requests in flight answer for up to `timeout_s`, close the rest."""
+        """Accept nothing more, let requests in hand arrive and be answered for up to `timeout_s`, close the rest."""
         if self._server is None or self._connections is None:
             return
         self._server.close()
-        self._connections.pre_shutdown()
-        await self._connections.shutdown(timeout_s)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s * _SHARE_OF_REQUESTS):
+                while self._connections.close_idle():  # noqa: ASYNC110 - aiohttp tells nobody when a request ends
+                    await asyncio.sleep(_DRAIN_POLL_S)
+        await self._connections.shutdown(timeout_s * (1 - _SHARE_OF_REQUESTS))
 
     def count(self) -> int:
         """Open connections."""

@@ -99,6 +99,7 @@ class IngestService:
         self._room = Room(settings.http_in_flight_bytes_max)
         self._received_us = 0
         self._requests = 0
+        self._is_draining = False
         self._records = 0
         # Request and record ids: random per process, counted within it, so that neither costs system calls.
         self._id_prefix = os.urandom(6).hex()
@@ -160,7 +161,11 @@ class IngestService:
             _log.exception("a request failed", extra={"request_id": request_id, "route": name})
             answer = Refusal(RequestCode.INTERNAL, "this is our fault, not yours").answer(request_id)
         self._metrics.requests.add((name, answer.status))
-        return answer
+        return answer.close_connection() if self._is_draining else answer
+
+    def drain(self) -> None:
+        """From now on every answer is the last one of its connection."""
+        self._is_draining = True
 
     def _route(self, path: str) -> "tuple[str, _Route, tuple[str, ...]]":
         if path in (INGEST_PATH, INGEST_PATH + "/"):
@@ -172,9 +177,9 @@ class IngestService:
         return "none", self._receipt, ()
 
     async def _ingest(self, request: web.BaseRequest, request_id: str, path: str, query: str) -> Answer:
-        received_us = self._stamp()
+        arrived_us = self._clock.now_us()
         if request.method == "GET":
-            return await self._ingest_query(request, request_id, received_us, query, None)
+            return await self._ingest_query(request, request_id, arrived_us, query, None)
         settings, room = self._settings, self._room
         # Refused before any work is done: neither token nor body has been looked at.
         check_size(request, settings.body_bytes_max, room)
@@ -188,7 +193,7 @@ class IngestService:
         room.take(size)
         try:
             submissions = measurements_json.decode(body)
-            return await self._take(request, request_id, received_us, grant, submissions)
+            return await self._take(request, request_id, arrived_us, grant, submissions)
         except BodyError as error:
             raise Refusal(error.code, str(error)) from None
         finally:
@@ -198,10 +203,10 @@ class IngestService:
         # Firmware that appends `&hum=…` to a URL without a query puts its parameters into the path.
         token, _, misplaced = path[len(SHELLY_PATH) :].partition("&")
         joined = f"{misplaced}&{query}" if misplaced else query
-        return await self._ingest_query(request, request_id, self._stamp(), joined, token)
+        return await self._ingest_query(request, request_id, self._clock.now_us(), joined, token)
 
     async def _ingest_query(
-        self, request: web.BaseRequest, request_id: str, received_us: int, query: str, token: str | None
+        self, request: web.BaseRequest, request_id: str, arrived_us: int, query: str, token: str | None
     ) -> Answer:
         try:
             found = shelly_get.decode(query)
@@ -209,7 +214,7 @@ class IngestService:
             raise Refusal(error.code, str(error)) from None
         token = token or found.token or _bearer(request)
         grant = self._known(token, _SENDERS) or await self._look_up(token, _SENDERS)
-        return await self._take(request, request_id, received_us, grant, [found.submission])
+        return await self._take(request, request_id, arrived_us, grant, [found.submission])
 
     async def _receipt(self, request: web.BaseRequest, request_id: str, path: str, query: str) -> Answer:
         token, kinds = _bearer(request), (*_SENDERS, "api_key")
@@ -291,10 +296,10 @@ class IngestService:
     # ------------------------------------------------------------ what
 
     async def _take(
-        self, request: web.BaseRequest, request_id: str, received_us: int, grant: Grant, submissions: list[Submission]
+        self, request: web.BaseRequest, request_id: str, arrived_us: int, grant: Grant, submissions: list[Submission]
     ) -> Answer:
         """Judge a request's submissions, make what is good durable, and answer."""
-        self._check_count(submissions)
+        count = self._checked_count(submissions)
         if self._log.trouble is not None:
             raise _refusal_of([])
         header = request.headers.get("X-Device-Id")
@@ -303,7 +308,7 @@ class IngestService:
             devices = {grant.device: [(0, submissions[0])]}
         else:
             devices, rejections = await self._devices(grant, header, submissions)
-        parts = self._admit(request_id, received_us, grant, devices)
+        parts = self._admit(request_id, self._reserve(arrived_us, count), grant, devices)
         began = perf_counter()
         appended = [self._append(part, body) for part, body in self._encode(parts)]
         durable = _Durable()
@@ -323,7 +328,7 @@ class IngestService:
             return await self._wait(request_id, receipt, answer)
         return answer
 
-    def _check_count(self, submissions: list[Submission]) -> None:
+    def _checked_count(self, submissions: list[Submission]) -> int:
         count = 0
         for submission in submissions:
             count += len(submission.measurements)
@@ -332,6 +337,7 @@ class IngestService:
             raise Refusal(RequestCode.TOO_MANY_READINGS, message)
         if not count:
             raise Refusal(RequestCode.NO_READINGS, "the request holds no reading")
+        return count
 
     def _admit(
         self,
@@ -421,10 +427,15 @@ class IngestService:
         )
         return Answer(200, answer.content[:-1] + counts, request_id, b"Preference-Applied: wait=stored\r\n")
 
-    def _stamp(self) -> int:
-        """The receive time: later than that of every earlier request, so that no two stamps of a process coincide."""
-        self._received_us = max(self._clock.now_us(), self._received_us + 1)
-        return self._received_us
+    def _reserve(self, arrived_us: int, count: int) -> int:
+        """The receive time of a request with so many readings, as they arrived or as soon as earlier ones leave room.
+
+        Untimed readings of one series are stamped µs after µs from it on, and would be taken for conflicts where
+        two requests' stamps meet.
+        """
+        received_us = max(arrived_us, self._received_us + 1)
+        self._received_us = received_us + count
+        return received_us
 
 
 _ACCEPTED: Final = ("accepted", "")

@@ -16,9 +16,7 @@ from schemas.record import (
     UndecodableError,
     UnknownVersionError,
     decode,
-    device_of,
     encode,
-    organisation_of,
 )
 
 RECORD_ID, ORGANISATION, DEVICE = bytes(range(16)), bytes(range(16, 32)), bytes(range(32, 48))
@@ -71,7 +69,7 @@ def test_columns_are_unpacked_as_they_were_packed() -> None:
     assert (texts.unpack_values(), texts.unpack_quality()) == (["open"], (4,))
     assert flagged.unpack_quality() == (8, 24)
     assert (known.accepted, [len(one) for one in known.channels]) == (5, [2, 1, 2])
-    assert (organisation_of(known).bytes, device_of(known).bytes) == (ORGANISATION, DEVICE)
+    assert (known.organisation, known.device) == (ORGANISATION, DEVICE)
 
 
 @pytest.mark.parametrize("channels", [1, 5, 10])

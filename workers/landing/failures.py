@@ -1,6 +1,6 @@
 """What a failure means for the batch it met: wait, do it again carefully, or look for the record at fault.
 
-Left out: the waiting itself (`loop`).
+Left out: the waiting itself (`worker`).
 """
 
 import random

@@ -1,7 +1,7 @@
 """Which partitions this worker may write to: leases in the database, renewed on a connection of their own.
 
 A lease counts until the local clock says it may have ended: a process that was stopped leases again before it writes.
-Left out: what is done with a partition (`loop`).
+Left out: what is done with a partition (`worker`).
 """
 
 import asyncio

@@ -1,6 +1,6 @@
 """What one partition's holder remembers of its series: the id, and a time that nothing landed is newer than.
 
-Left out: the look-up itself (`registry`) and when any of it may change (`loop`).
+Left out: the look-up itself (`registry`) and when any of it may change (`worker`).
 """
 
 from array import array

@@ -1,7 +1,7 @@
 """The landing session, and the one transaction in which a plan is written.
 
 Its timestamps go in and out as microseconds since 2000, as records have them. Left out: what to do when it fails
-(`loop`), whether this worker may write (`leases`).
+(`worker`), whether this worker may write (`leases`).
 """
 
 import asyncio
