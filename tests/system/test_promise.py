@@ -185,3 +185,19 @@ def check_with_promtool(exposition: bytes) -> None:
     promtool = need("promtool", ["prometheus"], service="prometheus")
     checked = subprocess.run([promtool, "check", "metrics"], input=exposition, capture_output=True, check=False)
     assert checked.returncode == 0, checked.stdout.decode() + checked.stderr.decode()
+
+
+def test_untimed_readings_of_requests_that_arrive_together_are_all_stored(
+    installation: Installation, database: Database
+) -> None:
+    body = json.dumps({"measurements": [{"type": "temperature", "value": 1 + n % 7} for n in range(5_000)]}).encode()
+    with (
+        role(installation.environment, "ingest", "--listen", "127.0.0.1:0") as ingest,
+        role(installation.environment, "worker"),
+        ThreadPoolExecutor(4) as pool,
+    ):
+        url = f"{ingest.url}/v1/ingest"
+        answers = list(pool.map(lambda _: ask(url, token=installation.token, method="POST", body=body), range(4)))
+        assert [answer.status for answer in answers] == [202] * 4
+        wait_landed(database, 20_000)
+    check_books(database, 20_000)
