@@ -54,7 +54,13 @@ def unavailable(code: str, message: str) -> ApiError:
 
 def error_response(error: ApiError, request_id: str) -> web.Response:
     """What every error of this face looks like."""
-    body = {"error": {"code": error.code, "message": error.message, "request_id": request_id}}
     return web.Response(
-        status=error.status, body=orjson.dumps(body), content_type="application/json", headers=error.headers
+        status=error.status,
+        body=error_body(error, request_id),
+        content_type="application/json",
+        headers=error.headers,
     )
+
+
+def error_body(error: ApiError, request_id: str) -> bytes:
+    return orjson.dumps({"error": {"code": error.code, "message": error.message, "request_id": request_id}})

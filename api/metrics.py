@@ -13,7 +13,7 @@ class ApiMetrics:
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
         self.requests = Counter(
             "sluice_api_requests_total",
-            "Requests by route and HTTP status; route is `unknown` for a path that leads nowhere.",
+            "Requests by route and HTTP status; `unknown` for a path that leads nowhere, `malformed` for no HTTP.",
             ["route", "status"],
             registry=registry,
         )

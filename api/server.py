@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import asyncpg
 from aiohttp import web
@@ -29,20 +29,11 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _SERIES_PARAMETERS: Final = frozenset({"device_id", "metric", "label"})
 _PAGE_PARAMETERS: Final = _SERIES_PARAMETERS | {"from", "to", "order", "limit", "cursor"}
 
-H = TypeVar("H", bound=Handler)
-_FOREIGN: Final = "answers_its_own_errors"
-
-
-def foreign(handler: H) -> H:
-    """Mark a handler of another face: it sends errors of its own, and counts for itself."""
-    setattr(handler, _FOREIGN, True)
-    return handler
-
 
 def create_app(
     *, pool: "asyncpg.Pool[asyncpg.Record]", ring: KeyRing, settings: ApiSettings, metrics: ApiMetrics
 ) -> web.Application:
-    """The application; routes may be added before it serves."""
+    """The application, to be served through `api.serving`."""
     authority = Authority(pool, TokenHasher(ring), connection_wait_s=settings.api_connection_wait_ms / 1000)
     readings = _Readings(authority, Cursors(Seal(ring, "cursor")), settings, metrics)
     app = web.Application(middlewares=[_Edge(metrics).handle])
@@ -98,8 +89,6 @@ class _Edge:
 
     @web.middleware
     async def handle(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        if getattr(request.match_info.handler, _FOREIGN, False):
-            return await handler(request)
         request_id = str(uuid7())
         route = _route(request)
         started = time.perf_counter()
@@ -107,6 +96,8 @@ class _Edge:
             response = await self._answered(request, handler, request_id)
         response.headers["X-Request-Id"] = request_id
         response.headers["Cache-Control"] = "no-store"
+        # Otherwise aiohttp names itself and Python, with their versions.
+        response.headers["Server"] = "sluice"
         self._metrics.requests.labels(route, str(response.status)).inc()
         self._metrics.seconds.labels(route).observe(time.perf_counter() - started)
         return response

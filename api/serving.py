@@ -1,77 +1,61 @@
-"""The API on a socket: aiohttp's application server, with bounded connections and our own words for bad HTTP.
+"""The API's application as a handler of `runtime.http.server`. Left out: what it answers (`api.server`)."""
 
-Left out: what is answered (`api.server`).
-"""
-
-import asyncio
-import logging
-import socket
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
 
 from aiohttp import web
-from aiohttp.web_protocol import RequestHandler
 
-from api.errors import ApiError, error_response
+from api.errors import ApiError, error_body
+from api.metrics import ApiMetrics
+from runtime.http.answers import Answer
+from runtime.http.server import Handler
+from runtime.ids import uuid7
 
-_log = logging.getLogger("sluice.api")
-
-
-class _Connection(RequestHandler):
-    """One client connection. What the parser says is not passed on: it quotes the request, and a token with it."""
-
-    __slots__ = ()
-
-    def handle_error(
-        self,
-        request: web.BaseRequest,
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,
-    ) -> web.StreamResponse:
-        if status < 500:
-            error = ApiError(400, "bad_request", "the request is not well-formed HTTP")
-        else:
-            _log.error("a request failed", exc_info=exc)
-            error = ApiError(500, "internal_error", "something broke here; it has been logged")
-        response = error_response(error, "-")
-        response.force_close()
-        return response
+_NO_REQUEST: Final = {
+    400: ApiError(400, "bad_request", "the request is not well-formed HTTP"),
+    408: ApiError(408, "request_timeout", "the head of the request did not come in time"),
+    500: ApiError(500, "internal_error", "something broke here; it has been logged"),
+}
 
 
-class _Full(asyncio.Protocol):
-    """One connection too many."""
+class ApiFace:
+    """`app` between `start` and `stop`: what handles its requests, what makes them, and what is no request at all."""
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        if isinstance(transport, asyncio.WriteTransport):
-            transport.abort()
-
-
-class ApiServer:
-    """Serves `app` on `listener` between `start` and `stop`; `options` are aiohttp's of a connection."""
-
-    def __init__(
-        self, app: web.Application, listener: socket.socket, *, connections_max: int, timeout_s: float, **options: Any
-    ) -> None:
-        self._listener = listener
-        self._connections_max = connections_max
-        self._runner = web.AppRunner(
-            app, handle_signals=False, shutdown_timeout=timeout_s, **{"access_log": None} | options
-        )
-        self._server: asyncio.Server | None = None
+    def __init__(self, app: web.Application, metrics: ApiMetrics) -> None:
+        self._runner = web.AppRunner(app, handle_signals=False, access_log=None)
+        self._metrics = metrics
 
     async def start(self) -> None:
         await self._runner.setup()
-        loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(self._connect, sock=self._listener)
-
-    def _connect(self) -> asyncio.BaseProtocol:
-        server = self._runner.server
-        if server is None or len(server.connections) >= self._connections_max:
-            return _Full()
-        return _Connection(server, loop=asyncio.get_running_loop(), **server._kwargs)
 
     async def stop(self) -> None:
-        """Accept nothing more, let requests in flight answer within the time, close the rest."""
-        if self._server is not None:
-            self._server.close()
         await self._runner.cleanup()
+
+    @property
+    def handler(self) -> Handler:
+        return self._server.request_handler
+
+    @property
+    def request_factory(self) -> Any:
+        return self._server.request_factory
+
+    @property
+    def _server(self) -> web.Server:
+        if self._runner.server is None:
+            raise RuntimeError("the application was not started")
+        return self._runner.server
+
+    def refuse(self, status: int) -> Answer:
+        """The answer to what never became a request of this face: 400, 408 or 500."""
+        request_id = str(uuid7())
+        self._metrics.requests.labels("malformed", str(status)).inc()
+        return Answer(status, error_body(_NO_REQUEST[status], request_id), request_id)
+
+
+def beside(serves: Callable[[str], bool], first: Handler, second: Handler) -> Handler:
+    """Two faces on one listener: `first` has the paths that it serves, `second` the others."""
+
+    def handle(request: web.BaseRequest) -> Awaitable[web.StreamResponse]:
+        return first(request) if serves(request.rel_url.raw_path) else second(request)
+
+    return handle

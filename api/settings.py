@@ -13,12 +13,6 @@ class ApiSettings:
         "127.0.0.1:8081", why="host:port of the API; `sluice up` serves it on the ingest face's."
     )
     api_processes: int = setting(1, unit="processes", least=1, most=256, why="One event loop uses one core.")
-    api_connections_max: int = setting(
-        10_000, unit="connections", least=1, why="Per process; further ones are closed at once."
-    )
-    api_idle_timeout_s: float = setting(
-        75.0, unit="s", least=1, why="Of a connection without a request: longer than common proxies keep one."
-    )
     api_page_readings_max: int = setting(
         10_000, unit="readings", least=1, most=100_000, why="Of one answer; bounds its memory and time."
     )

@@ -76,6 +76,11 @@ class EmbeddedPostgres:
         self._temporary_sockets = False
         self._process: subprocess.Popen[bytes] | None = None
 
+    @property
+    def exists(self) -> bool:
+        """Whether the directory holds a database of its own already."""
+        return (self._data / "PG_VERSION").exists()
+
     def url(self, login: str, database: str = DATABASE) -> str:
         return f"postgresql://{login}@/{database}?host={quote(str(self._sockets))}&port={PORT}"
 
@@ -123,7 +128,7 @@ class EmbeddedPostgres:
         if owner is not None:
             _make_traversable([programs, self._data, self._sockets])
         _own(self._sockets, owner)
-        if (self._data / "PG_VERSION").exists():
+        if self.exists:
             self._check_version()
             _end_leftover(self._data)
         else:

@@ -9,20 +9,18 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from aiohttp import web
-
 from api.metrics import ApiMetrics
 from api.server import create_app
-from api.serving import ApiServer
+from api.serving import ApiFace
 from api.settings import ApiSettings
 from deploy.process import Process
 from deploy.settings import DeploySettings
 from ingest.http.compose import make_service
-from ingest.http.server import HttpServer
 from ingest.http.service import IngestService
 from ingest.metrics import IngestMetrics
 from ingest.settings import IngestSettings
 from runtime.clock import SystemClock
+from runtime.http.server import Handler, HttpServer, HttpSettings, Refuse
 from runtime.lifecycle import LifecycleSettings
 from runtime.log.port import Log
 from runtime.notifications import Notifications
@@ -117,34 +115,36 @@ def _closer(listener: socket.socket) -> Callable[[], Coroutine[Any, Any, None]]:
     return close
 
 
-async def serve_app(process: Process, app: web.Application, listener: socket.socket, **options: Any) -> None:
+async def serve(
+    process: Process, listener: socket.socket, handler: Handler, refuse: Refuse, request_factory: Any = None
+) -> HttpServer:
     """Answer requests on `listener` until the process ends; those in flight are answered then."""
-    settings = process.settings.get(ApiSettings)
-    server = ApiServer(
-        app,
-        listener,
-        connections_max=settings.api_connections_max,
-        timeout_s=process.settings.get(LifecycleSettings).shutdown_timeout_ms / 1000,
-        **{"keepalive_timeout": settings.api_idle_timeout_s} | options,
-    )
-    process.teardown.add("http", server.stop)
+    server = HttpServer(listener, handler, process.settings.get(HttpSettings), refuse, request_factory)
+    timeout_s = process.settings.get(LifecycleSettings).shutdown_timeout_ms / 1000
+    process.teardown.add("http", lambda: server.stop(timeout_s))
     await server.start()
+    return server
 
 
 # ---------------------------------------------------------------- api
 
 
-async def make_api(process: Process, ring: KeyRing) -> web.Application:
-    """The API's application on sessions of its own."""
+async def make_api(process: Process, ring: KeyRing) -> ApiFace:
+    """The API on sessions of its own, started; it ends with the process."""
     settings = process.settings.get(ApiSettings)
     pool = await process.pool("sluice_app", statement_timeout=str(settings.api_statement_timeout_ms))
     process.watch_database(pool)
-    return create_app(pool=pool, ring=ring, settings=settings, metrics=ApiMetrics())
+    metrics = ApiMetrics()
+    face = ApiFace(create_app(pool=pool, ring=ring, settings=settings, metrics=metrics), metrics)
+    await face.start()
+    process.teardown.add("api", face.stop)
+    return face
 
 
 async def _work_api(process: Process, listeners: list[socket.socket]) -> None:
     ring = KeyRing.parse(process.settings.get(SecretSettings).secret_keys)
-    await serve_app(process, await make_api(process, ring), listeners[0])
+    face = await make_api(process, ring)
+    await serve(process, listeners[0], face.handler, face.refuse, face.request_factory)
 
 
 API: Final = Role(
@@ -182,16 +182,8 @@ async def _work_ingest(process: Process, listeners: list[socket.socket]) -> None
     ring = KeyRing.parse(process.settings.get(SecretSettings).secret_keys)
     _, log = await process.log()
     service = await make_ingest(process, log, ring)
-    server = HttpServer(listeners[0], service.handle, process.settings.get(IngestSettings))
+    server = await serve(process, listeners[0], service.handle, service.refuse)
     service.connections = server.count
-    timeout_s = process.settings.get(LifecycleSettings).shutdown_timeout_ms / 1000
-
-    async def stop() -> None:
-        service.drain()
-        await server.stop(timeout_s)
-
-    process.teardown.add("http", stop)
-    await server.start()
 
 
 INGEST: Final = Role(

@@ -7,6 +7,7 @@ from typing import Final
 
 from api.settings import ApiSettings
 from ingest.settings import IngestSettings
+from runtime.http.server import HttpSettings
 from runtime.lifecycle import LifecycleSettings
 from runtime.log import LogSettings
 from runtime.logging import LoggingSettings
@@ -48,6 +49,7 @@ GROUPS: Final = (
     PostgresSettings,
     LogSettings,
     SecretSettings,
+    HttpSettings,
     IngestSettings,
     LandingSettings,
     ApiSettings,

@@ -14,16 +14,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from aiohttp import web
-
-from api.server import foreign
+from api.serving import beside
 from deploy.commands import login, print_demo
 from deploy.embedded import EmbeddedPostgres
 from deploy.operator import seed
 from deploy.process import Process
-from deploy.roles import make_api, make_ingest, serve_app, work_on
+from deploy.roles import make_api, make_ingest, serve, work_on
 from deploy.settings import DeploySettings, load
-from ingest.http.server import connection_options
 from ingest.settings import IngestSettings
 from runtime.errors import ConfigurationError
 from runtime.secrets import KeyRing, SecretSettings, TokenHasher, kept_keys
@@ -37,7 +34,6 @@ KEYS_FILE: Final = "secret-keys"
 SETTINGS_FILE: Final = "sluice.toml"
 #: Made once the first tokens were printed: until then a start makes new ones.
 SHOWN_FILE: Final = "tokens-shown"
-INGEST_ROUTES: Final = ("/v1/ingest", "/v1/ingest/{rest:.*}", "/v1/receipts/{rest:.*}")
 
 Overrides = dict[str, object]
 
@@ -51,7 +47,7 @@ async def run_up(settings: Settings, overrides: Overrides, stop: asyncio.Event) 
     """Everything, until told to stop. `overrides` are what the command line set."""
     directory = _make_directory(settings.get(DeploySettings).data_dir)
     with _alone_in(directory), listen(HTTP_VARIABLE, settings.get(IngestSettings).http_listen) as listener:
-        postgres = None if _is_set(settings, directory, "SLUICE_DATABASE_URL") else EmbeddedPostgres(directory)
+        postgres = _own_postgres(settings, directory)
         try:
             if postgres is not None:
                 await postgres.start()
@@ -73,17 +69,12 @@ async def _start(
     await process.prepare_database(may_change=True)
     ring = KeyRing.parse(process.settings.get(SecretSettings).secret_keys)
     _, log = await process.log()
-    app = await make_api(process, ring)
-    service = await make_ingest(process, log, ring)
-
-    @foreign
-    async def ingest(request: web.Request) -> web.StreamResponse:
-        return await service.handle(request)
-
-    for route in INGEST_ROUTES:
-        app.router.add_route("*", route, ingest)
+    api = await make_api(process, ring)
+    ingest = await make_ingest(process, log, ring)
     await work_on(process, log)
-    await serve_app(process, app, listener, **connection_options(process.settings.get(IngestSettings)))
+    handler = beside(ingest.serves, ingest.handle, api.handler)
+    server = await serve(process, listener, handler, ingest.refuse, api.request_factory)
+    ingest.connections = server.count
     await _show_demo(process.settings, directory, TokenHasher(ring), listener, renew=postgres is not None)
 
 
@@ -126,6 +117,19 @@ def _alone_in(directory: Path) -> Iterator[None]:
                 f"SLUICE_DATA_DIR={directory} is in use by another `sluice up`: end that, or use another directory"
             ) from None
         yield
+
+
+def _own_postgres(settings: Settings, directory: Path) -> EmbeddedPostgres | None:
+    """None where the settings name a database; they may not hide one that the directory holds already."""
+    own = EmbeddedPostgres(directory)
+    if not _is_set(settings, directory, "SLUICE_DATABASE_URL"):
+        return own
+    if own.exists:
+        raise ConfigurationError(
+            f"SLUICE_DATA_DIR={directory} holds a database of its own, and SLUICE_DATABASE_URL names another: "
+            "unset that, or use another directory"
+        )
+    return None
 
 
 def _own_parts(settings: Settings, directory: Path, postgres: EmbeddedPostgres | None) -> Overrides:

@@ -11,15 +11,6 @@ class IngestSettings:
 
     http_listen: str = setting("127.0.0.1:8080", why="host:port of the ingest face")
     http_processes: int = setting(1, unit="processes", least=1, most=256, why="One event loop uses one core.")
-    http_connections_max: int = setting(
-        10_000, unit="connections", least=1, why="Per process; further ones are closed at once."
-    )
-    http_idle_timeout_s: float = setting(
-        75.0,
-        unit="s",
-        least=1,
-        why="For a request's head, also the first one's: longer than common proxies keep idle.",
-    )
     http_body_timeout_s: float = setting(
         30.0, unit="s", least=0.1, why="For the whole body: 4 MB over a slow mobile link."
     )

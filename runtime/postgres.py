@@ -4,6 +4,7 @@ Every session has time-outs, so that neither a lost peer nor a stopped process h
 """
 
 import asyncio
+import socket
 import ssl
 from dataclasses import dataclass
 from typing import Any, Final
@@ -17,6 +18,13 @@ VARIABLE: Final = "SLUICE_DATABASE_URL"
 OWNER_VARIABLE: Final = "SLUICE_DATABASE_OWNER_URL"
 PROBE_EVERY_S: Final = 1.0
 PROBE_TIMEOUT_S: Final = 3.0
+#: Of both ends of a session: seconds, seconds, probes, milliseconds.
+_TCP_OPTIONS: Final = {
+    socket.TCP_KEEPIDLE: 5,
+    socket.TCP_KEEPINTVL: 2,
+    socket.TCP_KEEPCNT: 5,
+    socket.TCP_USER_TIMEOUT: 15_000,
+}
 _LOGINS: Final = {VARIABLE: "sluice", OWNER_VARIABLE: "sluice_owner"}
 
 
@@ -76,10 +84,10 @@ def session_settings(settings: PostgresSettings, role: str | None, application: 
         "statement_timeout": str(timeout),
         "lock_timeout": str(timeout),
         "idle_in_transaction_session_timeout": str(timeout),
-        "tcp_keepalives_idle": "5",
-        "tcp_keepalives_interval": "2",
-        "tcp_keepalives_count": "5",
-        "tcp_user_timeout": "15000",
+        "tcp_keepalives_idle": str(_TCP_OPTIONS[socket.TCP_KEEPIDLE]),
+        "tcp_keepalives_interval": str(_TCP_OPTIONS[socket.TCP_KEEPINTVL]),
+        "tcp_keepalives_count": str(_TCP_OPTIONS[socket.TCP_KEEPCNT]),
+        "tcp_user_timeout": str(_TCP_OPTIONS[socket.TCP_USER_TIMEOUT]),
         "TimeZone": "UTC",
         "jit": "off",
     }
@@ -98,7 +106,7 @@ async def connect(
     dsn = url or _required(settings)
     variable = OWNER_VARIABLE if dsn == settings.database_owner_url else VARIABLE
     try:
-        return await asyncpg.connect(
+        connection = await asyncpg.connect(
             dsn,
             timeout=settings.database_connect_timeout_ms / 1000,
             server_settings=session_settings(settings, role, application) | overrides,
@@ -107,6 +115,17 @@ async def connect(
         raise _refused(error, variable) from error
     except (*UNAVAILABLE, ssl.SSLError) as error:
         raise UnavailableError(f"the database cannot be reached: {error}") from error
+    await _bound_silence(connection)
+    return connection
+
+
+async def _bound_silence(connection: Any) -> None:
+    """Our end of a TCP session notices a peer that vanished as soon as the other end does: within 15 s."""
+    found = connection._transport.get_extra_info("socket")
+    if found is not None and found.family in (socket.AF_INET, socket.AF_INET6):
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in _TCP_OPTIONS.items():
+            found.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 async def open_pool(
@@ -123,6 +142,7 @@ async def open_pool(
             max_size=size_max or settings.database_pool_size_max,
             timeout=settings.database_connect_timeout_ms / 1000,
             server_settings=session_settings(settings, role, application) | overrides,
+            init=_bound_silence,
         )
     except _REFUSED as error:
         raise _refused(error, VARIABLE) from error

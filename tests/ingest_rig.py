@@ -7,7 +7,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -20,11 +20,11 @@ from api.registry import acting_for, add_device, add_organisation, add_site
 from deploy.generation import ensure_generation, open_generation
 from ingest.credentials import Listener
 from ingest.http.compose import make_service
-from ingest.http.server import HttpServer
 from ingest.http.service import IngestService
 from ingest.metrics import IngestMetrics
 from ingest.settings import IngestSettings
 from runtime.clock import Clock, SystemClock
+from runtime.http.server import HttpServer, HttpSettings
 from runtime.ids import uuid7
 from runtime.log import Log, LogSettings
 from runtime.migrate import SESSION
@@ -39,6 +39,7 @@ from tests.databases import Database, Server
 ROLE = "sluice_ingest"
 DEADLINE_S = 20.0
 PARTITIONS = 4
+HTTP_FIELDS = frozenset(one.name for one in fields(HttpSettings))
 
 
 # ---------------------------------------------------------------- the registry and the log
@@ -142,6 +143,7 @@ class Installation:
             return
         postgres = PostgresSettings(database_url=database_url or self.database.url)
         pool = await open_pool(postgres, role=ROLE, application="test", size_max=2)
+        http = {name: settings.pop(name) for name in list(settings) if name in HTTP_FIELDS}
         ingest = IngestSettings(**settings)
         registry = CollectorRegistry()
         service = make_service(
@@ -154,7 +156,7 @@ class Installation:
             metrics=IngestMetrics(registry),
         )
         listening = listen("TEST", "127.0.0.1:0")
-        server = HttpServer(listening, service.handle, ingest)
+        server = HttpServer(listening, service.handle, HttpSettings(**http), service.refuse)
         await service.start()
         await server.start()
         await _followed(service)
@@ -263,6 +265,15 @@ class Face:
         self.service = service
         self.server = server
         self.log = log
+
+    def counted(self, name: str, **labels: str) -> float:
+        """The sum of a metric's samples with these labels among others."""
+        return sum(
+            sample.value
+            for metric in self.registry.collect()
+            for sample in metric.samples
+            if sample.name == name and labels.items() <= sample.labels.items()
+        )
 
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[Wire]:

@@ -1,6 +1,11 @@
 -- Roles and the schema's ownership, for a database that a superuser has just created. May be run
 -- again. Passwords are set by the caller (ALTER ROLE … PASSWORD), so that this file holds none.
 
+BEGIN;
+
+-- Roles are the cluster's, not a database's: two runs at once would meet at their rows and one would fail.
+LOCK TABLE pg_catalog.pg_authid IN SHARE ROW EXCLUSIVE MODE;
+
 -- Creating and altering are two steps, because a role left by an older version is corrected too.
 DO $$
 DECLARE
@@ -46,3 +51,5 @@ REVOKE ALL ON SCHEMA public FROM PUBLIC;
 GRANT USAGE, CREATE ON SCHEMA public TO sluice_owner;
 GRANT USAGE ON SCHEMA public
     TO sluice, sluice_app, sluice_ingest, sluice_worker, sluice_reader;
+
+COMMIT;

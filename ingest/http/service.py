@@ -22,13 +22,14 @@ from ingest.admit import Admission, Admitted, Rejection, Sender
 from ingest.credentials import KNOWN, Credentials, Grant, UnknownTokenError
 from ingest.formats import measurements_json, shelly_get
 from ingest.formats.shape import BodyError, Submission, storable
-from ingest.http.answers import DATE, Answer, Refusal
+from ingest.http.answers import Refusal
 from ingest.http.bodies import Room, check_size, read_body
 from ingest.metrics import IngestMetrics
 from ingest.receipts import Place, Receipt, ReceiptError, Receipts, State
 from ingest.settings import IngestSettings
 from runtime.clock import Clock
 from runtime.errors import OutcomeUnknownError, OverloadedError, UnavailableError
+from runtime.http.answers import Answer
 from runtime.log.port import Log
 from runtime.secrets import API_KEY_PREFIX, DEVICE_PREFIX, GATEWAY_PREFIX, TokenHasher, plausible_token
 from schemas import record as records
@@ -99,7 +100,6 @@ class IngestService:
         self._room = Room(settings.http_in_flight_bytes_max)
         self._received_us = 0
         self._requests = 0
-        self._is_draining = False
         self._records = 0
         # Request and record ids: random per process, counted within it, so that neither costs system calls.
         self._id_prefix = os.urandom(6).hex()
@@ -130,7 +130,6 @@ class IngestService:
 
     async def _keep_house(self) -> None:
         while True:
-            DATE.renew()
             self._publish()
             await asyncio.sleep(1.0)
 
@@ -161,11 +160,19 @@ class IngestService:
             _log.exception("a request failed", extra={"request_id": request_id, "route": name})
             answer = Refusal(RequestCode.INTERNAL, "this is our fault, not yours").answer(request_id)
         self._metrics.requests.add((name, answer.status))
-        return answer.close_connection() if self._is_draining else answer
+        return answer
 
-    def drain(self) -> None:
-        """From now on every answer is the last one of its connection."""
-        self._is_draining = True
+    def refuse(self, status: int) -> Answer:
+        """The answer to what never became a request of this face: 400, 408 or 500."""
+        code, message = _NO_REQUEST[status]
+        self._requests += 1
+        self._metrics.requests.add(("malformed", status))
+        return Refusal(code, message).answer(f"{self._id_prefix}{self._requests:x}")
+
+    @staticmethod
+    def serves(path: str) -> bool:
+        """Whether a path is one of this face, where it shares a listener with another."""
+        return f"{path}/".startswith((f"{INGEST_PATH}/", RECEIPTS_PATH))
 
     def _route(self, path: str) -> "tuple[str, _Route, tuple[str, ...]]":
         if path in (INGEST_PATH, INGEST_PATH + "/"):
@@ -438,6 +445,11 @@ class IngestService:
         return received_us
 
 
+_NO_REQUEST: Final = {
+    400: (RequestCode.BAD_REQUEST, "the request is not well-formed HTTP"),
+    408: (RequestCode.REQUEST_TIMEOUT, "the head of the request did not come in time"),
+    500: (RequestCode.INTERNAL, "this is our fault, not yours"),
+}
 _ACCEPTED: Final = ("accepted", "")
 _DURABLE: Final = ("durable",)
 _NOT_WRITTEN: Final = ("not_written",)

@@ -21,8 +21,9 @@ from prometheus_client import CollectorRegistry
 from api.metrics import ApiMetrics
 from api.registry import Credentials, acting_for, add_device, add_organisation, add_site
 from api.server import create_app
-from api.serving import ApiServer
+from api.serving import ApiFace
 from api.settings import ApiSettings
+from runtime.http.server import HttpServer, HttpSettings
 from runtime.ids import uuid7
 from runtime.postgres import connect, open_pool
 from runtime.secrets import API_KEY_PREFIX, TokenHasher, make_token, new_ring
@@ -106,14 +107,18 @@ class World:
 async def world(database: Database, **limits: Any) -> AsyncIterator[World]:
     registry = CollectorRegistry()
     pool = await open_pool(database.settings, role="sluice_app", application="test", size_max=4)
-    app = create_app(pool=pool, ring=RING, settings=ApiSettings(**limits), metrics=ApiMetrics(registry))
+    metrics = ApiMetrics(registry)
+    face = ApiFace(create_app(pool=pool, ring=RING, settings=ApiSettings(**limits), metrics=metrics), metrics)
+    await face.start()
     listener = listen("TEST", "127.0.0.1:0")
-    server = ApiServer(app, listener, connections_max=CONNECTIONS_MAX, timeout_s=5)
+    http = HttpSettings(http_connections_max=CONNECTIONS_MAX)
+    server = HttpServer(listener, face.handler, http, face.refuse, face.request_factory)
     await server.start()
     organisation, site, device, key = await tenant(database)
     async with ClientSession() as session:
         yield World(database, f"http://{address_of(listener)}", session, organisation, site, device, key, registry)
-    await server.stop()
+    await server.stop(5)
+    await face.stop()
     await pool.close()
 
 

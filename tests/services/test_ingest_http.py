@@ -323,6 +323,9 @@ def test_what_is_no_http_is_told_so_and_let_go(installation: Installation, caplo
                     )
                     assert await wire.closed()
             assert (await face.raw(get_line(tenant))).status == 202
+            await until(
+                lambda: _same(face.counted("sluice_ingest_requests_total", route="malformed"), len(MALFORMED))
+            )
 
     run(test())
     assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
@@ -346,17 +349,35 @@ def test_a_head_without_end_is_ended(installation: Installation) -> None:
 def test_a_slow_head_and_an_idle_connection_are_let_go(installation: Installation) -> None:
     async def test() -> None:
         tenant = await installation.tenant()
-        async with installation.face(http_idle_timeout_s=1.0) as face:
+        async with installation.face(http_idle_timeout_s=2.0, http_head_timeout_s=1.0) as face:
             began = time.monotonic()
             async with face.connect() as slow, face.connect() as idle, face.connect() as used:
                 await slow.send(b"GET /v1/ingest HTTP/1.1\r\nHos")
                 assert (await used.ask(get_line(tenant))).status == 202
                 await slow.send(b"t: ")
+                late = await slow.reply()
+                assert (late.status, late.code, late.headers["connection"]) == (408, "request_timeout", "close")
                 assert await slow.closed()
+                assert time.monotonic() - began < 1.9
                 assert await idle.closed()
                 assert await used.closed()
-            assert 0.9 < time.monotonic() - began < 5.0
+            assert 1.9 < time.monotonic() - began < 6.0
             await until(lambda: _same(face.server.count(), 0))
+
+    run(test())
+
+
+def test_a_body_in_pieces_and_a_head_after_it_are_no_slow_head(installation: Installation) -> None:
+    async def test() -> None:
+        tenant = await installation.tenant()
+        async with installation.face(http_head_timeout_s=0.3) as face, face.connect() as wire:
+            raw = post_bytes(tenant.token, ONE)
+            for piece in (raw[:-5], raw[-5:-1], raw[-1:]):
+                await wire.send(piece)
+                await asyncio.sleep(0.2)
+            assert (await wire.reply()).status == 202
+            await asyncio.sleep(0.5)
+            assert (await wire.ask(get_line(tenant))).status == 202
 
     run(test())
 
@@ -415,6 +436,32 @@ def test_what_is_in_flight_is_answered_when_it_stops(installation: Installation)
             await stopping
             with pytest.raises(ConnectionRefusedError):
                 await face.raw(get_line(tenant))
+
+    run(test())
+
+
+def test_whoever_connected_before_the_stop_is_answered_once_more(installation: Installation) -> None:
+    async def test() -> None:
+        tenant = await installation.tenant()
+        async with (
+            installation.face() as face,
+            face.connect() as fresh,
+            face.connect() as used,
+            face.connect() as half,
+            face.connect() as silent,
+        ):
+            assert (await used.ask(get_line(tenant))).status == 202
+            await half.send(get_line(tenant)[:20])
+            stopping = asyncio.create_task(face.server.stop(5.0))
+            await asyncio.sleep(0.1)
+            await half.send(get_line(tenant)[20:])
+            for wire in (fresh, used):
+                await wire.send(get_line(tenant))
+            for wire in (fresh, used, half):
+                reply = await wire.reply()
+                assert (reply.status, reply.headers["connection"]) == (202, "close")
+            await stopping
+            assert await silent.closed()
 
     run(test())
 

@@ -5,6 +5,7 @@ import os
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -263,3 +264,59 @@ def test_two_at_once_in_one_directory_are_refused(data: Path) -> None:
         )
         assert second.returncode == 2
         assert "is in use by another `sluice up`" in second.stderr
+
+
+def test_settings_do_not_hide_a_database_that_the_directory_holds(data: Path) -> None:
+    with up(data, "--json") as it:
+        assert it.end() == 0
+    before = (data / "sluice.toml").read_text()
+    done = subprocess.run(
+        [SLUICE, "up", "--data", data, "--port", "0"],
+        env=environment(SLUICE_DATABASE_URL="postgresql://sluice@127.0.0.1:1/sluice"),
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "holds a database of its own, and SLUICE_DATABASE_URL names another" in done.stderr
+    assert (data / "sluice.toml").read_text() == before
+
+
+def test_its_one_listener_is_as_strict_and_as_patient_as_a_role_of_its_own(data: Path) -> None:
+    """Both faces: odd expectations, malformed chunks, error answers, and bodies on their way when it ends."""
+    with up(data, "--json") as it:
+        host, port = it.json["url"].removeprefix("http://").split(":")
+        head = f"POST /v1/ingest HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {it.json['ingest_token']}\r\n".encode()
+        body = b'{"measurements":[{"type":"temperature","value":1}]}'
+
+        def connected() -> socket.socket:
+            return socket.create_connection((host, int(port)), timeout=20)
+
+        def told(raw: bytes) -> bytes:
+            with connected() as wire:
+                wire.sendall(raw)
+                return wire.recv(10_000)
+
+        assert told(head + b"Expect: wonders\r\nContent-Length: %d\r\n\r\n" % len(body) + body).startswith(
+            b"HTTP/1.1 202 "
+        )
+        began = time.monotonic()
+        malformed = told(head + b"Transfer-Encoding: chunked\r\n\r\nxyz\r\n")
+        assert malformed.startswith(b"HTTP/1.1 400 ")
+        assert b'"bad_request"' in malformed
+        assert time.monotonic() - began < 10, "it did not wait for the rest"
+        for raw in (b"rubbish\r\n\r\n", b"GET /nowhere HTTP/1.1\r\nHost: a\r\n\r\n"):
+            answer = told(raw)
+            assert answer.startswith(b"HTTP/1.1 40")
+            assert b"aiohttp" not in answer
+        with connected() as wire:
+            wire.sendall(head + b"Content-Length: %d\r\n\r\n" % len(body) + body[:10])
+            time.sleep(0.2)
+            it.process.send_signal(signal.SIGTERM)
+            time.sleep(0.2)
+            wire.sendall(body[10:])
+            answer = wire.recv(10_000)
+        assert answer.startswith(b"HTTP/1.1 202 ")
+        assert b"Connection: close\r\n" in answer
+        assert it.process.wait(timeout=END_S) == 0

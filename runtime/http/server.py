@@ -1,0 +1,222 @@
+"""A face on a socket: aiohttp's low-level server with bounds on what a client may hold, and an end in order.
+
+Left out: what is answered (the faces), and the listening socket itself (`runtime.sockets`).
+"""
+
+import asyncio
+import logging
+import socket
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Final
+
+from aiohttp import StreamReader, web
+from aiohttp.streams import EMPTY_PAYLOAD
+from aiohttp.web_protocol import RequestHandler, _ErrInfo
+
+from runtime.http.answers import DATE, Answer
+from runtime.settings import setting
+
+_log = logging.getLogger("sluice.http")
+
+_HEAD_LINE_BYTES_MAX: Final = 8_190
+_HEADERS_MAX: Final = 64
+_LINGER_S: Final = 2.0
+_DATE_S: Final = 1.0
+_DRAIN_POLL_S: Final = 0.02
+_DRAIN_SHARE: Final = 0.8
+#: How long a connection without a request stays open when the server stops: whoever is about to send is answered.
+_LAST_CHANCE_S: Final = 1.0
+
+Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+#: Our words for what never became a request of the face: 400 malformed, 408 too slow, 500 failed.
+Refuse = Callable[[int], Answer]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HttpSettings:
+    """What the connections of one listener may hold, and for how long."""
+
+    http_connections_max: int = setting(
+        10_000, unit="connections", least=1, why="Per process; further ones are closed at once."
+    )
+    http_idle_timeout_s: float = setting(
+        75.0, unit="s", least=0.1, why="Of a connection without a request: longer than common proxies keep one."
+    )
+    http_head_timeout_s: float = setting(
+        10.0, unit="s", least=0.1, why="From the first byte of a request's head to its last; heads fit two packets."
+    )
+
+
+class _Connection(RequestHandler):
+    """One client connection: answers malformed HTTP in the face's own words."""
+
+    __slots__ = ("_head_timer", "_newest", "_owner", "malformed")
+
+    def __init__(self, owner: "_Connections", **options: Any) -> None:
+        super().__init__(owner, **options)
+        self._owner = owner
+        self._newest: StreamReader = EMPTY_PAYLOAD
+        self._head_timer: asyncio.TimerHandle | None = None
+        self.malformed: StreamReader | None = None
+        """The body that ends here because its rest could not be read."""
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether it waits for the first byte of a request."""
+        return self._waiter is not None and not self._waiter.done() and self._head_timer is None
+
+    @property
+    def is_closing(self) -> bool:
+        return self.transport is None or self.transport.is_closing()
+
+    def data_received(self, data: bytes) -> None:
+        in_body = not self._newest.is_eof()
+        super().data_received(data)
+        if self._messages:
+            message, body = self._messages[-1]
+            if type(message) is not _ErrInfo:
+                self._newest = body
+            elif not self._newest.is_eof():
+                # aiohttp answers what is malformed in its turn, but does not tell who waits for the rest of a body.
+                self.malformed = self._newest
+                self._newest.feed_eof()
+        elif self._head_timer is None and not in_body:
+            self._head_timer = self._loop.call_later(self._owner.head_timeout_s, self._give_up_head)
+
+    def _give_up_head(self) -> None:
+        if self._waiter is not None and not self._waiter.done() and self.transport is not None:
+            self.transport.write(self._owner.refuse(408).encode_last())
+            self.force_close()
+
+    def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> Coroutine[Any, Any, tuple[web.StreamResponse, bool]]:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+        if self._owner.is_draining:
+            resp.force_close()
+        return super().finish_response(request, resp, start_time)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+        super().connection_lost(exc)
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        if status >= 500:
+            _log.error("a request failed", exc_info=exc)
+        # What the parser says is not passed on: it may quote the request, and with it a token.
+        answer = self._owner.refuse(500 if status >= 500 else 400)
+        answer.force_close()
+        return answer
+
+
+class _Connections(web.Server):
+    """The open connections of one listener, bounded."""
+
+    def __init__(self, handler: Handler, settings: HttpSettings, refuse: Refuse, request_factory: Any) -> None:
+        super().__init__(
+            handler,
+            request_factory=request_factory,
+            access_log=None,
+            auto_decompress=False,
+            keepalive_timeout=settings.http_idle_timeout_s,
+            lingering_time=_LINGER_S,
+            max_line_size=_HEAD_LINE_BYTES_MAX,
+            max_field_size=_HEAD_LINE_BYTES_MAX,
+            max_headers=_HEADERS_MAX,
+        )
+        self._connections_max = settings.http_connections_max
+        self.head_timeout_s = settings.http_head_timeout_s
+        self.refuse = refuse
+        self.is_draining = False
+        """Whether every answer is the last one of its connection."""
+
+    def __call__(self) -> RequestHandler:
+        return _Connection(self, loop=self._loop, **self._kwargs)
+
+    def connection_made(self, handler: RequestHandler, transport: asyncio.Transport) -> None:
+        super().connection_made(handler, transport)
+        if len(self._connections) > self._connections_max:
+            transport.abort()
+
+    @property
+    def count(self) -> int:
+        return len(self._connections)
+
+    def open(self) -> list[_Connection]:
+        return [one for one in self.connections if isinstance(one, _Connection) and not one.is_closing]
+
+
+class HttpServer:
+    """Serves `handler` on `listener` between `start` and `stop`.
+
+    `request_factory` makes the requests that the handler takes, where they are not aiohttp's basic ones.
+    """
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        handler: Handler,
+        settings: HttpSettings,
+        refuse: Refuse,
+        request_factory: Any = None,
+    ) -> None:
+        self._listener = listener
+        self._parts = (handler, settings, refuse, request_factory)
+        self._connections: _Connections | None = None
+        self._server: asyncio.Server | None = None
+        self._date: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        self._connections = _Connections(*self._parts)
+        loop = asyncio.get_running_loop()
+        self._date = asyncio.create_task(_keep_date(), name="date header")
+        self._server = await loop.create_server(self._connections, sock=self._listener, backlog=4096)
+
+    async def stop(self, timeout_s: float) -> None:
+        """Accept nothing more, let requests in hand arrive and be answered for up to `timeout_s`, close the rest."""
+        if self._server is None or self._connections is None or self._date is None:
+            return
+        self._server.close()
+        self._connections.is_draining = True
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s * _DRAIN_SHARE):
+                await self._drain(self._connections)
+        await self._connections.shutdown(timeout_s * (1 - _DRAIN_SHARE))
+        self._date.cancel()
+        await asyncio.gather(self._date, return_exceptions=True)
+
+    async def _drain(self, connections: _Connections) -> None:
+        """Until no request is in hand. What was accepted just now becomes a connection a moment later."""
+        loop = asyncio.get_running_loop()
+        closing_idle = loop.time() + _LAST_CHANCE_S
+        while True:
+            await asyncio.sleep(_DRAIN_POLL_S)
+            waiting = 0
+            for connection in connections.open():
+                if connection.is_waiting and loop.time() >= closing_idle:
+                    connection.force_close()
+                else:
+                    waiting += 1
+            if not waiting:
+                return
+
+    def count(self) -> int:
+        """Open connections."""
+        return 0 if self._connections is None else self._connections.count
+
+
+async def _keep_date() -> None:
+    while True:
+        DATE.renew()
+        await asyncio.sleep(_DATE_S)
