@@ -18,7 +18,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from runtime.ids import uuid7
 from runtime.postgres import connect
-from schemas.record import VERSION, Channel, Record, encode
+from schemas.record import PLAIN_VERSION, Channel, Record, encode
 from schemas.topics import partition_of
 from tests.conftest import CHECKOUT, run_services
 from tests.databases import Database, LocalServer
@@ -44,7 +44,7 @@ def _record(device: Device, start: int, channels: int, readings: int) -> Record:
     values = [struct.pack(f">{readings}d", *(random.random() for _ in range(readings))) for _ in range(channels)]
     ids = uuid7().bytes, device.organisation.bytes, device.device.bytes
     found = [Channel(f"metric_{number}", "", "W", times, value) for number, value in enumerate(values)]
-    return Record(VERSION, *ids, NOW, "http", "request-1", found)
+    return Record(PLAIN_VERSION, *ids, NOW, "http", "request-1", found)
 
 
 def _plan(bodies: list[bytes], cache: SeriesCache) -> Plan:

@@ -20,7 +20,7 @@ from ingest.formats.shape import BadNumber, Malformed, Measurement, Submission, 
 from ingest.formats.times import parse_time
 from schemas.catalogue import METRIC_SPELLINGS, METRICS, SAME, UNIT_SPELLINGS, Conversion, Metric
 from schemas.errors import ReadingCode
-from schemas.record import PG_EPOCH_US, VERSION, Channel, Note, Quality, Record, Refused
+from schemas.record import PG_EPOCH_US, PLAIN_VERSION, Channel, Note, Quality, Record, Refused
 
 TEXT_LENGTH_MAX: Final = 1_000
 LABEL_LENGTH_MAX: Final = 64
@@ -137,7 +137,7 @@ class Admission:
             work.take(first, submission)
         channels, notes = work.pack()
         record = Record(
-            VERSION,
+            PLAIN_VERSION,
             record_id,
             sender.organisation,
             sender.device,

@@ -10,8 +10,11 @@ from typing import Final
 
 import msgspec
 
-VERSION: Final = 1
+VERSION: Final = 2
 """The newest version this code writes and reads. A worker that meets a newer one waits for its upgrade."""
+
+PLAIN_VERSION: Final = 1
+"""Of a record whose last fields are all unset: workers that know nothing of those fields read it as well."""
 
 PG_EPOCH_US: Final = 946_684_800_000_000
 """2000-01-01T00:00:00Z in microseconds of the Unix epoch; record times count from there."""
@@ -87,8 +90,34 @@ class Refused(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """The measurement as JSON, bounded, without secrets."""
 
 
+class Origin(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """Where a record stood in a spool before it came into the log: landing takes each sequence number once."""
+
+    spool: bytes
+    """16 bytes: the id of the spool's file."""
+    partition: int
+    """Of the spool."""
+    sequence: int
+    """From 0, without gaps in each partition of a spool."""
+    through: int
+    """The next sequence number. More than `sequence` + 1 only in a gap: these records are lost, and said to be."""
+
+
+class Idempotency(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """What a client named its request, so that a repeat of it is known; digests of 16 bytes each."""
+
+    scope: bytes
+    """16 bytes: the id of the credential that named it."""
+    key: bytes
+    fingerprint: bytes
+    """Of what the request held: the same key with another one is a conflict."""
+
+
 class Record(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """One request of one device. Fields are only ever added at the end, with a default."""
+    """One request of one device. Fields are only ever added at the end, with a default.
+
+    From `origin` on they belong to version 2: a record that sets any of them has it.
+    """
 
     version: int
     record_id: bytes
@@ -103,6 +132,17 @@ class Record(msgspec.Struct, array_like=True, frozen=True, gc=False):
     channels: list[Channel]
     refused: list[Refused] = []
     notes: list[Note] = []
+    origin: Origin | None = None
+    idempotency: Idempotency | None = None
+    replays: bytes = b""
+    """The id of the quarantine row, 16 bytes, that this record's one reading was released from."""
+    in_doubt: bool = False
+    """Whether an earlier append of the very same record may stand in the log: its readings are then its own."""
+
+    @property
+    def is_gap(self) -> bool:
+        """Whether it stands for records of a spool that cannot be read any more; it has no reading of its own."""
+        return self.origin is not None and self.origin.through != self.origin.sequence + 1
 
     @property
     def accepted(self) -> int:
@@ -125,6 +165,7 @@ _encoder: Final = msgspec.msgpack.Encoder()
 _decoder: Final = msgspec.msgpack.Decoder(Record)
 encode: Final = _encoder.encode
 
+_VERSIONS: Final = frozenset({PLAIN_VERSION, VERSION})
 _FIXARRAY: Final = 0x90
 #: By its first byte, where the first element of an array of 16 or more begins.
 _LONG_ARRAYS: Final = {0xDC: 3, 0xDD: 5}
@@ -138,7 +179,7 @@ def decode(body: bytes) -> Record:
     Raises `UnknownVersionError` for a newer version, whatever follows its number, and `UndecodableError` for
     bytes that are no record or whose columns do not fit each other.
     """
-    if len(body) < 2 or body[1] != VERSION or body[0] & 0xF0 != _FIXARRAY:
+    if len(body) < 2 or body[1] not in _VERSIONS or body[0] & 0xF0 != _FIXARRAY:
         version = _version(body)
         if version > VERSION:
             raise UnknownVersionError(version)
@@ -146,7 +187,7 @@ def decode(body: bytes) -> Record:
         record = _decoder.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UndecodableError(f"not a record: {error}") from error
-    if record.version != VERSION:
+    if record.version not in _VERSIONS:
         raise UndecodableError(f"not a record: there never was a version {record.version}")
     if len(record.organisation) != 16 or len(record.device) != 16 or len(record.record_id) != 16:
         raise UndecodableError("not a record: an id is not 16 bytes long")
@@ -154,6 +195,8 @@ def decode(body: bytes) -> Record:
         _check_columns(channel)
     if record.notes:
         _check_notes(record)
+    if record.version != PLAIN_VERSION:
+        _check_late_fields(record)
     return record
 
 
@@ -182,3 +225,13 @@ def _check_notes(record: Record) -> None:
     for note in record.notes:
         if not 0 <= note.channel < len(counts) or not 0 <= note.reading < counts[note.channel]:
             raise UndecodableError("not a record: a note is about a reading that is not there")
+
+
+def _check_late_fields(record: Record) -> None:
+    origin, idempotency = record.origin, record.idempotency
+    if origin is not None and (len(origin.spool) != 16 or not 0 <= origin.sequence < origin.through):
+        raise UndecodableError("not a record: its place in a spool is none")
+    if idempotency is not None and {*map(len, (idempotency.scope, idempotency.key, idempotency.fingerprint))} != {16}:
+        raise UndecodableError("not a record: a part of its idempotency key is not 16 bytes long")
+    if len(record.replays) not in (0, 16):
+        raise UndecodableError("not a record: the quarantine row it replays has no id")

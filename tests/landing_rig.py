@@ -21,7 +21,7 @@ from runtime.ids import uuid7
 from runtime.log import Log, LogSettings
 from runtime.migrate import SESSION
 from runtime.postgres import PostgresSettings, connect
-from schemas.record import PG_EPOCH_US, VERSION, Channel, Note, Record, Refused, encode
+from schemas.record import PG_EPOCH_US, PLAIN_VERSION, Channel, Note, Record, Refused, encode
 from schemas.topics import partition_of
 from tests.databases import Database
 from workers.landing.worker import LandingWorker
@@ -67,7 +67,7 @@ def record(
     notes: Iterable[Note] = (),
 ) -> Record:
     ids = uuid7().bytes, device.organisation.bytes, device.device.bytes
-    return Record(VERSION, *ids, received_at, "http", "request-1", [*channels], [*refused], [*notes])
+    return Record(PLAIN_VERSION, *ids, received_at, "http", "request-1", [*channels], [*refused], [*notes])
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ingest.admit import Admission, Admitted, Sender
 from ingest.formats.shape import BadNumber, Malformed, Measurement, Submission
-from schemas.record import PG_EPOCH_US, VERSION, Quality, decode, encode
+from schemas.record import PG_EPOCH_US, PLAIN_VERSION, Quality, decode, encode
 from tests.ingest_rig import rows
 
 SECOND = 1_000_000
@@ -77,7 +77,7 @@ def flags(admitted: Admitted) -> set[int]:
 
 def test_a_record_says_whose_it_is_and_when_it_came() -> None:
     record = admit(Measurement("temperature", 21.5, "front", "C", "2026-05-17T08:21:00Z")).record
-    assert (record.version, record.organisation, record.device) == (VERSION, *SENDER)
+    assert (record.version, record.organisation, record.device) == (PLAIN_VERSION, *SENDER)
     assert (record.received_at, record.way, record.request_id) == (RECEIVED - PG_EPOCH_US, "http", "r")
     assert rows(record) == [("temperature", "front", "°C", RECEIVED - 60 * SECOND, 21.5, 0)]
     assert decode(encode(record)) == record

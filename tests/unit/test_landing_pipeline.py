@@ -13,7 +13,7 @@ import pytest
 from runtime.clock import ManualClock
 from runtime.ids import uuid7
 from runtime.log.port import BehindRetentionError, Slice
-from schemas.record import VERSION, Channel, Record, encode
+from schemas.record import PLAIN_VERSION, Channel, Record, encode
 from tests.support import run
 from workers.landing.leases import Lease
 from workers.landing.pipeline import Holding, Pipeline
@@ -28,7 +28,7 @@ ORGANISATION, DEVICE = uuid7().bytes, uuid7().bytes
 
 def body(at: int) -> bytes:
     channel = Channel("power", "", "W", struct.pack(">q", NOW + at), struct.pack(">d", at))
-    return encode(Record(VERSION, uuid7().bytes, ORGANISATION, DEVICE, NOW, "http", "request", [channel]))
+    return encode(Record(PLAIN_VERSION, uuid7().bytes, ORGANISATION, DEVICE, NOW, "http", "request", [channel]))
 
 
 Step = list[Slice] | Exception | asyncio.Event

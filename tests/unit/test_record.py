@@ -1,6 +1,7 @@
 """The log's record: small, readable for ever, and told apart from what is newer and from what is none."""
 
 import struct
+from typing import Any
 
 import msgspec
 import pytest
@@ -8,9 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.record import (
+    PLAIN_VERSION,
     VERSION,
     Channel,
+    Idempotency,
     Note,
+    Origin,
     Record,
     Refused,
     UndecodableError,
@@ -36,7 +40,16 @@ GOLDEN = bytes.fromhex(
 
 def record(*channels: Channel, refused: tuple[Refused, ...] = (), notes: tuple[Note, ...] = ()) -> Record:
     return Record(
-        VERSION, RECORD_ID, ORGANISATION, DEVICE, RECEIVED, "http", "request1", [*channels], [*refused], [*notes]
+        PLAIN_VERSION,
+        RECORD_ID,
+        ORGANISATION,
+        DEVICE,
+        RECEIVED,
+        "http",
+        "request1",
+        [*channels],
+        [*refused],
+        [*notes],
     )
 
 
@@ -58,7 +71,43 @@ def full() -> Record:
 
 def test_a_record_of_version_1_written_long_ago_is_read() -> None:
     assert decode(GOLDEN) == full()
-    assert encode(full()) == GOLDEN  # nothing else is written under this number either
+    # What is written under this number today says more only where a reader of that day passes over it.
+    today = encode(full())
+    assert today[1 : len(GOLDEN)] == GOLDEN[1:]
+    assert today[len(GOLDEN) :] == msgspec.msgpack.encode([None, None, b"", False])[1:]
+    assert today[0] == GOLDEN[0] + 4
+
+
+def late(**fields: Any) -> Record:
+    return msgspec.structs.replace(full(), version=VERSION, **fields)
+
+
+def test_what_version_2_adds_is_read_back() -> None:
+    known = late(
+        origin=Origin(RECORD_ID, 3, 17, 18),
+        idempotency=Idempotency(DEVICE, RECORD_ID, ORGANISATION),
+        replays=RECORD_ID,
+        in_doubt=True,
+    )
+    assert decode(encode(known)) == known
+    assert not known.is_gap
+    gap = late(channels=[], refused=[], notes=[], origin=Origin(RECORD_ID, 3, 17, 20))
+    assert decode(encode(gap)).is_gap
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"origin": Origin(b"short", 0, 0, 1)},
+        {"origin": Origin(RECORD_ID, 0, 5, 5)},
+        {"origin": Origin(RECORD_ID, 0, -1, 0)},
+        {"idempotency": Idempotency(RECORD_ID, b"short", RECORD_ID)},
+        {"replays": b"short"},
+    ],
+)
+def test_what_version_2_adds_is_checked(fields: dict[str, Any]) -> None:
+    with pytest.raises(UndecodableError):
+        decode(encode(late(**fields)))
 
 
 def test_columns_are_unpacked_as_they_were_packed() -> None:
@@ -107,7 +156,7 @@ def test_a_newer_version_is_told_whatever_follows_its_number(version: int, rest:
     assert raised.value.version == version
 
 
-@pytest.mark.parametrize("head", [b"\x98\xcc\x02", b"\xdc\x00\x08\x02", b"\xdd\x00\x00\x00\x08\xcd\x00\x02"])
+@pytest.mark.parametrize("head", [b"\x98\xcc\x03", b"\xdc\x00\x08\x03", b"\xdd\x00\x00\x00\x08\xcd\x00\x03"])
 def test_a_newer_version_is_told_however_it_is_written(head: bytes) -> None:
     with pytest.raises(UnknownVersionError):
         decode(head + b"cut off anywhere")
