@@ -1,23 +1,19 @@
 """What an operator sees of a process: `/metrics`, `/health/live` and `/health/ready` on a port of their own.
 
-Left out: the metrics themselves; each role has all of its own in one file.
+Left out: the metrics themselves; each role has all of its own in one file. `runtime.merged_metrics` adds up those of
+several processes.
 """
 
 import asyncio
 import json
 import logging
-import os
-import shutil
 import socket
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import prometheus_client
 from aiohttp import web
-from prometheus_client import CollectorRegistry, multiprocess
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from runtime.health import Health
@@ -30,8 +26,6 @@ _log = logging.getLogger("sluice.metrics")
 prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
 
 VARIABLE: Final = "SLUICE_METRICS_LISTEN"
-#: Where the processes of one parent leave their values; set before prometheus_client is first imported there.
-DIRECTORY_VARIABLE: Final = "PROMETHEUS_MULTIPROC_DIR"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,31 +46,6 @@ Render = Callable[[], bytes]
 def render_own() -> bytes:
     """The metrics of this process alone."""
     return prometheus_client.generate_latest()
-
-
-class MergedMetrics:
-    """The metrics of all processes of a parent, added up. The parent owns the directory they share."""
-
-    def __init__(self, own: CollectorRegistry) -> None:
-        self.directory = Path(tempfile.mkdtemp(prefix="sluice-metrics-"))
-        self._own = own
-
-    def render(self) -> bytes:
-        merged = CollectorRegistry()
-        multiprocess.MultiProcessCollector(merged, path=str(self.directory))  # type: ignore[no-untyped-call]
-        return prometheus_client.generate_latest(merged) + prometheus_client.generate_latest(self._own)
-
-    def forget(self, pid: int) -> None:
-        """The process is gone: its gauges no longer count, its counters do for ever."""
-        multiprocess.mark_process_dead(pid, path=str(self.directory))  # type: ignore[no-untyped-call]
-
-    def close(self) -> None:
-        shutil.rmtree(self.directory, ignore_errors=True)
-
-
-def environment(merged: MergedMetrics) -> dict[str, str]:
-    """The environment of a process whose metrics are merged."""
-    return os.environ | {DIRECTORY_VARIABLE: str(merged.directory)}
 
 
 class MetricsServer:

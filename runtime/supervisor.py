@@ -12,13 +12,15 @@ import socket
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from runtime.errors import ConfigurationError
 from runtime.health import Health
-from runtime.metrics import MergedMetrics, environment
+from runtime.merged_metrics import MergedMetrics, environment
+from runtime.process_metrics import ProcessMetrics
 
 _log = logging.getLogger("sluice.supervisor")
 
@@ -90,6 +92,8 @@ def _tell(writer: asyncio.StreamWriter, reasons: str, told: str | None) -> str:
 @dataclass(eq=False)
 class _Child:
     process: asyncio.subprocess.Process
+    #: Where its metrics are.
+    share: Path
     any_was_ready: asyncio.Event
     not_ready: str = "it is starting"
     ready: asyncio.Event = field(default_factory=asyncio.Event)
@@ -136,7 +140,7 @@ class Supervisor:
         self._stop_timeout_s = stop_timeout_s
         self._registry = CollectorRegistry()
         self.metrics = MergedMetrics(self._registry)
-        self._environ = environment(self.metrics)
+        self._registry.register(ProcessMetrics(self._pids))
         self._slots: list[_Child | None] = [None] * count
         self._alive: set[_Child] = set()
         self._any_was_ready = asyncio.Event()
@@ -185,6 +189,10 @@ class Supervisor:
         ]
         return "; ".join(reasons) if len(reasons) == len(self._slots) else None
 
+    def _pids(self) -> list[int | None]:
+        children = [None if child is None else child.process for child in self._slots]
+        return [None if child is None or child.returncode is not None else child.pid for child in children]
+
     async def _keep(self, slot: int) -> None:
         loop = asyncio.get_running_loop()
         backoff_s = _BACKOFF_FIRST_S
@@ -214,6 +222,7 @@ class Supervisor:
                 return child, status
 
     async def _spawn(self) -> _Child:
+        share = self.metrics.share()
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         try:
@@ -224,16 +233,17 @@ class Supervisor:
                 ",".join([*inherited, f"channel={theirs.fileno()}"]),
                 stdin=asyncio.subprocess.DEVNULL,
                 pass_fds=[*(listener.fileno() for listener in self._listeners), theirs.fileno()],
-                env=self._environ,
+                env=environment(share),
                 # A terminal's Ctrl-C reaches the parent alone, which ends the children in order.
                 start_new_session=True,
             )
         except BaseException:
             ours.close()
+            self.metrics.forget(share)
             raise
         finally:
             theirs.close()
-        child = _Child(process, self._any_was_ready)
+        child = _Child(process, share, self._any_was_ready)
         self._alive.add(child)
         task = asyncio.create_task(child.take_reports(ours), name=f"reports of {process.pid}")
         self._listening.add(task)
@@ -287,4 +297,4 @@ class Supervisor:
 
     def _gone(self, child: _Child) -> None:
         self._alive.discard(child)
-        self.metrics.forget(child.process.pid)
+        self.metrics.forget(child.share)

@@ -198,6 +198,9 @@ def test_processes_are_replaced_under_load_without_a_lost_request(place: Place) 
             "the counts of processes that ended are kept",
             lambda: f'sluice_ingest_records_total{{outcome="durable"}} {sent}.0' in ingest.metrics(),
         )
+        processes = re.findall(r'^process_cpu_seconds_total{process="(\w+)"}', ingest.metrics(), re.MULTILINE)
+        assert processes == ["parent", "0", "1"]
+        assert "process_cpu_seconds_total " in worker.metrics()
         assert ingest.end() == 0
     assert not alive(started(ingest))
 

@@ -12,12 +12,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import os
 
+from prometheus_client import Counter, Gauge
+
 from runtime.health import Health
 from runtime.supervisor import EXIT_REFUSED, Inherited, report
+
+ANSWERS = Counter("supervised_answers", "Answers given.")
+SERVING = Gauge("supervised_serving", "Whether it serves.", multiprocess_mode="livesum")
 
 
 async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     if await reader.read(1):
+        ANSWERS.inc()
         writer.write(str(os.getpid()).encode())
         await writer.drain()
     writer.close()
@@ -29,6 +35,7 @@ async def main(inherited: Inherited, never_ready: bool, deaf: bool) -> None:
         health.register("part", lambda: "it never will be")
     reporting = asyncio.create_task(report(inherited.channel, health, stop))
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, (lambda: None) if deaf else stop.set)
+    SERVING.set(1)
     server = await asyncio.start_server(answer, sock=inherited.listeners[0])
     await stop.wait()
     server.close()

@@ -10,7 +10,7 @@ import sys
 import textwrap
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -133,12 +133,15 @@ class Family:
             ready_timeout_s=ready_timeout_s,
             stop_timeout_s=0.2,
         )
+        self.answers = 0
 
     async def ask(self) -> int:
         reader, writer = await asyncio.open_connection(*address_of(self.listener))
         try:
             writer.write(b"?")
-            return int(await reader.read())
+            pid = int(await reader.read())
+            self.answers += 1
+            return pid
         finally:
             writer.close()
             await writer.wait_closed()
@@ -172,6 +175,15 @@ def gone(pid: int) -> bool:
     except ProcessLookupError:
         return True
     return False
+
+
+def opened(pid: int) -> set[str]:
+    """What the descriptors of a process lead to."""
+    found: set[str] = set()
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            found.add(os.readlink(link))
+    return found
 
 
 def test_children_share_the_socket_and_end_with_their_parent() -> None:
@@ -220,6 +232,44 @@ def test_the_old_stay_when_the_new_do_not_get_ready(tmp_path: Path) -> None:
             assert it.supervisor._replacement is not None
             await it.supervisor._replacement
             assert await it.pids(1) == old
+
+    run(test())
+
+
+def test_metrics_of_processes_that_end_stay_bounded_and_exact() -> None:
+    async def test() -> None:
+        async with family() as it:
+            metrics = it.supervisor.metrics
+            for _ in range(3):
+                old = await it.pids(2)
+                os.kill(next(iter(old)), signal.SIGKILL)
+                while await it.ask() in old:
+                    pass
+            it.supervisor.replace()
+            assert it.supervisor._replacement is not None
+            await it.supervisor._replacement
+            await it.pids(2)
+            shown = metrics.render().decode()
+            assert f"supervised_answers_total {it.answers}.0" in shown
+            assert "supervised_serving 2.0" in shown
+            assert {path.stem.split("_")[-1] for path in metrics.directory.rglob("counter_*.db")} == {
+                "ended",
+                *map(str, await it.pids(2)),
+            }
+
+    run(test())
+
+
+def test_every_process_shows_its_memory_by_slot_and_none_holds_the_directory_for_its_parent() -> None:
+    async def test() -> None:
+        async with family() as it:
+            pids = await it.pids(2)
+            shown = it.supervisor.metrics.render().decode()
+            for process in ("parent", "0", "1"):
+                assert f'process_resident_memory_bytes{{process="{process}"}}' in shown
+            directory = str(it.supervisor.metrics.directory)
+            assert directory in opened(os.getpid())
+            assert not any(directory in opened(pid) for pid in pids)
 
     run(test())
 
