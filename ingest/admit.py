@@ -5,6 +5,7 @@ reading and travels in the same record, for the quarantine. Left out: who may se
 only the store knows (series limits, units first reported, conflicts: `workers.landing`).
 """
 
+import json
 import math
 import re
 import struct
@@ -18,20 +19,22 @@ import orjson
 
 from ingest.formats.shape import BadNumber, Malformed, Measurement, Submission, storable
 from ingest.formats.times import parse_time
-from schemas.catalogue import METRIC_SPELLINGS, METRICS, SAME, UNIT_SPELLINGS, Conversion, Metric
+from runtime.secrets import without_secrets
+from schemas.catalogue import METRIC_SPELLINGS, METRICS, UNIT_SPELLINGS, Conversion, Metric
 from schemas.errors import ReadingCode
-from schemas.record import PG_EPOCH_US, PLAIN_VERSION, Channel, Note, Quality, Record, Refused
+from schemas.record import PG_EPOCH_US, PLAIN_VERSION, TIME_MADE_UP, Channel, Note, Quality, Record, Refused
 
 TEXT_LENGTH_MAX: Final = 1_000
 LABEL_LENGTH_MAX: Final = 64
 UNIT_LENGTH_MAX: Final = 16
-PAYLOAD_BYTES_MAX: Final = 2_000
+#: What holds the longest text there may be, written out as JSON: a reading that is cut cannot be replayed.
+PAYLOAD_BYTES_MAX: Final = 8_000
+TS_LENGTH_MAX: Final = 64
 INTEGER_EXACT_MAX: Final = 2**53
 INTEGER_BITS_MAX: Final = 320
 _FLOAT_MAX: Final = sys.float_info.max
 
 _METRIC_NAME: Final = re.compile(r"[a-z_][a-z0-9_.:/\-]{0,63}")
-_SECRET: Final = re.compile(r"(?:ds|gw|sk)_live_[A-Za-z0-9_]+|eyJ[\w\-]+\.[\w\-]+\.[\w\-]+")
 _MICROSECONDS_A_DAY: Final = 86_400_000_000
 _SPECIFICATIONS_MAX: Final = 20_000
 
@@ -46,7 +49,7 @@ class TimeWindow(NamedTuple):
     """Before it stands a clock that was never set, not old data."""
 
 
-class Sender(NamedTuple):
+class Sender(msgspec.Struct, frozen=True, gc=False):
     """Whose readings these are, as 16-byte ids."""
 
     organisation: bytes
@@ -62,7 +65,7 @@ class Rejection(msgspec.Struct, frozen=True, gc=False):
     retryable: bool = False
 
 
-class Admitted(NamedTuple):
+class Admitted(msgspec.Struct, frozen=True, gc=False):
     """What became of one device's part of a request."""
 
     record: Record
@@ -150,6 +153,27 @@ class Admission:
         )
         return Admitted(record, work.accepted, work.rejections)
 
+    def refuse(
+        self,
+        submissions: Iterable[tuple[int, Submission]],
+        sender: Sender,
+        window: TimeWindow,
+        code: ReadingCode,
+        message: str,
+        *,
+        record_id: bytes,
+        request_id: str,
+        way: str,
+    ) -> Admitted:
+        """Refuse all of one device's submissions, for a reason that is not theirs."""
+        work = _Work(self._specify, window)
+        for first, submission in submissions:
+            work.refuse(first, submission, code, message)
+        ids = record_id, sender.organisation, sender.device
+        received = window.received - PG_EPOCH_US
+        record = Record(PLAIN_VERSION, *ids, received, way, request_id, [], work.refused)
+        return Admitted(record, 0, work.rejections)
+
     def _specify(self, key: tuple[Any, Any, Any]) -> Specification:
         known = self._specifications.get(key)
         if known is None:
@@ -218,8 +242,9 @@ class _Work:
                     flags |= _STAMPED
                     self._made_up = True
                 else:
-                    # Readings of one moment share its text, and reading a time costs as much as all the rest.
-                    moment = moments.get(raw_time) if type(raw_time) is str else None
+                    # Readings of one moment share its text or number; reading a time costs as much as all the rest.
+                    kind = type(raw_time)
+                    moment = moments.get(raw_time) if kind is str or kind is int else None
                     if moment is None:
                         moment = moments[raw_time] = parse_time(raw_time)
                     if moment is not None and oldest <= moment <= newest:
@@ -233,7 +258,7 @@ class _Work:
                 column.values.append(value)
                 column.flags.append(flags)
             except (_Refusal, ValueError, TypeError, AttributeError) as error:
-                self._refuse(index, measurement, error)
+                self._refuse(index, measurement, common_ts, error)
 
     def _other_value(self, key: Any, column: _Column, value: object) -> tuple[_Column, float | str, int]:
         """A value that is no plain number: its column (texts have one of their own), value and flags."""
@@ -249,11 +274,16 @@ class _Work:
             raise _Refusal(ReadingCode.TOO_OLD, "its time is older than the organisation keeps readings")
         if column.claims is None:
             column.claims = {}
-        shown = str(raw)[:64]
+        shown = without_secrets(str(raw))[:64]
         column.claims[len(column.times)] = (shown if shown.isprintable() else ascii(shown)[:64], moment)
         self._made_up = self._doubted = True
 
-    def _refuse(self, index: int, measurement: Any, error: Exception) -> None:
+    def refuse(self, first: int, submission: Submission, code: ReadingCode, message: str) -> None:
+        """Refuse every measurement, whatever it is."""
+        for index, measurement in enumerate(submission.measurements, first):
+            self._refuse(index, measurement, submission.ts, _Refusal(code, message))
+
+    def _refuse(self, index: int, measurement: Any, common_ts: object, error: Exception) -> None:
         shown: object = measurement
         if isinstance(measurement, Malformed):
             code, message, shown = measurement.code, measurement.message, measurement.payload
@@ -265,9 +295,9 @@ class _Work:
             code, message = ReadingCode.INVALID_MEASUREMENT, "type, label and unit are texts"
         else:
             raise error
-        message = _SECRET.sub("***", message)
+        message = without_secrets(message)
         self.rejections.append(Rejection(index, str(code), message))
-        self.refused.append(Refused(index, str(code), message, _payload(shown)))
+        self.refused.append(Refused(index, str(code), message, _payload(_timed(shown, common_ts))))
 
     def _space(self) -> None:
         """A request that told times, none of them believable, keeps its spacing, its newest at the receive time."""
@@ -304,7 +334,6 @@ class _Work:
 _CONVERTED: Final = Quality.UNIT_CONVERTED.value
 _STAMPED: Final = Quality.TIME_STAMPED.value
 _REPLACED: Final = Quality.TIME_REPLACED.value
-_MADE_UP: Final = _STAMPED | _REPLACED | Quality.TIME_SHIFTED.value
 
 
 def _texts(measurement: Measurement) -> bool:
@@ -323,11 +352,14 @@ def specify(raw_metric: str | None, label: str | None, unit: str | None) -> Spec
         raise _Refusal(
             ReadingCode.INVALID_METRIC, "`type` is up to 64 of a-z 0-9 _ . : / - and begins with a letter or _"
         )
+    if without_secrets(name) != name:
+        raise _Refusal(ReadingCode.INVALID_METRIC, "`type` holds a token or a key, which are never stored")
     label, unit = label or "", unit or ""
     if len(label) > LABEL_LENGTH_MAX or not (label.isprintable()):
         raise _Refusal(ReadingCode.INVALID_LABEL, f"`label` is up to {LABEL_LENGTH_MAX} printable characters")
     if len(unit) > UNIT_LENGTH_MAX or not unit.isprintable():
         raise _Refusal(ReadingCode.INVALID_UNIT, f"`unit` is up to {UNIT_LENGTH_MAX} printable characters")
+    label = without_secrets(label)
     known = METRICS.get(name)
     if known is None:
         series = f"{name} {label}"
@@ -345,7 +377,7 @@ def _specify_known(metric: Metric, label: str, sent_unit: str) -> Specification:
             raise _Refusal(ReadingCode.UNKNOWN_UNIT, f"{metric.name} takes {takes}, not `{sent_unit}`")
         if conversion.metric is not None:
             metric = METRICS[conversion.metric]
-    if conversion is not None and conversion[:3] == SAME[:3]:
+    if conversion is not None and conversion.keeps_value:
         conversion = None
     return Specification(
         metric.name,
@@ -373,6 +405,8 @@ def _judge_other(specification: Specification, value: object) -> tuple[float | s
         return value, Quality.BOOLEAN.value
     if isinstance(value, BadNumber):
         raise _Refusal(ReadingCode.NOT_FINITE, "a value is a finite number")
+    if type(value) is str and value.startswith("${"):
+        raise _Refusal(ReadingCode.UNEXPANDED, "the value is a placeholder the device did not fill in")
     if type(value) is int and specification.known and not specification.boolean:
         return _judge_large(specification, value)
     if specification.known:
@@ -399,13 +433,11 @@ def _judge_large(specification: Specification, value: int) -> tuple[float, int]:
 def _judge_text(value: str) -> str:
     if not value:
         raise _Refusal(ReadingCode.INVALID_VALUE, "a value is not empty")
-    if value.startswith("${"):
-        raise _Refusal(ReadingCode.UNEXPANDED, "the value is a placeholder the device did not fill in")
     if len(value) > TEXT_LENGTH_MAX:
         raise _Refusal(ReadingCode.OUT_OF_RANGE, f"a text has up to {TEXT_LENGTH_MAX} characters")
     if not storable(value):
         raise _Refusal(ReadingCode.INVALID_VALUE, "the text holds characters that cannot be stored")
-    return value
+    return without_secrets(value)
 
 
 def _takes(specification: Specification) -> str:
@@ -434,14 +466,14 @@ def _part_coinciding(columns: Iterable[_Column]) -> None:
 def _part_series(columns: list[_Column]) -> None:
     times, flags = columns[0].times, columns[0].flags
     count = len(times)
-    if len(columns) == 1 and times.count(times[0]) == count == flags.count(flags[0]) and flags[0] & _MADE_UP:
+    if len(columns) == 1 and times.count(times[0]) == count == flags.count(flags[0]) and flags[0] & TIME_MADE_UP:
         times[:] = range(times[0], times[0] + count)  # the usual case: a request without a time
         return
     theirs: set[int] = set()
     ours: list[tuple[int, int, int]] = []
     for number, column in enumerate(columns):
         for position, (moment, flag) in enumerate(zip(column.times, column.flags, strict=True)):
-            if flag & _MADE_UP:
+            if flag & TIME_MADE_UP:
                 ours.append((moment, number, position))
             else:
                 theirs.add(moment)
@@ -481,21 +513,32 @@ def _notes(column: _Column, channel: int) -> list[Note]:
     ]
 
 
+def _timed(shown: object, common_ts: object) -> object:
+    """What was refused, with the time of its request if it has none: it may be replayed alone."""
+    if type(common_ts) is str:
+        common_ts = common_ts[:TS_LENGTH_MAX]
+    elif type(common_ts) not in (int, float):
+        return shown
+    if isinstance(shown, Measurement) and shown.ts is None:
+        return Measurement(shown.type, shown.value, shown.label, shown.unit, common_ts)
+    return {**shown, "ts": common_ts} if isinstance(shown, dict) and shown.get("ts") is None else shown
+
+
 def _payload(shown: object) -> bytes:
     """What was refused, as JSON of bounded size; tokens in it are blotted out."""
     try:
         text = orjson.dumps(shown, default=_plain).decode()
     except (TypeError, ValueError, RecursionError):
-        text = orjson.dumps(_described(shown)).decode()
-    return _SECRET.sub("***", text).encode()[:PAYLOAD_BYTES_MAX]
+        text = _spelt_out(shown)
+    return without_secrets(text).encode()[:PAYLOAD_BYTES_MAX]
 
 
-def _described(shown: object) -> str:
-    """Of what is no JSON (again): an integer beyond 64 bits, a lone surrogate, a nesting near the limit."""
+def _spelt_out(shown: object) -> str:
+    """As JSON, of what orjson does not write: an integer beyond 64 bits, a lone surrogate, a deep nesting."""
     try:
-        return ascii(shown)[:PAYLOAD_BYTES_MAX]
-    except RecursionError:
-        return "nested too deeply to be shown"
+        return json.dumps(shown, default=_plain)
+    except (TypeError, ValueError, RecursionError):
+        return '"this cannot be shown as JSON"'
 
 
 def _plain(value: object) -> object:
@@ -503,5 +546,5 @@ def _plain(value: object) -> object:
         fields = {"type": value.type, "value": value.value, "label": value.label, "unit": value.unit, "ts": value.ts}
         return {name: field for name, field in fields.items() if field is not None}
     if isinstance(value, BadNumber):
-        return value.text
+        return {"not_finite": value.text}  # as a text it would be taken for one when it is replayed
     raise TypeError(f"{type(value).__name__} is no JSON value")

@@ -4,20 +4,29 @@ Units follow the SI brochure's symbols where there is one. Left out: metrics of 
 """
 
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Final, NamedTuple
 
 
-class Conversion(NamedTuple):
-    """canonical = (value + add) × times ÷ by, in this order, so that 68 °F is 20 °C to the last bit."""
+class Conversion:
+    """canonical = (value + add) × times ÷ by, in decimals.
 
-    add: float = 0.0
-    times: float = 1.0
-    by: float = 1.0
-    metric: str | None = None
-    """Where a unit means another quantity (a battery in volts), the metric it belongs to."""
+    What was sent is meant as a decimal: in binary, 300 K would be 26.850000000000023 °C.
+    """
+
+    __slots__ = ("_add", "_by", "_times", "metric")
+
+    def __init__(self, *, add: float = 0.0, times: float = 1.0, by: float = 1.0, metric: str | None = None) -> None:
+        self._add, self._times, self._by = (Decimal(repr(number)) for number in (add, times, by))
+        self.metric = metric
+        """Where a unit means another quantity (a battery in volts), the metric it belongs to."""
+
+    @property
+    def keeps_value(self) -> bool:
+        return not self._add and self._times == self._by
 
     def __call__(self, value: float) -> float:
-        return (value + self.add) * self.times / self.by
+        return float((Decimal(repr(value)) + self._add) * self._times / self._by)
 
 
 class Metric(NamedTuple):

@@ -37,6 +37,10 @@ class Quality(IntFlag):
     """An integer beyond 2^53, kept as text so that no digit is lost."""
 
 
+TIME_MADE_UP: Final = (Quality.TIME_REPLACED | Quality.TIME_SHIFTED | Quality.TIME_STAMPED).value
+"""A time of our making has any of these: it makes way where another reading of its series has it already."""
+
+
 class Channel(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """The readings of one (metric, label) in a record, n of them, in the order they came.
 
@@ -90,6 +94,13 @@ class Refused(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """The measurement as JSON, bounded, without secrets."""
 
 
+NOBODY: Final = bytes(16)
+"""Stands for organisation and device in a record that has none."""
+
+ORIGIN_BYTES_MAX: Final = 48
+"""What an `Origin` adds to a record, at most."""
+
+
 class Origin(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """Where a record stood in a spool before it came into the log: landing takes each sequence number once."""
 
@@ -100,14 +111,18 @@ class Origin(msgspec.Struct, array_like=True, frozen=True, gc=False):
     sequence: int
     """From 0, without gaps in each partition of a spool."""
     through: int
-    """The next sequence number. More than `sequence` + 1 only in a gap: these records are lost, and said to be."""
+    """The next sequence number. More than `sequence` + 1 only in a gap, which is nobody's: these records are lost."""
+
+
+IDEMPOTENCY_WINDOW_S: Final = 86_400
+"""Two requests of one name received within it are one request."""
 
 
 class Idempotency(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """What a client named its request, so that a repeat of it is known; digests of 16 bytes each."""
 
     scope: bytes
-    """16 bytes: the id of the credential that named it."""
+    """Of the credential that named it."""
     key: bytes
     fingerprint: bytes
     """Of what the request held: the same key with another one is a conflict."""
@@ -142,7 +157,9 @@ class Record(msgspec.Struct, array_like=True, frozen=True, gc=False):
     @property
     def is_gap(self) -> bool:
         """Whether it stands for records of a spool that cannot be read any more; it has no reading of its own."""
-        return self.origin is not None and self.origin.through != self.origin.sequence + 1
+        return self.origin is not None and (
+            self.organisation == NOBODY or self.origin.through != self.origin.sequence + 1
+        )
 
     @property
     def accepted(self) -> int:

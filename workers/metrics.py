@@ -55,6 +55,16 @@ class LandingMetrics:
             "Records that the log had deleted before they landed. Any is a loss of data.",
             registry=registry,
         )
+        self.repeats = Counter(
+            "sluice_landing_repeats_total",
+            "Records that had landed before: drained or replayed again, or a request repeated under its name.",
+            registry=registry,
+        )
+        self.spool_lost = Counter(
+            "sluice_landing_spool_lost_records_total",
+            "Records that a damaged spool could not give back. Any is a loss of data.",
+            registry=registry,
+        )
         self.lag = Gauge(
             "sluice_landing_lag_records",
             "Records of a partition that have not landed, as its holder sees it.",
@@ -124,5 +134,22 @@ class LandingMetrics:
         self.sessions_ended = Counter(
             "sluice_worker_sessions_ended_total",
             "Database sessions of previous holders that had to be ended.",
+            registry=registry,
+        )
+
+
+class QuarantineMetrics:
+    """Metrics of the quarantine's bounds, in `registry`."""
+
+    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
+        self.held = Gauge(
+            "sluice_quarantine_held_rows",
+            "Readings in quarantine, of all organisations, as the worker saw it that looked last.",
+            multiprocess_mode="livemostrecent",
+            registry=registry,
+        )
+        self.expired = Counter(
+            "sluice_quarantine_expired_total",
+            "Readings that left the quarantine because it was too full or they were too old.",
             registry=registry,
         )

@@ -76,6 +76,14 @@ class LandingSettings:
         why="A reading further ahead of its receive time takes the careful path and moves no high-water, so that one "
         "wrong clock does not make every other series look late.",
     )
+    landing_move_max_ms: float = setting(
+        100.0,
+        unit="ms",
+        least=0,
+        most=60_000,
+        why="How far a reading with a time of our making may move on, µs by µs, where others of its series stand: "
+        "ten requests of 10,000 such readings at once fit in. Beyond it, it is quarantined as a conflict.",
+    )
     landing_series_per_device_max: int = setting(
         1_000, unit="series", least=1, why="A device beyond it invents names; its further ones are quarantined."
     )
@@ -113,4 +121,33 @@ class LandingSettings:
     )
     landing_lag_period_s: float = setting(
         5.0, unit="s", least=0.1, why="How often the distance to the end of the log is measured."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuarantineSettings:
+    """How much is held in quarantine and for how long."""
+
+    quarantine_held_rows_max: int = setting(
+        100_000,
+        unit="rows",
+        least=0,
+        why="Of one organisation, about 0.5 kB each; its oldest beyond go as expired, whatever others hold.",
+    )
+    quarantine_held_days_max: int = setting(
+        90, unit="days", least=1, most=36_500, why="What nobody has looked at for a quarter is not missed."
+    )
+    quarantine_gone_days: int = setting(
+        30,
+        unit="days",
+        least=1,
+        most=36_500,
+        why="How long a row that has left says what became of it: longer than the log keeps records "
+        "(SLUICE_LOG_RETENTION_H), because `sluice verify` asks for those.",
+    )
+    quarantine_check_s: float = setting(
+        60.0, unit="s", least=0.05, why="How often the bounds are looked at, by each worker; one at a time does it."
+    )
+    quarantine_step_rows: int = setting(
+        1_000, unit="rows", least=1, most=100_000, why="Of one transaction, which holds their rows of the books."
     )

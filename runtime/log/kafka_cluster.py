@@ -8,11 +8,18 @@ Left out: records (`kafka_writer`, `kafka_reader`).
 import asyncio
 import logging
 import random
+import ssl
 from collections.abc import Iterable
 from typing import Any, Final, NamedTuple
 
 from aiokafka.conn import AIOKafkaConnection, create_conn
-from aiokafka.errors import KafkaError, for_code
+from aiokafka.errors import (
+    IllegalSaslStateError,
+    KafkaError,
+    SaslAuthenticationFailed,
+    UnsupportedSaslMechanismError,
+    for_code,
+)
 from aiokafka.protocol.api import Request
 from aiokafka.protocol.coordination import FindCoordinatorRequest
 from aiokafka.protocol.offset import OffsetRequest
@@ -48,6 +55,17 @@ REQUESTS_NEEDED: Final = (ProduceByName, FetchStruct, MetadataStruct, CreateTopi
 
 # What aiokafka lets through when a broker cannot be reached, does not answer, or hangs up.
 LINK_ERRORS: Final = (OSError, KafkaError, EOFError)
+
+
+_LOGIN_ERRORS: Final = (SaslAuthenticationFailed, UnsupportedSaslMechanismError, IllegalSaslStateError)
+
+
+class LoginRefusedError(UnavailableError):
+    """A broker does not take the user, password or mechanism that SLUICE_LOG_URL gives."""
+
+
+class _NotLetInError(KafkaError):  # type: ignore[misc]
+    """The same, for whoever speaks to one broker."""
 
 
 class TopicMissingError(UnavailableError):
@@ -107,6 +125,8 @@ class Cluster:
         """The answer of any broker. Raises `UnavailableError`."""
         try:
             return await self.send(CONTROL, request)
+        except _NotLetInError as error:
+            raise LoginRefusedError(explain(error)) from error
         except LINK_ERRORS as error:
             raise UnavailableError(f"Kafka cannot be reached: {explain(error)}") from error
 
@@ -142,6 +162,13 @@ class Cluster:
                     client_id=self._client_id,
                     request_timeout_ms=round(self.timeout_s * 1000),
                     **self._address.access,
+                )
+            except _LOGIN_ERRORS as problem:
+                error = _NotLetInError(f"SLUICE_LOG_URL: the login is refused by {host}:{port}: {explain(problem)}")
+            except ssl.SSLCertVerificationError as problem:
+                error = KafkaError(
+                    f"SLUICE_LOG_URL: the certificate of {host}:{port} is not trusted: {problem.verify_message} "
+                    "(cafile= names the authority that signed it; it has to name the host)"
                 )
             except LINK_ERRORS as problem:
                 error = KafkaError(f"{host}:{port}: {explain(problem)}")
@@ -197,7 +224,18 @@ class Cluster:
                     raise
             await asyncio.sleep(RETRY_S)
 
+    async def positions_at(self, time_ms: int) -> dict[int, int]:
+        """The position of each partition's first record written at or after a time. Raises `UnavailableError`."""
+        found = await self._offsets(None, time_ms, NEWEST)
+        return {partition: end if found[time_ms][partition] < 0 else found[time_ms][partition]
+                for partition, end in found[NEWEST].items()}  # fmt: skip
+
     async def _bounds(self, partitions: Iterable[int] | None) -> dict[int, Bounds]:
+        found = await self._offsets(partitions, OLDEST, NEWEST)
+        return {partition: Bounds(start, found[NEWEST][partition]) for partition, start in found[OLDEST].items()}
+
+    async def _offsets(self, partitions: Iterable[int] | None, *edges: int) -> dict[int, dict[int, int]]:
+        """By edge (a time in ms, OLDEST or NEWEST) and partition."""
         topic = await self.refresh()
         wanted = range(len(topic.leaders)) if partitions is None else partitions
         by_leader: dict[int, list[int]] = {}
@@ -207,14 +245,14 @@ class Cluster:
             raise UnavailableError(f"partition {by_leader[NO_LEADER][0]} of {self.name} has no leader")
         try:
             answers = await asyncio.gather(
-                *(self._edges(node, group, edge) for node, group in by_leader.items() for edge in (OLDEST, NEWEST))
+                *(self._edges(node, group, edge) for node, group in by_leader.items() for edge in edges)
             )
         except LINK_ERRORS as error:
             raise UnavailableError(f"Kafka cannot tell the bounds of {self.name}: {explain(error)}") from error
-        found: dict[int, dict[int, int]] = {OLDEST: {}, NEWEST: {}}
+        found: dict[int, dict[int, int]] = {edge: {} for edge in edges}
         for edge, offsets in answers:
             found[edge].update(offsets)
-        return {partition: Bounds(found[OLDEST][partition], found[NEWEST][partition]) for partition in wanted}
+        return found
 
     async def _edges(self, node: int, partitions: list[int], edge: int) -> tuple[int, dict[int, int]]:
         request = OffsetRequest(CONSUMER, 0, [(self.name, [(partition, edge) for partition in partitions])])

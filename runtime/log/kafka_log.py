@@ -5,6 +5,7 @@ Left out: how records travel (`kafka_writer`, `kafka_reader`).
 
 import asyncio
 import logging
+import time
 from collections.abc import Mapping
 from typing import Final
 from uuid import UUID
@@ -129,6 +130,7 @@ class KafkaLog:
         self._writer = KafkaWriter(settings, cluster, expected.partitions, self._trouble)
         self.body_bytes_max = self._writer.body_bytes_max
         self.append = self._writer.append  # the hot path, without a call in between
+        self.append_all = self._writer.append_all
         self._readers: set[KafkaReader] = set()
         self._landed = Landed(self._publish, LANDED_EVERY_S)
         self._coordinator: int | None = None
@@ -167,6 +169,10 @@ class KafkaLog:
 
     async def bounds(self) -> dict[int, Bounds]:
         return await self._cluster.bounds(wait_s=self._cluster.timeout_s)
+
+    async def expiring(self, share: float) -> dict[int, int]:
+        age_ms = self._settings.log_retention_h * HOUR_MS * share
+        return await self._cluster.positions_at(time.time_ns() // 1_000_000 - round(age_ms))
 
     def reader(self) -> KafkaReader:
         expected = self._expected

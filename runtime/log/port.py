@@ -5,13 +5,17 @@ A log has a generation (`source`), a fixed number of partitions, and in each a s
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple, Protocol
 from uuid import UUID
 
 from runtime.errors import ConfigurationError, SluiceError
 
 NEW_GENERATION: Final = "run `sluice migrate --new-generation`: it closes this generation and opens a new log"
+
+
+RECORD_ROOM: Final = 32
+"""What a record takes in a batch beside its body, at most, in bytes."""
 
 
 class LogMisfitError(ConfigurationError):
@@ -66,6 +70,15 @@ def check_positions(bounds: Mapping[int, Bounds], positions: Mapping[int, int]) 
             )
 
 
+def check_together(bodies: Sequence[bytes], body_bytes_max: int) -> int:
+    """The bytes of records that are to be written together. Raises `ValueError` for more than one batch takes."""
+    size = sum(map(len, bodies))
+    room = RECORD_ROOM * len(bodies) if len(bodies) > 1 else 0
+    if not bodies or size + room > body_bytes_max:
+        raise ValueError(f"{len(bodies)} records of {size} bytes do not fit into one batch of {body_bytes_max}")
+    return size
+
+
 class Expected(NamedTuple):
     """The log that the database knows: opening any other is refused."""
 
@@ -112,6 +125,14 @@ class Log(Protocol):
         """
         ...
 
+    def append_all(self, partition: int, bodies: Sequence[bytes]) -> "asyncio.Future[int]":
+        """Queue records that stand one after the other or nowhere; the future gives the position of the first.
+
+        As `append` in all else. Raises `ValueError` for none, and for more than one batch takes: one record of up to
+        `body_bytes_max`, or several that with `RECORD_ROOM` bytes each come to no more.
+        """
+        ...
+
     @property
     def queued_bytes(self) -> int:
         """Bytes of records whose fate is not known yet."""
@@ -124,6 +145,13 @@ class Log(Protocol):
 
     async def bounds(self) -> dict[int, Bounds]:
         """Of every partition. Raises `UnavailableError`."""
+        ...
+
+    async def expiring(self, share: float) -> dict[int, int]:
+        """By partition, the position below which records have used up this share of the time that the log keeps them.
+
+        Empty for a log that deletes nothing before it has landed. Raises `UnavailableError`.
+        """
         ...
 
     def reader(self) -> Reader: ...

@@ -469,3 +469,22 @@ def test_a_url_that_names_no_log_is_refused() -> None:
         bad = type(settings)(log_url=url)
         with pytest.raises(ConfigurationError, match="SLUICE_LOG_URL"):
             run(open_log(bad, Expected(*[None] * 4), client_id="test"))  # type: ignore[arg-type]
+
+
+def test_what_the_log_will_delete_soon_is_told_by_age_and_nothing_for_a_log_that_waits(place: Place) -> None:
+    async def test() -> None:
+        async with opened(place, log_retention_h=1) as log:
+            await append_all(log, "old", 2 * log.partitions)
+            written = asyncio.get_running_loop().time()
+            await asyncio.sleep(1.0)
+            await append_all(log, "new", log.partitions)
+            since = asyncio.get_running_loop().time() - written
+            expiring = await log.expiring((since - 0.5) / 3600)
+            if place.engine == "sqlite":
+                assert expiring == {}
+                return
+            assert expiring == dict.fromkeys(range(log.partitions), 2)
+            assert await log.expiring(1.0) == dict.fromkeys(range(log.partitions), 0)
+            assert await log.expiring(0.0) == dict.fromkeys(range(log.partitions), 3)
+
+    run(test())

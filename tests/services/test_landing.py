@@ -6,7 +6,7 @@ from uuid import UUID
 
 import pytest
 
-from schemas.record import Note, Quality, Record, Refused
+from schemas.record import VERSION, Note, Quality, Record, Refused
 from tests.databases import Database
 from tests.landing_rig import DAY, NOW, SECOND, Device, Rig, channel, count, open_rig, record, sqlite_url, until
 from tests.support import run
@@ -303,7 +303,7 @@ def test_a_newer_version_makes_its_partition_wait(database: Database, tmp_path: 
             (ours,) = await rig.register(partition=0)
             (theirs,) = await rig.register(partition=1)
             await rig.append(record(theirs, channel("power", [(NOW, 1.0)])))
-            await rig.append_raw(1, b"\x9a\x02" + b"whatever comes")
+            await rig.append_raw(1, bytes((0x9A, VERSION + 1)) + b"whatever comes")
             await rig.append(record(theirs, channel("power", [(NOW + 1, 2.0)])))
             async with rig.worker():
                 for at in range(3):

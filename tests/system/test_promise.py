@@ -201,3 +201,31 @@ def test_untimed_readings_of_requests_that_arrive_together_are_all_stored(
         assert [answer.status for answer in answers] == [202] * 4
         wait_landed(database, 20_000)
     check_books(database, 20_000)
+
+
+def test_untimed_readings_through_two_processes_are_all_stored(
+    installation: Installation, database: Database
+) -> None:
+    """Processes that know nothing of each other, as on two hosts: their stamps of one device coincide."""
+    many = json.dumps({"measurements": [{"type": "temperature", "value": 1 + n % 7} for n in range(5_000)]}).encode()
+    one = b'{"measurements":[{"type":"temperature","value":1}]}'
+    bodies = ([many] * 2 + [one] * 50) * 8  # each process has one of many under way at the same time
+    arguments = ("ingest", "--listen", "127.0.0.1:0", "--processes", "1")
+    with (
+        role(installation.environment, *arguments) as first,
+        role(installation.environment, *arguments) as second,
+        role(installation.environment, "worker"),
+        ThreadPoolExecutor(8) as pool,
+    ):
+        urls = [f"{ingest.url}/v1/ingest" for ingest in (first, second)]
+        sent = zip(bodies, urls * len(bodies), strict=False)
+        answers = pool.map(lambda to: ask(to[1], token=installation.token, method="POST", body=to[0]), sent)
+        assert {answer.status for answer in answers} == {202}
+        wait_landed(database, 16 * 5_025)
+    check_books(database, 16 * 5_025)
+    assert rows(database, "SELECT count(*) AS n FROM moved_readings")[0]["n"] > 0
+    found = rows(database, "SELECT value, count(*) AS n FROM readings GROUP BY value ORDER BY value")
+    readings = [n % 7 for n in range(5_000)]
+    expected = {1.0 + rest: 16 * readings.count(rest) for rest in range(7)}
+    expected[1.0] += 16 * 25
+    assert {row["value"]: row["n"] for row in found} == expected

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from ingest.admit import Admission, Admitted, Sender
 from ingest.formats.shape import BadNumber, Malformed, Measurement, Submission
+from schemas.errors import ReadingCode
 from schemas.record import PG_EPOCH_US, PLAIN_VERSION, Quality, decode, encode
 from tests.ingest_rig import rows
 
@@ -77,7 +78,7 @@ def flags(admitted: Admitted) -> set[int]:
 
 def test_a_record_says_whose_it_is_and_when_it_came() -> None:
     record = admit(Measurement("temperature", 21.5, "front", "C", "2026-05-17T08:21:00Z")).record
-    assert (record.version, record.organisation, record.device) == (PLAIN_VERSION, *SENDER)
+    assert (record.version, record.organisation, record.device) == (PLAIN_VERSION, SENDER.organisation, SENDER.device)
     assert (record.received_at, record.way, record.request_id) == (RECEIVED - PG_EPOCH_US, "http", "r")
     assert rows(record) == [("temperature", "front", "°C", RECEIVED - 60 * SECOND, 21.5, 0)]
     assert decode(encode(record)) == record
@@ -235,7 +236,8 @@ def test_a_value_that_cannot_be_stored_is_refused(value: object, code: str) -> N
         ("temperature", -273.16, None, "out_of_range"),
         ("temperature", 2001, None, "out_of_range"),
         ("humidity", 100.1, None, "out_of_range"),
-        ("temperature", 1e308, "°F", "not_finite"),
+        ("temperature", 1e308, "°F", "out_of_range"),
+        ("energy", 1e308, "kWh", "not_finite"),
         ("temperature", 10**20, None, "out_of_range"),
         ("energy", 10**400, "kWh", "not_finite"),
         ("temperature", math.nan, "°F", "not_finite"),
@@ -243,6 +245,9 @@ def test_a_value_that_cannot_be_stored_is_refused(value: object, code: str) -> N
         ("temperature", True, None, "invalid_value"),
         ("temperature", "21.5", None, "invalid_value"),
         ("temperature", None, None, "invalid_value"),
+        ("temperature", "${ev.tC}", None, "unexpanded_placeholder"),
+        ("temperature", "${ev.tC}", "K", "unexpanded_placeholder"),
+        ("motion", "${ev.state}", None, "unexpanded_placeholder"),
         ("motion", 2, None, "out_of_range"),
         ("motion", 0.5, None, "out_of_range"),
         ("motion", math.nan, None, "out_of_range"),
@@ -427,8 +432,52 @@ def test_what_is_kept_of_a_refused_reading_is_bounded_json() -> None:
         nested = [nested]
     for value in ("x" * 100_000, "☃" * 100_000, "\ud800", 10**399, nested, {"a": BadNumber("NaN")}):
         (kept,) = admit(Measurement("temperature", value)).record.refused
-        assert len(kept.payload) <= 2_000
+        assert len(kept.payload) <= 8_000
     assert json.loads(admit(Measurement("temperature", "x")).record.refused[0].payload)["value"] == "x"
+
+
+def payload(submission: Submission) -> Any:
+    (kept,) = admit_all(submission).record.refused
+    return json.loads(kept.payload)
+
+
+def test_a_refused_reading_is_kept_with_the_time_of_its_request() -> None:
+    bad = Measurement("temperature", 1, None, "°R")
+    shown = {"type": "temperature", "value": 1, "unit": "°R"}
+    assert payload(Submission([bad], None, "2026-05-17T08:22:00Z")) == shown | {"ts": "2026-05-17T08:22:00Z"}
+    assert payload(Submission([bad], None, RECEIVED)) == shown | {"ts": RECEIVED}
+    own = Measurement("temperature", 1, None, "°R", 5)
+    assert payload(Submission([own], None, RECEIVED)) == shown | {"ts": 5}
+    stray = Malformed("invalid_measurement", "twice", {"type": "a", "value": 1})
+    assert payload(Submission([stray], None, RECEIVED)) == {"type": "a", "value": 1, "ts": RECEIVED}
+    assert payload(Submission([Malformed("invalid_measurement", "none", 7)], None, RECEIVED)) == 7
+    assert payload(Submission([bad], None, {"much": "x" * 100_000})) == shown
+    assert payload(Submission([bad], None, "x" * 100_000)) == shown | {"ts": "x" * 64}
+
+
+def test_the_longest_text_is_kept_whole() -> None:
+    old = RECEIVED - 400 * 86_400_000_000
+    (kept,) = admit(Measurement("a" * 64, "\N{SNOWMAN}" * 1_000, "\N{SNOWMAN}" * 64, "m", old)).record.refused
+    assert (kept.code, json.loads(kept.payload)["value"]) == ("too_old", "\N{SNOWMAN}" * 1_000)
+
+
+def test_what_is_no_json_again_keeps_its_shape() -> None:
+    assert payload(Submission([Measurement("temperature", 10**30)]))["value"] == 10**30
+    assert payload(Submission([Measurement("note", BadNumber("NaN"))]))["value"] == {"not_finite": "NaN"}
+
+
+def test_a_device_s_readings_are_refused_for_a_reason_that_is_not_theirs() -> None:
+    readings = Submission([Measurement("co2", 1), Malformed("invalid_measurement", "none", 7)], None, RECEIVED)
+    reason = ReadingCode.DEVICE_SUSPENDED, "the device is suspended"
+    ids = {"record_id": bytes(16), "request_id": "r", "way": "http"}
+    admitted = ADMISSION.refuse([(3, readings)], SENDER, WINDOW, *reason, **ids)
+    assert (admitted.accepted, admitted.record.channels) == (0, [])
+    assert [(one.index, one.code) for one in admitted.rejections] == [
+        (3, "device_suspended"),
+        (4, "invalid_measurement"),
+    ]
+    assert json.loads(admitted.record.refused[0].payload) == {"type": "co2", "value": 1, "ts": RECEIVED}
+    assert decode(encode(admitted.record)) == admitted.record
 
 
 def test_specifications_are_kept_in_bounds() -> None:

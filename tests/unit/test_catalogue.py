@@ -2,8 +2,11 @@
 
 import math
 import re
+from fractions import Fraction
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from schemas.catalogue import METRIC_SPELLINGS, METRICS, UNIT_SPELLINGS
 
@@ -79,10 +82,59 @@ def test_a_conversion_hits_a_known_pair(metric: str, value: float, unit: str, ca
     assert METRICS[metric].conversions[unit](value) == pytest.approx(canonical, rel=1e-15, abs=1e-12)
 
 
-def test_round_pairs_are_hit_to_the_last_bit() -> None:
-    exact = [("temperature", 68.0, "°F", 20.0), ("pressure", 101.325, "kPa", 1013.25), ("energy", 2.0, "kWh", 2000.0)]
-    for metric, value, unit, canonical in exact:
-        assert METRICS[metric].conversions[unit](value) == canonical
+@pytest.mark.parametrize(
+    ("metric", "value", "unit", "canonical"),
+    [
+        ("temperature", 68.0, "°F", 20.0),
+        ("temperature", 71.33, "°F", 21.85),
+        ("temperature", 70.0, "°F", 21.11111111111111),
+        ("temperature", 300.0, "K", 26.85),
+        ("temperature", 273.16, "K", 0.01),
+        ("pressure", 101.325, "kPa", 1013.25),
+        ("pressure", 101_323.7, "Pa", 1013.237),
+        ("energy", 2.0, "kWh", 2000.0),
+        ("energy", 1.001, "kWh", 1001.0),
+        ("voltage", 12.3, "mV", 0.0123),
+        ("tvoc", 0.0049, "ppm", 4.9),
+        ("co2", 0.0417, "%", 417.0),
+    ],
+)
+def test_decimals_are_converted_without_noise(metric: str, value: float, unit: str, canonical: float) -> None:
+    assert METRICS[metric].conversions[unit](value) == canonical
+
+
+#: canonical = (value + add) × times, as the definitions of the units say.
+DEFINED = {
+    ("temperature", "°F"): (Fraction(-32), Fraction(5, 9)),
+    ("temperature", "K"): (Fraction("-273.15"), Fraction(1)),
+    ("energy", "kWh"): (Fraction(0), Fraction(1000)),
+    ("energy", "J"): (Fraction(0), Fraction(1, 3600)),
+    ("energy", "kJ"): (Fraction(0), Fraction(1000, 3600)),
+    ("voltage", "mV"): (Fraction(0), Fraction(1, 1000)),
+    ("pressure", "Pa"): (Fraction(0), Fraction(1, 100)),
+    ("pressure", "kPa"): (Fraction(0), Fraction(10)),
+    ("tvoc", "ppm"): (Fraction(0), Fraction(1000)),
+    ("co2", "%"): (Fraction(0), Fraction(10_000)),
+    ("wind_speed", "mph"): (Fraction(0), Fraction("0.44704")),
+    ("wind_speed", "kn"): (Fraction(0), Fraction(1852, 3600)),
+}
+SENT = st.decimals(-(10**6), 10**6, places=6) | st.decimals(-1000, 1000, places=2)
+
+
+@given(st.sampled_from(sorted(DEFINED)), SENT.map(float))
+def test_a_conversion_gives_the_float_nearest_to_the_exact_value(key: tuple[str, str], value: float) -> None:
+    """And so leads back to what was sent."""
+    metric, unit = key
+    add, times = DEFINED[key]
+    converted = METRICS[metric].conversions[unit](value)
+    assert converted == float((Fraction(repr(value)) + add) * times)
+    assert float(Fraction(converted) / times - add) == pytest.approx(value, rel=1e-9, abs=1e-9)
+
+
+@given(st.sampled_from(PAIRS), st.floats())
+def test_a_conversion_takes_whatever_a_float_can_be(pair: tuple[str, float, str, float], value: float) -> None:
+    converted = METRICS[pair[0]].conversions[pair[2]](value)
+    assert math.isfinite(converted) <= math.isfinite(value)
 
 
 def test_every_conversion_is_among_the_pairs() -> None:

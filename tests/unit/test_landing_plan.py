@@ -21,11 +21,13 @@ LIMITS = {ORGANISATION: Limits(30 * DAY, 1000)}
 BOUNDS = Bounds(future_us=600 * SECOND, payload_max=200)
 
 
-def channel(metric: str, times: Sequence[int], values: Sequence[Any] | None = None, unit: str = "W") -> Channel:
+def channel(
+    metric: str, times: Sequence[int], values: Sequence[Any] | None = None, unit: str = "W", quality: int = 0
+) -> Channel:
     values = [float(number) for number in range(len(times))] if values is None else values
     texts = any(isinstance(value, str) for value in values)
     column = [*values] if texts else struct.pack(f">{len(values)}d", *values)
-    return Channel(metric, "", unit, struct.pack(f">{len(times)}q", *times), column)
+    return Channel(metric, "", unit, struct.pack(f">{len(times)}q", *times), column, quality)
 
 
 def body(*channels: Channel, notes: Sequence[Note] = (), refused: Sequence[Refused] = ()) -> bytes:
@@ -110,6 +112,37 @@ def test_a_plan_knows_what_the_one_before_it_will_have_landed() -> None:
 def test_what_was_planned_with_another_cache_is_not_believed() -> None:
     first = Planning().add(body(channel("a", [NOW])))
     assert Planning(SeriesCache(NEVER), ahead=first.part).part.ahead is None
+
+
+def test_where_a_stamp_may_have_to_move_nothing_is_fresh() -> None:
+    cache = SeriesCache(NOW)
+    planning = Planning(cache).add(body(channel("a", [NOW - 1], quality=4)), is_new=False)
+    planning.add(body(channel("a", [NOW, NOW + 1], quality=4)), body(channel("a", [NOW + 4])))
+    assert planning.suspects == [(1, [NOW - 1], [0]), (1, [NOW, NOW + 1], [0, 1])]
+    assert planning.fresh == [(1, [NOW + 4])]
+    assert planning.part.high_water == NOW + 4
+
+
+def test_a_time_of_the_device_that_came_late_moves_nothing() -> None:
+    planning = Planning(SeriesCache(NOW)).add(body(channel("a", [NOW - 1])), is_new=False)
+    planning.add(body(channel("a", [NOW + 1])))
+    assert planning.fresh == [(1, [NOW + 1])]
+
+
+def test_what_stood_before_the_partition_was_set_back_may_have_landed() -> None:
+    planning = Planning(careful_until=2)
+    planning.part.landed_until = 1
+    planning.add(body(channel("a", [NOW], quality=4)), body(channel("a", [NOW], quality=4)))
+    assert [planning.plan.may_have_landed(outcome) for outcome in (0, 1)] == [True, False]
+
+
+def test_a_channel_without_a_unit_is_one_with_the_series_own() -> None:
+    planning = Planning().add(body(channel("a", [NOW], unit="")))
+    assert planning.part.cache.count == 1
+    planning.add(body(channel("a", [NOW], unit="W")), body(channel("a", [NOW + 1], unit="")))
+    assert planning.suspects == [(1, [NOW], [0])]
+    assert planning.fresh == [(1, [NOW]), (1, [NOW + 1])]
+    assert planning.part.cache.count == 1
 
 
 def test_a_wrong_clock_moves_no_high_water() -> None:
@@ -222,7 +255,7 @@ def test_conflicts_tell_what_they_were() -> None:
     planning = Planning(careful_until=1).add(body(first, second))
     planning.plan.judged(0, duplicates=[0], conflicts=[2, 1])
     assert planning.codes == [("conflict", -2), ("conflict", -3)]
-    assert b'"metric":"b"' in planning.plan.quarantine[1].payload
+    assert b'"type":"b"' in planning.plan.quarantine[1].payload
     assert b'"value":3.5' in planning.plan.quarantine[1].payload
     assert (planning.plan.outcomes[0].duplicates, planning.plan.outcomes[0].conflicts) == (1, 2)
 

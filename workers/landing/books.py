@@ -3,11 +3,13 @@
 Left out: readings (`store`, `staging`).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 from uuid import UUID
 
 from runtime.ids import uuid7
+from workers.landing import late
+from workers.landing.late import source_of
 from workers.landing.plan import Outcome, Plan
 
 _HOUR_US: Final = 3_600_000_000
@@ -23,11 +25,11 @@ ON CONFLICT DO NOTHING"""
 _LEDGER: Final = """
 INSERT INTO ledger AS l
     (source, partition, organisation_id, hour, received, stored, duplicates, conflicts, quarantined)
-SELECT $1, n.*
-FROM unnest($2::int[], $3::uuid[], $4::timestamptz[], $5::bigint[], $6::bigint[], $7::bigint[], $8::bigint[],
-            $9::bigint[])
-    AS n (partition, organisation_id, hour, received, stored, duplicates, conflicts, quarantined)
-ORDER BY partition, organisation_id, hour
+SELECT *
+FROM unnest($1::uuid[], $2::int[], $3::uuid[], $4::timestamptz[], $5::bigint[], $6::bigint[], $7::bigint[],
+            $8::bigint[], $9::bigint[])
+    AS n (source, partition, organisation_id, hour, received, stored, duplicates, conflicts, quarantined)
+ORDER BY source, partition, organisation_id, hour
 ON CONFLICT (organisation_id, hour, source, partition) DO UPDATE
 SET received = l.received + EXCLUDED.received, stored = l.stored + EXCLUDED.stored,
     duplicates = l.duplicates + EXCLUDED.duplicates, conflicts = l.conflicts + EXCLUDED.conflicts,
@@ -37,9 +39,9 @@ SET received = l.received + EXCLUDED.received, stored = l.stored + EXCLUDED.stor
 _OUTCOMES: Final = """
 INSERT INTO outcomes
     (source, partition, position, organisation_id, received_at, duplicates, conflicts, quarantined, refused)
-SELECT $1, n.*
-FROM unnest($2::int[], $3::bigint[], $4::uuid[], $5::timestamptz[], $6::int[], $7::int[], $8::int[], $9::int[])
-    AS n (partition, position, organisation_id, received_at, duplicates, conflicts, quarantined, refused)
+SELECT *
+FROM unnest($1::uuid[], $2::int[], $3::bigint[], $4::uuid[], $5::timestamptz[], $6::int[], $7::int[], $8::int[],
+            $9::int[])
 ON CONFLICT DO NOTHING"""
 
 _UNREADABLE: Final = """
@@ -49,24 +51,23 @@ ON CONFLICT DO NOTHING"""
 
 _QUARANTINE: Final = """
 INSERT INTO quarantine
-    (source, quarantine_id, organisation_id, device_id, code, message, payload, request_id, received_at,
-     partition, position, item)
-SELECT $1, n.*
-FROM unnest($2::uuid[], $3::uuid[], $4::uuid[], $5::text[], $6::text[], $7::bytea[], $8::text[], $9::timestamptz[],
-            $10::int[], $11::bigint[], $12::int[])
-    AS n (quarantine_id, organisation_id, device_id, code, message, payload, request_id, received_at,
-          partition, position, item)
+    (quarantine_id, organisation_id, device_id, code, message, payload, request_id, received_at,
+     source, partition, position, item)
+SELECT *
+FROM unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::text[], $5::text[], $6::bytea[], $7::text[], $8::timestamptz[],
+            $9::uuid[], $10::int[], $11::bigint[], $12::int[])
 ON CONFLICT DO NOTHING"""
 
 
 async def write(connection: Any, source: UUID, plan: Plan) -> None:
     """Everything that `plan` has to tell beside its readings, once they are judged."""
     await _write(connection, _NOTES, _notes(plan))
-    await _write(connection, _LEDGER, _ledger(plan), source)
-    await _write(connection, _OUTCOMES, map(_outcome, _told(plan)), source)
+    await _write(connection, _LEDGER, _ledger(source, plan))
+    await _write(connection, _OUTCOMES, (_outcome(source, told) for told in _told(plan)))
     await _write(connection, _UNREADABLE, plan.undecodable, source)
     for first in range(0, len(plan.quarantine), _QUARANTINE_ROWS):
-        await _write(connection, _QUARANTINE, _quarantine(plan, first, first + _QUARANTINE_ROWS), source)
+        await _write(connection, _QUARANTINE, _quarantine(source, plan, first, first + _QUARANTINE_ROWS))
+    await late.write(connection, source, plan)
 
 
 async def _write(connection: Any, statement: str, rows: Iterable[tuple[Any, ...]], *leading: Any) -> None:
@@ -87,28 +88,41 @@ def _notes(plan: Plan) -> Iterable[tuple[Any, ...]]:
         yield (*head, row.note.original_time, row.note.original_unit, metadata)
 
 
-def _ledger(plan: Plan) -> Iterable[tuple[Any, ...]]:
+def _ledger(source: UUID, plan: Plan) -> Iterable[tuple[Any, ...]]:
     """Rows that add up: what is no exception was stored."""
-    exceptions: dict[tuple[int, bytes, int], list[int]] = {}
+    exceptions: dict[tuple[bytes, int, bytes, int], list[int]] = {}
     for told in _told(plan):
-        sums = exceptions.setdefault((told.place.partition, *told.hour), [0, 0, 0])
+        sums = exceptions.setdefault((told.place.spool, told.place.partition, *told.hour), [0, 0, 0])
         sums[0] += told.duplicates
         sums[1] += told.conflicts
         sums[2] += told.quarantined + told.refused
+    for spool, partition, counts in _received(plan):
+        for (organisation, hour), received in counts.items():
+            if received:
+                sums = exceptions.get((spool, partition, organisation, hour), [0, 0, 0])
+                origin = UUID(bytes=spool) if spool else source, partition, UUID(bytes=organisation), hour * _HOUR_US
+                yield (*origin, received, received - sum(sums), *sums)
+
+
+def _received(plan: Plan) -> Iterable[tuple[bytes, int, Mapping[tuple[bytes, int], int]]]:
+    """By spool (none for the log) and partition, the readings by organisation and hour."""
     for part in plan.parts.values():
-        for (organisation, hour), received in part.received.items():
-            sums = exceptions.get((part.partition, organisation, hour), [0, 0, 0])
-            yield (part.partition, UUID(bytes=organisation), hour * _HOUR_US, received, received - sum(sums), *sums)
+        yield b"", part.partition, part.received
+        for (spool, partition), counts in part.received_from.items():
+            yield spool, partition, counts
 
 
-def _outcome(told: Outcome) -> tuple[Any, ...]:
-    head = (*told.place, UUID(bytes=told.record.organisation), told.record.received_at)
-    return (*head, told.duplicates, told.conflicts, told.quarantined, told.refused)
+def _outcome(source: UUID, told: Outcome) -> tuple[Any, ...]:
+    place, record = told.place, told.record
+    head = source_of(place, source), place.partition, place.position, UUID(bytes=record.organisation)
+    return (*head, record.received_at, told.duplicates, told.conflicts, told.quarantined, told.refused)
 
 
-def _quarantine(plan: Plan, first: int, end: int) -> Iterable[tuple[Any, ...]]:
+def _quarantine(source: UUID, plan: Plan, first: int, end: int) -> Iterable[tuple[Any, ...]]:
     for row in plan.quarantine[first:end]:
-        yield (uuid7(), _uuid(row.organisation), _uuid(row.device), *row[2:])
+        place = row.place
+        where = source_of(place, source), place.partition, place.position, row.item
+        yield (uuid7(), _uuid(row.organisation), _uuid(row.device), *row[2:7], *where)
 
 
 def _uuid(raw: bytes | None) -> UUID | None:

@@ -13,6 +13,7 @@ from typing import Final
 from runtime.clock import Clock
 from runtime.log.port import BehindRetentionError, Reader, Slice
 from schemas.record import PG_EPOCH_US, UnknownVersionError
+from workers.landing.late import Memory, SpoolJumpError, SpoolPart
 from workers.landing.leases import Lease
 from workers.landing.plan import Bounds, Part, Plan
 from workers.landing.registry import Registry
@@ -34,6 +35,8 @@ class Holding:
 
     lease: Lease
     position: int = 0
+    landed_until: int = 0
+    """Records before it have landed before."""
     cache: SeriesCache = field(default_factory=lambda: SeriesCache(NEVER))
     is_clean: bool = False
     """Whether position and cache are those of the last COMMIT; if not, they are made anew from the database."""
@@ -43,6 +46,16 @@ class Holding:
     """Records that the database refuses, by position, with what it said."""
     newer_version: int | None = None
     """Of the record it waits at."""
+    jump: str | None = None
+    """Why it waits for an operator: a spool's record came before one that it must follow."""
+    spools: dict[SpoolPart, int] = field(default_factory=dict)
+    """The next record of each spool that drains into it."""
+    has_losses: bool = False
+    """Whether the log has lost records of it."""
+
+    @property
+    def is_waiting(self) -> bool:
+        return self.newer_version is not None or self.jump is not None
 
 
 class Pipeline:
@@ -66,7 +79,11 @@ class Pipeline:
         self._land = land
         self._records_max = records_max
         self._clock = clock
-        self._bounds = Bounds(round(settings.landing_future_s * 1e6), settings.landing_quarantine_payload_max)
+        self._bounds = Bounds(
+            round(settings.landing_future_s * 1e6),
+            settings.landing_quarantine_payload_max,
+            round(settings.landing_move_max_ms * 1000),
+        )
         self._next = {partition: holding.position for partition, holding in holdings.items()}
         self._is_ending = False
         self._error: Exception | None = None
@@ -127,7 +144,7 @@ class Pipeline:
                 self._is_ready = False
                 self._room.set()
                 for part in self.landing.parts.values():
-                    part.ahead = None
+                    part.ahead = part.memory.before = None
                 return self.landing
             self._news.clear()
             await self._news.wait()
@@ -136,6 +153,7 @@ class Pipeline:
     def _landed(self, part: Part) -> None:
         holding = self._holdings[part.partition]
         holding.position = part.position
+        holding.spools.update(part.memory.spools)
         for position in [position for position in holding.rejected if position < part.position]:
             del holding.rejected[position]
 
@@ -172,7 +190,7 @@ class Pipeline:
             await self._assign()
 
     def _waiting(self) -> set[int]:
-        return {partition for partition, holding in self._holdings.items() if holding.newer_version is not None}
+        return {partition for partition, holding in self._holdings.items() if holding.is_waiting}
 
     async def _assign(self) -> None:
         """Read on from where planning stands, but for partitions that wait for an upgrade."""
@@ -193,6 +211,9 @@ class Pipeline:
                 "a record is newer than this worker: its partition waits for `sluice` to be upgraded",
                 extra={"partition": read.partition, "position": self._next[read.partition], "version": error.version},
             )
+        except SpoolJumpError as error:
+            self._holdings[read.partition].jump = str(error)
+            _log.error("a spool's records are missing", extra={"partition": read.partition, "reason": str(error)})
 
     async def _roomy(self) -> Plan:
         """The plan that grows, once it is not full."""
@@ -215,7 +236,7 @@ class Pipeline:
         )
 
     def _fill(self, plan: Plan, read: Slice) -> None:
-        """Plan some more records of `read`. Raises `UnknownVersionError` at one that is newer."""
+        """Plan some more records of `read`. Raises `UnknownVersionError`, `SpoolJumpError` at one that must wait."""
         partition = read.partition
         part = plan.parts.get(partition)
         if part is None:
@@ -251,7 +272,9 @@ class Pipeline:
             cache,
             ahead=ahead,
             careful_until=holding.careful_until,
+            landed_until=holding.landed_until,
             rejected=holding.rejected,
+            memory=Memory(holding.spools, None if ahead is None else ahead.memory, expects_losses=holding.has_losses),
         )
 
     async def _offer(self) -> None:
@@ -275,3 +298,5 @@ class Pipeline:
         found = await self._registry.resolve(list(names.values())) if names else []
         until = self._clock.monotonic() + self._settings.landing_refusal_ttl_s
         plan.settle(dict(zip(names, found, strict=True)), until)
+        if plan.late.questions:
+            plan.answer(await self._registry.answer(plan.late.questions))

@@ -9,9 +9,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from operator import lt
 from typing import Final, NamedTuple
 
-from schemas.record import Channel, Note, Record, UndecodableError, decode
+from schemas.record import PLAIN_VERSION, TIME_MADE_UP, Channel, Note, Record, UndecodableError, decode
 from workers.landing import quarantine
 from workers.landing.columns import Runs, StagedRuns
+from workers.landing.late import Answers, Late, Memory, Question, hold_again
 from workers.landing.quarantine import Place, QuarantineRow, Reading
 from workers.landing.series import NEVER, Found, Refusal, SeriesCache, SeriesName, cache_key
 
@@ -25,9 +26,14 @@ _ENDS: Final = struct.Struct(">2q").unpack
 # What others cost against a fresh reading, in memory and in the database: a flood of them makes batches smaller.
 _SUSPECT_WEIGHT: Final = 4
 _QUARANTINE_WEIGHT: Final = 10
+_QUESTION_WEIGHT: Final = 4
 
 _NO_SLOTS: Final[Mapping[bytes, int]] = {}
+_CONFLICT: Final = "a reading of this series and time is stored already, with another value"
 _TOO_OLD: Final = Refusal("too_old", "it is older than the organisation keeps raw readings")
+_NAMED_TWICE: Final = Refusal(
+    "idempotency_conflict", "another request with this Idempotency-Key and another content came within 24 hours"
+)
 
 
 class Limits(NamedTuple):
@@ -42,6 +48,7 @@ class Bounds(NamedTuple):
 
     future_us: int
     payload_max: int
+    move_max_us: int = 0
 
 
 class TextReading(NamedTuple):
@@ -64,9 +71,11 @@ class NoteRow(NamedTuple):
 class Outcome:
     """What became of a record of which more is to be told than that all of it was stored."""
 
-    __slots__ = ("conflicts", "duplicates", "place", "quarantined", "record", "refused")
+    __slots__ = ("at", "conflicts", "duplicates", "part", "place", "quarantined", "record", "refused")
 
-    def __init__(self, place: Place, record: Record) -> None:
+    def __init__(self, part: "Part", at: int, place: Place, record: Record) -> None:
+        self.part = part
+        self.at = at
         self.place = place
         self.record = record
         self.duplicates = self.conflicts = self.quarantined = self.refused = 0
@@ -77,7 +86,7 @@ class Outcome:
 
     @property
     def hour(self) -> tuple[bytes, int]:
-        """The ledger's key within a partition."""
+        """The ledger's key within a source's partition."""
         return self.record.organisation, self.record.received_at // _HOUR_US
 
 
@@ -92,7 +101,9 @@ class Part:
         *,
         ahead: "Part | None" = None,
         careful_until: int = 0,
+        landed_until: int = 0,
         rejected: Mapping[int, str] | None = None,
+        memory: Memory | None = None,
     ) -> None:
         self.partition = partition
         self.expected = position
@@ -102,14 +113,19 @@ class Part:
         """What the transaction under way will have landed before this one begins."""
         self.careful_until = careful_until
         """Records before this position are suspect whatever their times."""
-        self.rejected = rejected or {}
-        """Records that the database refused, by position, with what it said."""
+        self.landed_until = landed_until
+        """Records before this position have landed before."""
+        self.rejected = {at: Refusal("rejected_by_store", said) for at, said in (rejected or {}).items()}
+        """Records that are refused whole, by position: with what the database said, for one."""
+        self.memory = Memory({}) if memory is None else memory
         self.newest: dict[int, int] = {}
         self.high_water = NEVER
         self.received_through = NEVER
         self.oldest_received = 2**63 - 1
         self.received: dict[tuple[bytes, int], int] = {}
         """Readings, those refused at the door among them, by organisation and hour of receipt."""
+        self.received_from: dict[tuple[bytes, int], dict[tuple[bytes, int], int]] = {}
+        """The same of records out of spools, by spool and its partition."""
         self.unknown: dict[bytes, SeriesName] = {}
 
     def newest_of(self, slot: int) -> int:
@@ -118,6 +134,14 @@ class Part:
         if newest is None and self.ahead is not None:
             newest = self.ahead.newest.get(slot)
         return self.cache.newest[slot] if newest is None else newest
+
+    def received_at(self, place: Place) -> dict[tuple[bytes, int], int]:
+        """Where readings of a record at `place` are counted."""
+        return self.received_from.setdefault((place.spool, place.partition), {}) if place.spool else self.received
+
+    def organisations(self) -> set[bytes]:
+        counted = (self.received, *self.received_from.values())
+        return {organisation for counts in counted for organisation, _ in counts}
 
     def moved(self, slot: int, newest: int) -> None:
         self.newest[slot] = newest
@@ -137,6 +161,8 @@ class Spot(NamedTuple):
     """A channel that cannot be taken at a glance."""
 
     part: Part
+    at: int
+    """Where its record stands in the log's partition."""
     place: Place
     record: Record
     ordinal: int
@@ -155,7 +181,7 @@ class Spot(NamedTuple):
 
     @property
     def is_careful(self) -> bool:
-        return self.place.position < self.part.careful_until
+        return self.at < self.part.careful_until
 
     def reading(self, index: int) -> Reading:
         return Reading(self.place, self.record, self.channel, index, self.base + index)
@@ -175,7 +201,9 @@ class Plan:
         """By outcome and reading number; only those of readings that are stored stay."""
         self.outcomes: list[Outcome] = []
         self.quarantine: list[QuarantineRow] = []
-        self.undecodable: list[Place] = []
+        self.undecodable: list[tuple[int, int]] = []
+        """Partitions and positions."""
+        self.late = Late()
         self.rows = self.records = self.bytes = 0
         self.weight = 0
         """What it costs to land, in fresh readings."""
@@ -191,25 +219,34 @@ class Plan:
     @property
     def is_settled(self) -> bool:
         """Whether nothing in it waits for a look-up."""
-        return not self._waiting
+        return not self._waiting and not self.late.questions
+
+    @property
+    def move_max_us(self) -> int:
+        """How far a reading may be moved on from a time of our making."""
+        return self._bounds.move_max_us
 
     def weeks(self) -> set[int]:
-        """The weeks, from Monday to Monday and counted from 2000-01-03, that its readings lie in."""
-        found = {(reading.ts - _MONDAY_US) // _WEEK_US for reading in self.texts}
+        """The weeks, from Monday to Monday and counted from 2000-01-03, that its readings lie in or may move to."""
+        found = {_week(reading.ts + reach) for reading in self.texts for reach in (0, self.move_max_us)}
         for times in self.fresh.times + self.suspects.times:
-            first, last = ((time - _MONDAY_US) // _WEEK_US for time in _ENDS(times[:8] + times[-8:]))
-            found.add(first)
-            if first != last:
-                found.update((time - _MONDAY_US) // _WEEK_US for time in struct.unpack(f">{len(times) // 8}q", times))
+            first, last = _ENDS(times[:8] + times[-8:])
+            found |= {_week(first), _week(last + self.move_max_us)}
+            if _week(first) != _week(last):
+                found.update(map(_week, struct.unpack(f">{len(times) // 8}q", times)))
         return found
 
     def add(self, part: Part, body: bytes, now: int) -> None:
-        """Take the next record of `part`. Raises `UnknownVersionError` with nothing taken."""
+        """Take the next record of `part`. Raises `UnknownVersionError` and `SpoolJumpError` with nothing taken."""
         try:
-            self._take(part, _decoded(body))
+            record = _decoded(body)
+            if record.version == PLAIN_VERSION:
+                self._take(part, record, part.position)
+            else:
+                self._take_late(part, record)
         except UndecodableError as error:
             place = Place(part.partition, part.position)
-            self.undecodable.append(place)
+            self.undecodable.append((part.partition, part.position))
             self.quarantine.append(quarantine.of_body(place, body, str(error), now, self._bounds.payload_max))
         part.position += 1
         self.records += 1
@@ -218,50 +255,110 @@ class Plan:
     def settle(self, resolved: Mapping[bytes, Found | Refusal], refusals_until: float) -> None:
         """Take what waited, now that every unknown series is found, made or refused and every organisation known."""
         for part in self.parts.values():
-            for key in part.unknown:
+            for key, name in part.unknown.items():
                 result = resolved[key]
                 if isinstance(result, Refusal):
                     part.cache.refuse(key, result, refusals_until)
                 else:
-                    part.cache.learn(key, result)
+                    part.cache.learn(name, result)
             part.unknown = {}
         self.unknown_organisations = set()
         waiting, self._waiting = self._waiting, []
         for spot in waiting:
             self._consider(spot)
 
-    def judged(self, outcome: int, duplicates: Sequence[int], conflicts: Sequence[int]) -> None:
+    def answer(self, answers: Answers) -> None:
+        """Take the records that were asked about, or leave them where they had landed before."""
+        questions, self.late.questions = self.late.questions, []
+        for question in questions:
+            part, at, place, record = question
+            if record.replays and not self.late.claims(question, record.replays, answers):
+                continue
+            if record.idempotency is not None:
+                earlier = self.late.earlier(question, record.idempotency, answers)
+                if earlier is not None and earlier.fingerprint == record.idempotency.fingerprint:
+                    self._count_repeat(question)
+                    continue
+                if earlier is not None:
+                    part.rejected[at] = _NAMED_TWICE
+            self._take(part, record, at, place)
+
+    def judged(
+        self, outcome: int, duplicates: Sequence[int], conflicts: Sequence[int], message: str = _CONFLICT
+    ) -> None:
         """The database found these readings of an outcome, by number, stored already."""
         told = self.outcomes[outcome]
         told.duplicates += len(duplicates)
         told.conflicts += len(conflicts)
         for number in (*duplicates, *conflicts):
             self.notes.pop((outcome, number), None)
-        message = "a reading of this series and time is stored already, with another value"
         for reading in _readings(told.place, told.record, sorted(conflicts)):
-            self.quarantine.append(quarantine.of_reading(reading, "conflict", message, self._bounds.payload_max))
+            row = quarantine.of_reading(reading, "conflict", message, self._bounds.payload_max)
+            if told.record.replays:
+                told.conflicts -= 1
+                self._hold_again(told.part, told.place, told.record, row)
+            else:
+                self.quarantine.append(row)
 
-    def _take(self, part: Part, record: Record) -> None:
+    def moved(self, outcome: int, number: int, time: int) -> None:
+        """This reading of an outcome stands at another time than its own."""
+        note = self.notes.get((outcome, number))
+        if note is not None:
+            self.notes[outcome, number] = note._replace(ts=time)
+
+    def may_have_landed(self, outcome: int) -> bool:
+        """Whether what stands at the times of an outcome's record may be its own: it is landed or sent again."""
+        told = self.outcomes[outcome]
+        return told.record.in_doubt or told.at < told.part.landed_until
+
+    def _take_late(self, part: Part, record: Record) -> None:
+        place = Place(part.partition, part.position)
+        if record.origin is not None:
+            if not self.late.advance(part.memory, part.position, record, record.origin):
+                return
+            place = Place(record.origin.partition, record.origin.sequence, record.origin.spool)
+        if record.idempotency is None and not record.replays:
+            self._take(part, record, part.position, place)
+            return
+        self.late.questions.append(Question(part, part.position, place, record))
+        self.weight += _QUESTION_WEIGHT
+        # Numbered in the order of arrival, though it is taken later.
+        self._outcome(part, part.position, place, record)
+
+    def _count_repeat(self, question: Question) -> None:
+        part, at, place, record = question
+        counts, hour = part.received_at(place), (record.organisation, record.received_at // _HOUR_US)
+        counts[hour] = counts.get(hour, 0) + record.accepted
+        self.outcomes[self._outcome(part, at, place, record)].duplicates += record.accepted
+        self.late.repeats += 1
+
+    def _hold_again(self, part: Part, place: Place, record: Record, row: QuarantineRow) -> None:
+        """A replay that is refused changes its row; the books go on telling of the first receipt alone."""
+        part.received_at(place)[record.organisation, record.received_at // _HOUR_US] -= 1
+        hold_again(self.late, row, record.replays)
+
+    def _take(self, part: Part, record: Record, at: int, place: Place | None = None) -> None:
         """Every microsecond here is a tenth of what a record of one reading costs: nothing is called in vain."""
         device, received_at = record.device, record.received_at
         limits = self._limits.get(record.organisation)
         slots, oldest = _NO_SLOTS, 0
-        if limits is not None and not record.notes and not part.rejected and part.position >= part.careful_until:
+        if limits is not None and not record.notes and not part.rejected and at >= part.careful_until:
             slots, oldest = part.cache.slots, received_at - limits.retention_us
         latest = received_at + self._bounds.future_us
         base = 0
         for ordinal, channel in enumerate(record.channels):
             slot = slots.get(device + f"{channel.metric}\0{channel.label}\0{channel.unit}".encode())
             if slot is None or not self._take_fresh(part, channel, slot, oldest, latest):
-                self._consider(Spot(part, Place(part.partition, part.position), record, ordinal, base))
+                self._consider(Spot(part, at, place or Place(part.partition, at), record, ordinal, base))
             base += len(channel.times) // 8
         self.rows += base
         self.weight += base
         if record.refused:
-            self._keep_refused(Place(part.partition, part.position), record)
+            self._keep_refused(part, at, place or Place(part.partition, at), record)
             base += len(record.refused)
         hour = (record.organisation, received_at // _HOUR_US)
-        part.received[hour] = part.received.get(hour, 0) + base
+        counts = part.received if place is None else part.received_at(place)
+        counts[hour] = counts.get(hour, 0) + base
         if received_at > part.received_through:
             part.received_through = received_at
         if received_at < part.oldest_received:
@@ -291,9 +388,9 @@ class Plan:
     def _consider(self, spot: Spot) -> None:
         """Take a channel by the rules in full, refuse it, or let it wait for a look-up."""
         part, record = spot.part, spot.record
-        rejected = part.rejected.get(spot.place.position)
+        rejected = part.rejected.get(spot.at)
         if rejected is not None:
-            self._refuse(spot, Refusal("rejected_by_store", rejected))
+            self._refuse(spot, rejected)
             return
         key = spot.key
         slot = part.cache.slots.get(key)
@@ -312,7 +409,7 @@ class Plan:
         record, channel = spot.record, spot.channel
         self._waiting.append(spot)
         # Numbered in the order of arrival: of two readings with the same time the first stays.
-        self._outcome(spot.place, record)
+        self._outcome(spot.part, spot.at, spot.place, record)
         if record.organisation not in self._limits:
             self.unknown_organisations.add(record.organisation)
         if key is not None:
@@ -324,6 +421,7 @@ class Plan:
         part, channel = spot.part, spot.channel
         self._look_at(channel.times)
         stamps = self._stamps
+        flags = channel.unpack_quality() if channel.quality else ()
         newest = part.newest_of(slot)
         fresh: list[int] = []
         suspects: list[int] = []
@@ -333,12 +431,12 @@ class Plan:
             if refusal is not None:
                 self._quarantine(spot, index, refusal)
                 continue
-            if spot.is_careful or time <= newest or time > latest or type(channel.values) is list:
-                suspects.append(index)
-            else:
-                fresh.append(index)
+            is_fresh = newest < time <= latest and not spot.is_careful and type(channel.values) is bytes
+            (fresh if is_fresh else suspects).append(index)
             if newest < time <= latest:
                 newest = time
+            if not is_fresh and time <= latest and flags and flags[index] & TIME_MADE_UP:
+                newest += 1  # it may have to move on: the next one must not be taken for fresh there
             self._note(spot, index, slot)
         part.moved(slot, newest)
         series_id = part.cache.ids[slot]
@@ -350,14 +448,14 @@ class Plan:
         if suspects:
             numbers = [spot.base + index for index in suspects]
             self.suspects.add(series_id, *_picked(channel, suspects))
-            self.suspects.records.append(self._outcome(spot.place, spot.record))
+            self.suspects.records.append(self._outcome(part, spot.at, spot.place, spot.record))
             self.suspects.items.append(numbers)
             self.weight += len(suspects) * _SUSPECT_WEIGHT
 
     def _take_texts(self, spot: Spot, series_id: int, indices: list[int]) -> None:
         channel = spot.channel
         flags = channel.unpack_quality()
-        outcome = self._outcome(spot.place, spot.record)
+        outcome = self._outcome(spot.part, spot.at, spot.place, spot.record)
         self.weight += len(indices) * _SUSPECT_WEIGHT
         for index in indices:
             time, value = self._stamps[index], channel.values[index]
@@ -389,28 +487,32 @@ class Plan:
             row = NoteRow(
                 spot.part.cache.ids[slot], self._stamps[index], record.organisation, record.received_at, note
             )
-            self.notes[self._outcome(spot.place, record), spot.base + index] = row
+            self.notes[self._outcome(spot.part, spot.at, spot.place, record), spot.base + index] = row
 
     def _refuse(self, spot: Spot, refusal: Refusal) -> None:
         for index in range(len(spot.channel)):
             self._quarantine(spot, index, refusal)
 
     def _quarantine(self, spot: Spot, index: int, refusal: Refusal) -> None:
-        self.outcomes[self._outcome(spot.place, spot.record)].quarantined += 1
         row = quarantine.of_reading(spot.reading(index), refusal.code, refusal.message, self._bounds.payload_max)
-        self.quarantine.append(row)
         self.weight += _QUARANTINE_WEIGHT
+        if spot.record.replays:
+            self.rows -= 1
+            self._hold_again(spot.part, spot.place, spot.record, row)
+            return
+        self.outcomes[self._outcome(spot.part, spot.at, spot.place, spot.record)].quarantined += 1
+        self.quarantine.append(row)
 
-    def _keep_refused(self, place: Place, record: Record) -> None:
-        self.outcomes[self._outcome(place, record)].refused = len(record.refused)
+    def _keep_refused(self, part: Part, at: int, place: Place, record: Record) -> None:
+        self.outcomes[self._outcome(part, at, place, record)].refused = len(record.refused)
         self.quarantine += quarantine.of_refused(place, record, self._bounds.payload_max)
         self.weight += len(record.refused) * _QUARANTINE_WEIGHT
 
-    def _outcome(self, place: Place, record: Record) -> int:
+    def _outcome(self, part: Part, at: int, place: Place, record: Record) -> int:
         number = self._outcome_of.get(place)
         if number is None:
             number = self._outcome_of[place] = len(self.outcomes)
-            self.outcomes.append(Outcome(place, record))
+            self.outcomes.append(Outcome(part, at, place, record))
         return number
 
 
@@ -422,6 +524,10 @@ def _decoded(body: bytes) -> Record:
         if channel.quality and isinstance(channel.quality, int) and not 0 < channel.quality <= _QUALITY_MAX:
             raise UndecodableError("not a record: flags that are none")
     return record
+
+
+def _week(time: int) -> int:
+    return (time - _MONDAY_US) // _WEEK_US
 
 
 def _picked(channel: Channel, indices: list[int]) -> tuple[bytes, bytes, int | bytes]:

@@ -5,21 +5,32 @@ under -1 - n, n being the reading's number in the record; a record that cannot b
 Left out: how rows are written (`store`).
 """
 
+import re
 import struct
 from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple
 
 import msgspec
 
-from schemas.record import Channel, Record
+from schemas.record import Channel, Quality, Record
 
 _EPOCH: Final = datetime(2000, 1, 1, tzinfo=UTC)
 _TIME: Final = struct.Struct(">q")
 _VALUE: Final = struct.Struct(">d")
 _QUALITY: Final = struct.Struct(">h")
 _INT4_MAX: Final = 2**31 - 1
+_JSON_INTEGER: Final = re.compile(r"-?(0|[1-9]\d{0,399})", re.ASCII)
 _MESSAGE_MAX: Final = 500
 _REQUEST_ID_MAX: Final = 200
+
+
+class Place(NamedTuple):
+    """Where a record stands in the log; one that came through a spool goes by where it stood there."""
+
+    partition: int
+    position: int
+    spool: bytes = b""
+    """The spool's id; empty for the log."""
 
 
 class QuarantineRow(NamedTuple):
@@ -32,16 +43,8 @@ class QuarantineRow(NamedTuple):
     payload: bytes
     request_id: str
     received_at: int
-    partition: int
-    position: int
+    place: Place
     item: int
-
-
-class Place(NamedTuple):
-    """Where a record stands in the log."""
-
-    partition: int
-    position: int
 
 
 class Reading(NamedTuple):
@@ -72,7 +75,7 @@ def of_refused(place: Place, record: Record, payload_max: int) -> list[Quarantin
 
 def of_body(place: Place, body: bytes, message: str, received_at: int, payload_max: int) -> QuarantineRow:
     """A record of which nothing can be read, not even whose it is."""
-    return QuarantineRow(None, None, "undecodable", message, body[:payload_max], "", received_at, *place, 0)
+    return QuarantineRow(None, None, "undecodable", message, body[:payload_max], "", received_at, place, 0)
 
 
 def is_storable_json(raw: bytes) -> bool:
@@ -97,7 +100,7 @@ def _row(place: Place, record: Record, code: str, message: str, payload: bytes, 
         payload,
         _cleaned(record.request_id, _REQUEST_ID_MAX),
         record.received_at,
-        *place,
+        place,
         item,
     )
 
@@ -107,19 +110,33 @@ def _cleaned(text: str, length_max: int) -> str:
 
 
 def _as_json(reading: Reading) -> bytes:
+    """As the JSON format takes it again; its flags beside it, which a replay gives back."""
     channel, at = reading.channel, reading.at
     (time,) = _TIME.unpack_from(channel.times, 8 * at)
-    values, quality = channel.values, channel.quality
+    quality = channel.quality
+    if isinstance(quality, bytes):
+        (quality,) = _QUALITY.unpack_from(quality, 2 * at)
     return msgspec.json.encode(
         {
-            "metric": channel.metric,
+            "type": channel.metric,
             "label": channel.label,
             "unit": channel.unit,
             "ts": _as_text(time),
-            "value": _VALUE.unpack_from(values, 8 * at)[0] if isinstance(values, bytes) else values[at],
-            "quality": quality if isinstance(quality, int) else _QUALITY.unpack_from(quality, 2 * at)[0],
+            "value": _value(channel, at, quality),
+            "quality": quality,
         }
     )
+
+
+def _value(channel: Channel, at: int, quality: int) -> object:
+    """As it was sent: true and false, and integers of any length, are stored as something else."""
+    if isinstance(channel.values, bytes):
+        (value,) = _VALUE.unpack_from(channel.values, 8 * at)
+        return value != 0 if quality & Quality.BOOLEAN else value
+    text = channel.values[at]
+    if quality & Quality.INTEGER and _JSON_INTEGER.fullmatch(text):
+        return msgspec.Raw(text.encode())
+    return text
 
 
 def _as_text(time: int) -> str:

@@ -6,11 +6,12 @@ means for readings (`plan`).
 
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 from runtime.clock import Clock
 from runtime.postgres import PostgresSettings, connect
+from workers.landing.late import Answers, Named, Question
 from workers.landing.plan import Limits
 from workers.landing.series import Found, Refusal, SeriesName
 from workers.metrics import LandingMetrics
@@ -18,6 +19,7 @@ from workers.settings import LandingSettings
 
 _DAY_US: Final = 86_400_000_000
 _EPOCH: Final = datetime(2000, 1, 1, tzinfo=UTC)
+_MICROSECOND: Final = timedelta(microseconds=1)
 
 _WEEKS_MAX: Final = 52 * 300
 
@@ -32,6 +34,12 @@ FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[]) WITH ORDINALITY
     AS k (organisation_id, device_id, metric, label, number)
 JOIN series s ON s.device_id = k.device_id AND s.metric = k.metric AND s.label = k.label
     AND s.organisation_id = k.organisation_id"""
+
+# The first unit that is reported is the series' unit, also where readings without any came before it.
+_ADOPT: Final = """
+UPDATE series s SET unit = k.unit
+FROM unnest($1::int[], $2::text[]) AS k (series_id, unit)
+WHERE s.series_id = k.series_id AND s.unit = ''"""
 
 _DEVICES: Final = """
 SELECT d.device_id, d.organisation_id, (SELECT count(*) FROM series s WHERE s.device_id = d.device_id) AS series
@@ -51,7 +59,25 @@ _LIMITS: Final = """
 SELECT organisation_id, raw_retention_days, series_max
 FROM organisations WHERE organisation_id = ANY ($1::uuid[])"""
 
-_COUNT: Final = "SELECT count(*) FROM series WHERE organisation_id = $1"
+# Until the end of the transaction, so that no two workers fill an organisation's last place. In a fixed order.
+_LOCK: Final = """
+SELECT pg_advisory_xact_lock(name)
+FROM (SELECT DISTINCT hashtextextended('sluice series ' || o, 0) AS name FROM unnest($1::uuid[]) AS o ORDER BY 1) n"""
+
+_COUNT: Final = """
+SELECT count(*) AS series, coalesce(max(series_id), $2) AS through
+FROM series WHERE organisation_id = $1 AND series_id > $2"""
+
+# Each use of a name within the time that any copy can still arrive is a row.
+_NAMED: Final = """
+SELECT i.scope, i.device_id, i.key, i.fingerprint, i.received_at
+FROM (SELECT DISTINCT * FROM unnest($1::uuid[], $2::bytea[], $3::bytea[])) AS k (device_id, key, scope)
+JOIN idempotency_keys i ON i.device_id = k.device_id AND i.key = k.key AND i.scope = k.scope"""
+
+_REPLAYING: Final = """
+SELECT quarantine_id, replay_id FROM quarantine
+WHERE quarantine_id = ANY ($1::uuid[]) AND state = 'replaying' AND replay_id IS NOT NULL"""
+
 _HYPERTABLES: Final = "SELECT EXISTS (SELECT FROM pg_extension WHERE extname = 'timescaledb')"
 
 # Without this a join may read a whole chunk to find a few rows.
@@ -73,7 +99,7 @@ class Registry:
         self._connection: Any = None
         self.limits: dict[bytes, Limits] = {}
         self._limits_until = 0.0
-        self._series_counts: dict[bytes, int] = {}
+        self._series_counts: dict[bytes, _Count] = {}
         self._weeks: set[int] = set()
         self._hypertables: bool | None = None
 
@@ -114,6 +140,21 @@ class Registry:
             await self._find(names, results)
         return [result if result is not None else _UNKNOWN_DEVICE for result in results]
 
+    async def answer(self, questions: Sequence[Question]) -> Answers:
+        """What has landed of the names and replays that these records come with."""
+        connection = await self._connected()
+        named: dict[bytes, list[Named]] = {}
+        keys = [(q.record, q.record.idempotency) for q in questions if q.record.idempotency is not None]
+        if keys:
+            columns = zip(*((UUID(bytes=r.device), name.key, name.scope) for r, name in keys), strict=True)
+            for row in await connection.fetch(_NAMED, *map(list, columns)):
+                name = row["scope"] + row["device_id"].bytes + row["key"]
+                received_at = round((row["received_at"] - _EPOCH) / _MICROSECOND)
+                named.setdefault(name, []).append(Named(received_at, row["fingerprint"]))
+        replays = [UUID(bytes=question.record.replays) for question in questions if question.record.replays]
+        rows = await connection.fetch(_REPLAYING, replays) if replays else []
+        return Answers(named, {row["quarantine_id"].bytes: row["replay_id"].bytes for row in rows})
+
     async def ensure_weeks(self, weeks: Iterable[int]) -> None:
         """Make the tables' partitions for these weeks since the epoch of record times, where they are missing.
 
@@ -135,8 +176,14 @@ class Registry:
 
     async def _connected(self) -> Any:
         if self._connection is None or self._connection.is_closed():
+            settings = self._settings
+            seconds = {
+                "lock_timeout": settings.landing_lock_timeout_s,
+                "idle_in_transaction_session_timeout": settings.landing_idle_timeout_s,
+            }
+            limits = {name: f"{round(value * 1000)}ms" for name, value in seconds.items()}
             self._connection = await connect(
-                self._postgres, role="sluice_worker", application="sluice landing registry", **_PLANNER
+                self._postgres, role="sluice_worker", application="sluice landing registry", **_PLANNER, **limits
             )
         return self._connection
 
@@ -147,31 +194,44 @@ class Registry:
             return
         connection = await self._connected()
         columns = _columns([names[number] for number in wanted])
-        for row in await connection.fetch(_FIND, *columns[:4]):
+        rows = await connection.fetch(_FIND, *columns[:4])
+        adopting: dict[int, str] = {}
+        for row in rows:
+            unit = names[wanted[row["number"]]].unit
+            if unit and not row["unit"]:
+                adopting.setdefault(row["series_id"], unit)
+        if adopting:
+            await connection.execute(_ADOPT, [*adopting], [*adopting.values()])
+            rows = await connection.fetch(_FIND, *columns[:4])
+        for row in rows:
             number = wanted[row["number"]]
-            results[number] = _fitting(names[number], row["unit"], Found(row["series_id"], False))
+            results[number] = _fitting(names[number], Found(row["series_id"], False, row["unit"]))
 
     async def _make(
         self, names: Sequence[SeriesName], missing: list[int], results: list[Found | Refusal | None]
     ) -> None:
         """Make what may be made, the first of each name; the others find it later."""
-        await self._count({names[number].organisation for number in missing})
-        rooms = await self._rooms({names[number].device for number in missing})
-        first_of: dict[_Identity, int] = {}
-        for number in missing:
-            name = names[number]
-            if (identity := _identity(name)) not in first_of:
-                refusal = self._enter(rooms.get(name.device), name)
-                if refusal is not None:
-                    results[number] = refusal
-                else:
-                    first_of[identity] = number
-        if not first_of:
-            return
+        organisations = {names[number].organisation for number in missing}
+        await self.learn(organisations - self.limits.keys())
         connection = await self._connected()
-        made = await connection.fetch(_MAKE, *_columns([names[number] for number in first_of.values()]))
+        async with connection.transaction():
+            await connection.execute(_LOCK, [UUID(bytes=organisation) for organisation in organisations])
+            counts = await self._count(organisations)
+            rooms = await self._rooms({names[number].device for number in missing})
+            first_of: dict[_Identity, int] = {}
+            for number in missing:
+                name = names[number]
+                if (identity := _identity(name)) not in first_of:
+                    refusal = self._enter(rooms.get(name.device), counts, name)
+                    if refusal is not None:
+                        results[number] = refusal
+                    else:
+                        first_of[identity] = number
+            making = [names[number] for number in first_of.values()]
+            made = await connection.fetch(_MAKE, *_columns(making)) if making else []
         for row in made:
-            results[first_of[row["device_id"], row["metric"], row["label"]]] = Found(row["series_id"], True)
+            found = Found(row["series_id"], True, row["unit"])
+            results[first_of[row["device_id"], row["metric"], row["label"]]] = found
         self._metrics.series_created.inc(len(made))
 
     async def _rooms(self, devices: set[bytes]) -> dict[bytes, "_Room"]:
@@ -179,27 +239,38 @@ class Registry:
         rows = await connection.fetch(_DEVICES, [UUID(bytes=device) for device in devices])
         return {row["device_id"].bytes: _Room(row["organisation_id"].bytes, row["series"]) for row in rows}
 
-    def _enter(self, room: "_Room | None", name: SeriesName) -> Refusal | None:
+    def _enter(self, room: "_Room | None", counts: dict[bytes, int], name: SeriesName) -> Refusal | None:
         """Count one more series of a device and its organisation, or say why not."""
         if room is None or room.organisation != name.organisation:
             return _UNKNOWN_DEVICE
         device_max = self._settings.landing_series_per_device_max
         if room.series >= device_max:
             return Refusal("series_limit", f"the device has {room.series} series, of {device_max} at most")
-        count, most = self._series_counts[name.organisation], self.limits[name.organisation].series_max
+        count, most = counts[name.organisation], self.limits[name.organisation].series_max
         if count >= most:
             return Refusal("series_limit", f"the organisation has {count} series, of {most} at most")
         room.series += 1
-        self._series_counts[name.organisation] += 1
+        counts[name.organisation] += 1
         return None
 
-    async def _count(self, organisations: set[bytes]) -> None:
-        """How many series organisations have, counted again with each refresh, and may have."""
-        await self.learn(organisations - self.limits.keys())
+    async def _count(self, organisations: set[bytes]) -> dict[bytes, int]:
+        """How many series organisations have, under their lock.
+
+        Only those made since the last look are counted, for ids ascend in an organisation; all with each refresh.
+        """
         connection = await self._connected()
-        for organisation in organisations - self._series_counts.keys():
-            count = await connection.fetchval(_COUNT, UUID(bytes=organisation))
-            self._series_counts[organisation] = count
+        for organisation in organisations:
+            known = self._series_counts.get(organisation, _Count(0, 0))
+            row = await connection.fetchrow(_COUNT, UUID(bytes=organisation), known.through)
+            self._series_counts[organisation] = _Count(known.series + row["series"], row["through"])
+        return {organisation: self._series_counts[organisation].series for organisation in organisations}
+
+
+class _Count(NamedTuple):
+    """How many series with ids up to `through` an organisation has."""
+
+    series: int
+    through: int
 
 
 class _Room:
@@ -227,10 +298,11 @@ def _columns(names: Sequence[SeriesName]) -> tuple[list[Any], ...]:
     )
 
 
-def _fitting(name: SeriesName, unit: str, found: Found) -> Found | Refusal:
-    if unit == name.unit:
+def _fitting(name: SeriesName, found: Found) -> Found | Refusal:
+    """A reading without a unit is in the series' own."""
+    if name.unit in ("", found.unit):
         return found
-    return Refusal("unit_mismatch", f"the series is kept in {unit!r}, the reading came in {name.unit!r}")
+    return Refusal("unit_mismatch", f"the series is kept in {found.unit!r}, the reading came in {name.unit!r}")
 
 
 def _unstorable(name: SeriesName) -> Refusal | None:

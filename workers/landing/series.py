@@ -34,6 +34,7 @@ class Found(NamedTuple):
 
     series_id: int
     is_new: bool
+    unit: str = ""
 
 
 def cache_key(device: bytes, metric: str, label: str, unit: str) -> bytes:
@@ -65,10 +66,14 @@ class SeriesCache:
     def count(self) -> int:
         return len(self.ids)
 
-    def learn(self, key: bytes, found: Found) -> None:
-        self.slots[key] = len(self.ids)
-        self.ids.append(found.series_id)
-        self.newest.append(NEVER if found.is_new else self.bound)
+    def learn(self, name: SeriesName, found: Found) -> None:
+        """A channel without a unit and one with the series' own share a slot."""
+        twin = self.slots.get(cache_key(name.device, name.metric, name.label, "" if name.unit else found.unit))
+        if twin is None:
+            twin = len(self.ids)
+            self.ids.append(found.series_id)
+            self.newest.append(NEVER if found.is_new else self.bound)
+        self.slots[cache_key(*name[1:])] = twin
 
     def refuse(self, key: bytes, refusal: Refusal, until: float) -> None:
         """Remember a refusal; all are forgotten together, before the first of them is stale."""

@@ -17,6 +17,7 @@ import asyncpg
 from runtime.postgres import PostgresSettings, check_role, connect
 from workers.landing import books, columns, staging
 from workers.landing.failures import MiscountError, PositionMovedError
+from workers.landing.late import SpoolPart
 from workers.landing.plan import Plan
 from workers.landing.series import NEVER
 from workers.landing.staging import Judgement
@@ -32,7 +33,14 @@ _PLANNER: Final = {"enable_hashjoin": "off", "enable_mergejoin": "off", "work_me
 _SESSION: Final = "SELECT pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()"
 
 _POSITIONS: Final = """
-SELECT partition, position, high_water FROM log_positions WHERE source = $1 AND partition = ANY ($2::int[])"""
+SELECT partition, position, high_water, greatest(landed_until, position) AS landed_until, lost > 0 AS has_losses
+FROM log_positions WHERE source = $1 AND partition = ANY ($2::int[])"""
+
+# Partition p of a spool drains into partition p modulo the number of the log's.
+_SPOOLS: Final = """
+SELECT s.spool, s.partition, s.next, s.partition % g.partitions AS into
+FROM spool_positions s JOIN log_generations g ON g.source = $1
+WHERE s.partition % g.partitions = ANY ($2::int[])"""
 
 # Locked in the order of partitions, so that two workers cannot hold each other up.
 _ADVANCE: Final = """
@@ -40,7 +48,8 @@ WITH standing AS (
     SELECT partition FROM log_positions WHERE source = $1 AND partition = ANY ($2::int[])
     ORDER BY partition FOR UPDATE)
 UPDATE log_positions p
-SET position = w.position, high_water = greatest(p.high_water, w.high_water),
+SET position = w.position, landed_until = greatest(p.landed_until, w.position),
+    high_water = greatest(p.high_water, w.high_water),
     received_through = greatest(p.received_through, w.received_through), updated_at = now()
 FROM standing
 JOIN unnest($2::int[], $3::bigint[], $4::bigint[], $5::timestamptz[], $6::timestamptz[])
@@ -72,6 +81,11 @@ class Standing(NamedTuple):
 
     position: int
     high_water: int
+    landed_until: int
+    """Positions before it have landed, also where `position` was set back."""
+    has_losses: bool
+    spools: dict[SpoolPart, int]
+    """The next record of each spool that drains into it."""
 
 
 class Landed(NamedTuple):
@@ -140,9 +154,15 @@ class Store:
         """Where these partitions stand."""
         async with asyncio.timeout(self._settings.landing_transaction_timeout_s):
             rows = await self._connection.fetch(_POSITIONS, self._source, list(partitions))
+            drained = await self._connection.fetch(_SPOOLS, self._source, list(partitions))
+        spools: dict[int, dict[SpoolPart, int]] = {}
+        for row in drained:
+            spools.setdefault(row["into"], {})[row["spool"].bytes, row["partition"]] = row["next"]
         return {
-            row["partition"]: Standing(row["position"], NEVER if row["high_water"] is None else row["high_water"])
-            for row in rows
+            partition: Standing(
+                position, NEVER if high_water is None else high_water, landed_until, lost, spools.get(partition, {})
+            )
+            for partition, position, high_water, landed_until, lost in rows
         }
 
     async def undecodable_since(self, seconds: float) -> list[tuple[int, int]]:

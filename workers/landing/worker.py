@@ -94,8 +94,9 @@ class LandingWorker:
 
     @property
     def trouble(self) -> str | None:
-        """Why nothing lands right now, in words for an operator."""
-        return self._failure or self._leases.trouble or self._log.trouble
+        """Why nothing lands right now, or not all of it, in words for an operator."""
+        jump = next((holding.jump for holding in self._holdings.values() if holding.jump is not None), None)
+        return self._failure or self._leases.trouble or self._log.trouble or jump
 
     async def run(self, stop: asyncio.Event) -> None:
         """Until `stop`, then until the transaction under way has ended, within its time."""
@@ -209,6 +210,10 @@ class LandingWorker:
                 )
             holding = self._holdings[partition]
             holding.position = standing[partition].position
+            holding.landed_until = standing[partition].landed_until
+            holding.has_losses = standing[partition].has_losses
+            holding.spools = standing[partition].spools
+            holding.jump = None
             holding.cache = SeriesCache(standing[partition].high_water)
             holding.is_clean = True
         self._resolve_doubt(standing)
@@ -259,6 +264,8 @@ class LandingWorker:
         metrics.rows.labels("none", "quarantined").inc(sum(told.quarantined for told in plan.outcomes))
         metrics.refused.inc(sum(told.refused for told in plan.outcomes))
         metrics.records.inc(plan.records)
+        metrics.repeats.inc(plan.late.repeats)
+        metrics.spool_lost.inc(plan.late.lost)
         metrics.undecodable.inc(len(plan.undecodable))
         metrics.batch_rows.observe(plan.rows)
         metrics.batch_bytes.observe(plan.bytes)
@@ -311,7 +318,7 @@ class LandingWorker:
             self._records_max = max(1, plan.records // 2)
             return
         for part in _begun(plan):
-            self._rejecting.note((organisation for organisation, _ in part.received), self._clock.monotonic())
+            self._rejecting.note(part.organisations(), self._clock.monotonic())
             self._holdings[part.partition].rejected[part.expected] = str(error)
             self._metrics.rejected.inc()
             _log.error(
@@ -356,7 +363,16 @@ class LandingWorker:
                     "partitions wait for an upgrade of this worker: their next records are of a newer version",
                     extra={"versions": waiting},
                 )
+            self._look_again()
             await asyncio.sleep(self._settings.landing_lag_period_s)
+
+    def _look_again(self) -> None:
+        """An operator may have resolved what partitions wait for: take them up again from what the database says."""
+        jumped = [holding for holding in self._holdings.values() if holding.jump is not None]
+        for holding in jumped:
+            holding.is_clean = False
+        if jumped:
+            self._leases.changed.set()
 
     def _show(self, lags: Mapping[int, int]) -> None:
         for partition in self._shown - lags.keys():
