@@ -54,14 +54,14 @@ class Authority:
         self._connection_wait_s = connection_wait_s
 
     @asynccontextmanager
-    async def session(self, key: str, scope: str) -> AsyncIterator[Session]:
+    async def session(self, key: str, scope: str, *, writes: bool = False) -> AsyncIterator[Session]:
         """Raises the errors of a key that is not valid or lacks `scope`, and of a pool that is busy for too long."""
         try:
             connection = await self._pool.acquire(timeout=self._connection_wait_s)
         except TimeoutError:
             raise unavailable("overloaded", "too many requests are being answered: try again") from None
         try:
-            async with connection.transaction(readonly=True):
+            async with connection.transaction(readonly=not writes):
                 row = await connection.fetchrow(_AUTHENTICATE, self._hasher.digests(key))
                 if row is None:
                     raise token_invalid()

@@ -6,6 +6,8 @@ from typing import Final
 import orjson
 from aiohttp import web
 
+from runtime.secrets import without_secrets
+
 RETRY_AFTER_S: Final = (1, 5)
 
 
@@ -63,4 +65,5 @@ def error_response(error: ApiError, request_id: str) -> web.Response:
 
 
 def error_body(error: ApiError, request_id: str) -> bytes:
-    return orjson.dumps({"error": {"code": error.code, "message": error.message, "request_id": request_id}})
+    message = without_secrets(error.message)  # a parameter is named as it was sent, which may be anything
+    return orjson.dumps({"error": {"code": error.code, "message": message, "request_id": request_id}})

@@ -1,7 +1,7 @@
-"""Query parameters of the reading routes, checked. Left out: whether the device exists."""
+"""Query parameters, checked. Left out: whether a device exists."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -11,9 +11,11 @@ from uuid import UUID
 from multidict import MultiMapping
 
 from api.errors import invalid_parameter
+from api.quarantine import Filter
 
 NAME_CHARACTERS_MAX: Final = 256
 CURSOR_CHARACTERS_MAX: Final = 512
+_ATTEMPTS_MAX: Final = 1_000_000
 
 _RFC_3339: Final = re.compile(
     r"(\d{4}-\d\d-\d\d)[Tt](\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(?:([Zz])|([+\- ])(\d\d:\d\d))", re.ASCII
@@ -53,10 +55,31 @@ def span(query: Mapping[str, str], *, limit_default: int, limit_max: int) -> Spa
     order = query.get("order", "asc")
     if order not in ("asc", "desc"):
         raise invalid_parameter("order", "is asc (oldest first) or desc")
+    return Span(start, end, order == "desc", limit_of(query, limit_default, limit_max), cursor_of(query))
+
+
+def quarantine_filter(query: Mapping[str, str]) -> Filter:
+    start, end = _time(query, "from"), _time(query, "to")
+    if start is not None and end is not None and start > end:
+        raise invalid_parameter("from", "lies after `to`")
+    device = query.get("device_id")
+    device_id = None if device is None else _uuid("device_id", device)
+    attempts_max = _number(query, "attempts_max", _ATTEMPTS_MAX) if "attempts_max" in query else None
+    return Filter(_name(query, "code"), device_id, _name(query, "request_id"), start, end, attempts_max)
+
+
+def one_of(query: Mapping[str, str], name: str, choices: Sequence[str]) -> str | None:
+    text = query.get(name)
+    if text is not None and text not in choices:
+        raise invalid_parameter(name, f"is one of {', '.join(choices)}")
+    return text
+
+
+def cursor_of(query: Mapping[str, str]) -> str | None:
     cursor = query.get("cursor")
     if cursor is not None and len(cursor) > CURSOR_CHARACTERS_MAX:
         raise invalid_parameter("cursor", "was not given out by this service")
-    return Span(start, end, order == "desc", _limit(query, limit_default, limit_max), cursor)
+    return cursor
 
 
 def known_once(query: MultiMapping[str], known: frozenset[str]) -> dict[str, str]:
@@ -91,12 +114,14 @@ def _encodable(text: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
-def _limit(query: Mapping[str, str], default: int, most: int) -> int:
-    text = query.get("limit")
-    if text is None:
-        return min(default, most)
+def limit_of(query: Mapping[str, str], default: int, most: int) -> int:
+    return _number(query, "limit", most) if "limit" in query else min(default, most)
+
+
+def _number(query: Mapping[str, str], name: str, most: int) -> int:
+    text = query[name]
     if not text.isascii() or not text.isdecimal() or len(text) > 9 or not 1 <= int(text) <= most:
-        raise invalid_parameter("limit", f"is a number from 1 to {most}")
+        raise invalid_parameter(name, f"is a number from 1 to {most}")
     return int(text)
 
 

@@ -14,8 +14,10 @@ from aiohttp import web
 
 from api.auth import READ_SCOPE, Authority, presented_key
 from api.errors import ApiError, error_response, unavailable
+from api.ledger import LedgerRoutes
 from api.metrics import ApiMetrics
 from api.parameters import known_once, series_filter, span
+from api.quarantine_routes import QuarantineRoutes
 from api.readings import Cursors, find_series, fingerprint, read_latest, read_page, render
 from api.settings import ApiSettings
 from runtime.ids import uuid7
@@ -39,6 +41,8 @@ def create_app(
     app = web.Application(middlewares=[_Edge(metrics).handle])
     app.router.add_get("/api/v1/readings", readings.page, allow_head=False)
     app.router.add_get("/api/v1/readings/latest", readings.latest, allow_head=False)
+    LedgerRoutes(authority, Seal(ring, "ledger cursor"), settings).add_to(app.router)
+    QuarantineRoutes(authority, Seal(ring, "quarantine cursor"), settings).add_to(app.router)
     return app
 
 

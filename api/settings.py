@@ -25,3 +25,19 @@ class ApiSettings:
     api_connection_wait_ms: int = setting(
         2_000, unit="ms", least=1, why="For a session of the pool; beyond it the request is told to come back."
     )
+    api_quarantine_rows_max: int = setting(
+        500, unit="rows", least=1, most=10_000, why="Of one answer about the quarantine, about 8 kB each at most."
+    )
+    api_quarantine_rows_default: int = setting(
+        100, unit="rows", least=1, most=10_000, why="Of an answer whose request names no limit."
+    )
+    api_quarantine_changes_max: int = setting(
+        1_000,
+        unit="rows",
+        least=1,
+        most=100_000,
+        why="That one request replays or discards; it is repeated for the rest.",
+    )
+    api_quarantine_payload_bytes_max: int = setting(
+        8_000, unit="bytes", least=100, most=65_536, why="Of an edited payload: the longest text a reading may have."
+    )

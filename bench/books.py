@@ -6,8 +6,6 @@ Left out: how it got there.
 import asyncio
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
@@ -15,7 +13,7 @@ import asyncpg
 
 from bench.errors import BenchError
 from bench.parts import Parts
-from runtime.log import Bounds, Expected, LogSettings, open_log
+from runtime.log import Bounds, Expected, Log, LogSettings, open_log
 from schemas.topics import log_name
 
 POLL_S: Final = 0.01
@@ -29,27 +27,6 @@ SELECT coalesce(sum(received), 0)::bigint AS received, coalesce(sum(stored), 0):
        coalesce(sum(duplicates + conflicts + quarantined), 0)::bigint AS others
 FROM ledger WHERE organisation_id = $1"""
 _SERIES: Final = "SELECT series_id FROM series WHERE device_id = $1 AND metric = $2 AND label = ''"
-_VISIBLE: Final = "SELECT 1 FROM readings WHERE series_id = $1 AND ts = $2"
-
-
-@dataclass
-class Landing:
-    """How the positions moved on: moments, and how many records had landed by then."""
-
-    moments: list[tuple[float, int]] = field(default_factory=list)
-
-    def note(self, landed: int) -> None:
-        if not self.moments or self.moments[-1][1] != landed:
-            self.moments.append((time.perf_counter(), landed))
-
-    @property
-    def records_per_s(self) -> float:
-        """From the first commit seen to the last: what the first one brought is not counted."""
-        commits = self.moments[1:]
-        if len(commits) < 2:
-            raise BenchError("all of it landed at once: more readings are needed to tell a rate")
-        (began, first), (ended, last) = commits[0], commits[-1]
-        return (last - first) / (ended - began)
 
 
 class Books:
@@ -75,10 +52,14 @@ class Books:
         assert self._expected is not None
         return self._expected.source
 
-    async def log_ends(self) -> dict[int, int]:
+    async def open_log(self) -> Log:
+        """The log itself; whoever asks closes it."""
         assert self._expected is not None
         settings = LogSettings(log_url=self._parts.environment["SLUICE_LOG_URL"])
-        log = await open_log(settings, self._expected, client_id="sluice-bench")
+        return await open_log(settings, self._expected, client_id="sluice-bench")
+
+    async def log_ends(self) -> dict[int, int]:
+        log = await self.open_log()
         try:
             bounds: Mapping[int, Bounds] = await log.bounds()
             return {partition: bound.end for partition, bound in bounds.items()}
@@ -89,16 +70,14 @@ class Books:
         rows = await self._connection.fetch(_POSITIONS, self._source)
         return {row["partition"]: row["position"] for row in rows}
 
-    async def landed(self, timeout_s: float) -> Landing:
+    async def landed(self, timeout_s: float) -> None:
         """Wait until everything the log holds now has landed. Raises `BenchError` when that takes too long."""
         ends = await self.log_ends()
-        landing = Landing()
         deadline = time.perf_counter() + timeout_s
         while True:
             positions = await self.positions()
-            landing.note(sum(positions.values()))
             if all(positions[partition] >= end for partition, end in ends.items()):
-                return landing
+                return
             if time.perf_counter() > deadline:
                 raise BenchError(f"not all has landed after {timeout_s:g} s: {positions} of {ends}")
             await asyncio.sleep(POLL_S)
@@ -115,12 +94,3 @@ class Books:
         if series is None:
             raise BenchError(f"device {device} has no series {metric}")
         return series
-
-    async def visible(self, series: int, moment: datetime, timeout_s: float) -> float:
-        """When the reading of that series and moment could first be read."""
-        deadline = time.perf_counter() + timeout_s
-        while not await self._connection.fetchval(_VISIBLE, series, moment):
-            if time.perf_counter() > deadline:
-                raise BenchError(f"an acknowledged reading is not in the database after {timeout_s:g} s")
-            await asyncio.sleep(0.001)
-        return time.perf_counter()

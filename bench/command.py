@@ -1,15 +1,27 @@
 """`sluice bench`: its commands and their options. Left out: what they measure, and how that is shown."""
 
+import sys
 from pathlib import Path
 from typing import Final
 
 import click
 import orjson
 
+from bench import hostile as hostile_bench
 from bench import memory as memory_bench
 from bench import pipeline as pipeline_bench
 from bench.errors import BenchError
-from bench.report import memory_object, memory_tables, pipeline_object, pipeline_tables
+from bench.faults import run as faults_bench
+from bench.faults.catalogue import FAULTS
+from bench.faults.report import faults_object, faults_tables
+from bench.report import (
+    hostile_object,
+    hostile_tables,
+    memory_object,
+    memory_tables,
+    pipeline_object,
+    pipeline_tables,
+)
 
 CHECKOUT: Final = Path(__file__).resolve().parents[1]
 READINGS_MAX: Final = 20_000_000
@@ -37,7 +49,7 @@ def bench() -> None:
 @click.option("--processes", type=click.IntRange(1, 64), default=1, show_default=True, help="Of ingest.")
 @click.option("--series", type=click.IntRange(4, 400_000), default=5_000, show_default=True)
 @click.option("--singles", type=click.IntRange(1_000, 1_000_000), default=60_000, show_default=True,
-              help="Requests of one reading, for each way of sending one.")  # fmt: skip
+              help="Small requests, for each way of sending one.")  # fmt: skip
 @click.option("--single-connections", type=click.IntRange(1, 4_000), default=128, show_default=True,
               help="For those: so many that ingest is never idle, like the bare handler beside it.")  # fmt: skip
 @click.option("--times", type=click.Choice(["rfc3339", "epoch"]), default="rfc3339", show_default=True)
@@ -81,6 +93,49 @@ def memory(devices: int, series: int, as_json: bool, services: Path) -> None:
         raise BenchError("--series is a multiple of --devices, up to 1,000 of them each")
     figures = memory_bench.measure(devices, series, services)
     click.echo(orjson.dumps(memory_object(figures)).decode() if as_json else memory_tables(figures))
+
+
+@bench.command()
+@click.option("--requests", type=click.IntRange(1_000, 10_000_000), default=100_000, show_default=True)
+@click.option("--attackers", type=click.IntRange(1, 1_000), default=32, show_default=True, help="At a time.")
+@click.option("--seed", type=click.IntRange(0, 2**31), default=20_261_121, show_default=True,
+              help="The same one makes the same requests again.")  # fmt: skip
+@_json_option
+@_services_option
+def hostile(requests: int, attackers: int, seed: int, as_json: bool, services: Path) -> None:
+    """Hostile requests at the ingest face while good devices send: faults, crashes, memory. Exit status 1 for any."""
+    figures = hostile_bench.measure(hostile_bench.Options(requests, attackers, seed), services)
+    click.echo(orjson.dumps(hostile_object(figures)).decode() if as_json else hostile_tables(figures))
+    if figures.failures:
+        raise click.exceptions.Exit(1)
+
+
+@bench.command()
+@click.option("--seconds", type=click.FloatRange(2, 3_600), default=60, show_default=True, help="Of load, each.")
+@click.option("--hold", type=click.FloatRange(0.5, 600), default=10, show_default=True,
+              help="Seconds that each fault is there.")  # fmt: skip
+@click.option("--rate", type=click.IntRange(100, 1_000_000), help="Readings a second; else half the machine's.")
+@click.option("--only", metavar="NAME,…", help="Some of the faults.")
+@click.option("--list", "is_listed", is_flag=True, help="Print the names of all faults, and do nothing else.")
+@_json_option
+@click.option(
+    "--services",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=CHECKOUT / ".services",
+    metavar="DIR",
+    help="Where Kafka and databases of the run's own are made, and removed again: it kills them.",
+)
+def faults(
+    seconds: float, hold: float, rate: int | None, only: str | None, is_listed: bool, as_json: bool, services: Path
+) -> None:
+    """Break each part under load, and look every acknowledged reading up; status 1 if one is lost or doubled."""
+    if is_listed:
+        click.echo("\n".join(FAULTS))
+        return
+    names = tuple(only.split(",")) if only else tuple(FAULTS)
+    suite = faults_bench.measure(faults_bench.Options(seconds, hold, rate, names), services)
+    click.echo(orjson.dumps(faults_object(suite)).decode() if as_json else faults_tables(suite))
+    sys.exit(0 if suite.kept else 1)
 
 
 if __name__ == "__main__":

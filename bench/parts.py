@@ -14,7 +14,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -23,7 +23,7 @@ from urllib.parse import quote, urlsplit
 import asyncpg
 
 from bench.errors import BenchError
-from bench.usage import free_port, listener
+from bench.usage import family, free_port, listener
 from runtime.secrets import VARIABLE as KEYS_VARIABLE
 from runtime.secrets import new_ring
 
@@ -74,16 +74,17 @@ def real_parts(directory: Path) -> Iterator[Parts]:
     home = Path(tempfile.mkdtemp(prefix="bench-", dir=directory))
     progress(f"starting Kafka and TimescaleDB in {home}")
     try:
-        exported = _services(home, "start", "kafka", "timescaledb")
+        exported = run_services(home, "start", "kafka", "timescaledb")
         lines = [line.removeprefix("export ") for line in exported.splitlines()]
-        superuser_url = _superuser_url(home)
+        superuser_url = read_superuser_url(home)
         asyncio.run(_without_autovacuum(superuser_url))
         yield _migrated(dict(line.split("=", 1) for line in lines), superuser_url)
     finally:
-        _services(home, "wipe")
+        run_services(home, "wipe")
 
 
-def _services(home: Path, *arguments: str) -> str:
+def run_services(home: Path, *arguments: str) -> str:
+    """What the script prints about the instance in `home`. Raises `BenchError` for anything but success."""
     command = [str(SERVICES), "--dir", str(home), *arguments]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=START_TIMEOUT_S, check=False)
     if done.returncode:
@@ -91,7 +92,7 @@ def _services(home: Path, *arguments: str) -> str:
     return done.stdout
 
 
-def _superuser_url(home: Path) -> str:
+def read_superuser_url(home: Path) -> str:
     state = json.loads((home / "state.json").read_text())
     password = quote(state["passwords"]["postgres"])
     return f"postgresql://postgres:{password}@127.0.0.1:{state['ports']['timescaledb']}/sluice"
@@ -112,7 +113,7 @@ def _migrated(urls: Mapping[str, str], superuser_url: str | None) -> Parts:
     keys = os.environ.get(KEYS_VARIABLE) or str(new_ring())
     environment = {**os.environ, **urls, KEYS_VARIABLE: keys}
     done = subprocess.run(
-        _sluice("migrate"), env=environment, stdout=subprocess.DEVNULL, timeout=START_TIMEOUT_S, check=False
+        sluice_command("migrate"), env=environment, stdout=subprocess.DEVNULL, timeout=START_TIMEOUT_S, check=False
     )
     if done.returncode:
         raise BenchError("`sluice migrate` failed")
@@ -120,7 +121,7 @@ def _migrated(urls: Mapping[str, str], superuser_url: str | None) -> Parts:
     return Parts(environment, listener(log.port or 9092), listener(database.port or 5432), superuser_url)
 
 
-def _sluice(*arguments: str) -> list[str]:
+def sluice_command(*arguments: str) -> list[str]:
     return [sys.executable, "-P", "-m", "deploy.cli", *arguments]
 
 
@@ -153,8 +154,36 @@ class Process:
                 raise BenchError(f"{self.name} is not ready after {READY_TIMEOUT_S:g} s: {self._tail()}")
             await asyncio.sleep(POLL_S)
 
+    def output(self) -> str:
+        """All that it has written so far."""
+        return self._output.read_text(errors="replace")
+
     def _tail(self) -> str:
         return self._output.read_bytes()[-TAIL_BYTES:].decode(errors="replace")
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Where it stands, with its processes, until this is left."""
+        for pid in family(self.pid):
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in family(self.pid):
+                os.kill(pid, signal.SIGCONT)
+
+    @property
+    def status(self) -> int | None:
+        """Its exit status; None while it runs."""
+        return self._popen.poll()
+
+    @property
+    def failed(self) -> bool:
+        """Whether it has ended otherwise than it does when it is asked to."""
+        return self.status not in (None, 0)
+
+    def send_signal(self, number: signal.Signals) -> None:
+        self._popen.send_signal(number)
 
     async def stop(self) -> None:
         """Ask it to end, and make it when it does not."""
@@ -185,7 +214,7 @@ class Workshop:
         metrics = free_port()
         environment = {**self._parts.environment, **settings, "SLUICE_METRICS_LISTEN": f"127.0.0.1:{metrics}"}
         probe = f"http://127.0.0.1:{metrics}/health/ready"
-        return Role(await self.start(f"sluice {name}", _sluice(name), probe, environment), metrics)
+        return Role(await self.start(f"sluice {name}", sluice_command(name), probe, environment), metrics)
 
     async def start(
         self, name: str, argv: list[str], probe: str, environment: Mapping[str, str] | None = None
@@ -225,6 +254,9 @@ class Role:
 
     async def stop(self) -> None:
         await self.process.stop()
+
+    def held(self) -> AbstractContextManager[None]:
+        return self.process.held()
 
     async def metrics(self) -> dict[str, float]:
         """Its metrics by name and labels, as they are written."""

@@ -9,7 +9,6 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
 
@@ -20,25 +19,26 @@ from bench.books import Books
 from bench.errors import BenchError
 from bench.load import Clients, Load
 from bench.parts import Parts, Role, Workshop, progress, real_parts, workshop
+from bench.probe import IDLE, LOADED, Probe, open_probe
 from bench.registry import Registered, register
-from bench.singles import Request, Server, Single, Singles
+from bench.singles import Server, Single, Singles, Way
 from bench.usage import Meter, cpu_s, free_port, memory_bytes
-from bench.workload import INTERVAL_S, METRICS, Fleet, Round, json_post, shelly_get, single_post
+from bench.workload import INTERVAL_S, METRICS, Fleet, Round, shelly_get, single_post
 from bench.yardsticks import Copied, CopyTable, bare_handler
 
 TIMEOUT_S: Final = 600.0
-TRICKLE_SAMPLES: Final = 60
-TRICKLE_PAUSES_S: Final = (0.05, 0.11, 0.17, 0.23)
-TRICKLE_TIMEOUT_S: Final = 10.0
+TRICKLE_S: Final = 8.0
 DEVICES_A_CONNECTION: Final = 10
+#: Enough to be on all partitions.
+DEVICES_PROBED: Final = 10
+#: The longest there may be: the worker keeps its partitions while it is held.
+LEASE_TTL_S: Final = 300
 #: Of the run: long enough for the broker to compile what it runs most. At least each device once.
 WARM_UP_SHARE: Final = 10
-EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-#: The ways of sending one reading.
-SINGLES: Final[Mapping[str, Request]] = {
-    "Shelly GET": lambda token, number: shelly_get(token, 18 + number % 800 / 100),
-    "JSON POST": lambda token, number: single_post(token, 18 + number % 800 / 100),
-}
+WAYS: Final = (
+    Way("Shelly GET", 2, lambda token, number: shelly_get(token, 18 + number % 800 / 100, 40 + number % 300 / 10)),
+    Way("JSON POST", 1, lambda token, number: single_post(token, 18 + number % 800 / 100)),
+)
 
 
 @dataclass(frozen=True)
@@ -86,19 +86,24 @@ class EndToEnd:
     settling_cpu_s: float | None
     """PostgreSQL's, for what a run leaves to do, VACUUM ANALYZE and a checkpoint; None where it may not be asked."""
     batch_rows: float
-    receipt_to_commit_ms: Mapping[str, float]
-    """Of the oldest record of each batch, from the worker's own histogram."""
+    probed_s: Sequence[float]
+    """Of single readings sent meanwhile: from sending one until a query returned its row."""
     memory_peak_bytes: Mapping[str, int]
 
 
 @dataclass(frozen=True)
 class LandingAlone:
-    """A full log, landed with nothing else to do."""
+    """A full log, landed with nothing else to do, by a worker that was there already."""
 
-    readings_per_s: float
+    readings: int
+    seconds: float
     batch_rows: float
     worker_us: float
     postgresql_us: float
+
+    @property
+    def readings_per_s(self) -> float:
+        return self.readings / self.seconds
 
 
 @dataclass(frozen=True)
@@ -109,7 +114,8 @@ class Figures:
     end_to_end: EndToEnd
     landing: LandingAlone
     copied: Copied
-    trickle_s: list[float]
+    trickle_s: Sequence[float]
+    """As `probed_s`, with nothing else to do."""
     singles: Sequence[Single]
 
 
@@ -164,25 +170,21 @@ class _Run:
         self._first = Round(self._fleet, self._warm_up.next_first, each, options.requests)
         self._second = Round(self._fleet, self._first.next_first, each, options.requests)
         self._single_tokens = registered.tokens[devices:]
-        self._single_devices = registered.devices[devices:]
+        probed = registered.devices[devices : devices + DEVICES_PROBED]
+        self._probed = dict(zip(probed, self._single_tokens, strict=False))
 
     async def all(self, table: CopyTable) -> Figures:
         listen = {"SLUICE_HTTP_LISTEN": f"127.0.0.1:{self._port}"}
         ingest = await self._shop.role("ingest", SLUICE_HTTP_PROCESSES=str(self._options.processes), **listen)
-        worker = await self._shop.role("worker")
-        end_to_end = await self._end_to_end(ingest, worker)
+        worker = await self._shop.role("worker", SLUICE_LANDING_LEASE_TTL_S=str(LEASE_TTL_S))
+        async with open_probe(self._parts, self._books, self._port, self._probed, self._fleet.begin_s) as probe:
+            end_to_end = await self._end_to_end(ingest, worker, probe)
+            landing = await self._landing_alone(worker, table, round(end_to_end.batch_rows))
+            copied = await table.fill(self._second, round(landing.batch_rows))
+            progress("single readings, one at a time")
+            trickle_s = await probe.follow(asyncio.create_task(asyncio.sleep(TRICKLE_S)), IDLE)
         await worker.stop()
-
-        progress("filling the log, and the table of the yardstick")
-        await self._send(self._second)
-        await table.fill(self._warm_up, self._options.readings)
-        await table.fill(self._first, round(end_to_end.batch_rows))
-        # From here on both tables hold the same, and nothing is left to do for either.
-        await self._settle(table.name)
-        worker, landing = await self._landing_alone()
-        copied = await table.fill(self._second, round(landing.batch_rows))
-        trickle_s = await self._trickle()
-        await worker.stop()
+        self._sent += probe.sent
 
         singles = await self._singles(ingest)
         await self._shop.role("worker")
@@ -214,7 +216,7 @@ class _Run:
 
     # ------------------------------------------------------------ phases
 
-    async def _end_to_end(self, ingest: Role, worker: Role) -> EndToEnd:
+    async def _end_to_end(self, ingest: Role, worker: Role, probe: Probe) -> EndToEnd:
         progress(f"warming up with {self._warm_up.readings} readings")
         await self._send(self._warm_up)
         await self._books.landed(TIMEOUT_S)
@@ -226,86 +228,58 @@ class _Run:
                 ingest=ingest.pid, worker=worker.pid, kafka=self._parts.kafka, postgresql=self._parts.postgresql
             )
             began = time.perf_counter()
-            load = await self._send_lanes(clients, lanes, self._first.each)
-            landing = await self._books.landed(TIMEOUT_S)
-            taken = meter.read()
-        after = await worker.metrics()
+            loading = asyncio.create_task(self._send_lanes(clients, lanes, self._first.each))
+            probing = asyncio.create_task(probe.follow(loading, LOADED))
+            try:
+                load = await loading
+                await self._books.landed(TIMEOUT_S)
+                committed_s, taken = time.perf_counter() - began, meter.read()
+                probed_s = await probing
+            finally:
+                probing.cancel()
+        batch_rows = _batch_rows(before, await worker.metrics())
         settling = await self._settle("readings")
-        await self._books.check(self._sent)
-        gained = {name: value - before.get(name, 0.0) for name, value in after.items()}
+        await self._books.check(self._sent + probe.sent)
         peaks = {role: memory_bytes(pid, "VmHWM") for role, pid in (("ingest", ingest.pid), ("worker", worker.pid))}
-        receipt_to_commit = histogram_ms(gained, "sluice_landing_receipt_to_commit_seconds", 50, 95)
-        return EndToEnd(
-            load, landing.moments[-1][0] - began, taken, settling, _batch_rows(gained), receipt_to_commit, peaks
-        )
+        return EndToEnd(load, committed_s, taken, settling, batch_rows, probed_s, peaks)
 
-    async def _landing_alone(self) -> tuple[Role, LandingAlone]:
-        """The worker starts with the log full, and everything else idle."""
-        progress("landing what the log holds")
-        began = cpu_s(self._parts.postgresql)
-        watching = asyncio.create_task(self._books.landed(TIMEOUT_S))
-        worker = await self._shop.role("worker")
-        landing = await watching
-        readings = self._second.readings
-        postgresql_us = (cpu_s(self._parts.postgresql) - began) * 1e6 / readings
-        worker_us = cpu_s(worker.pid) * 1e6 / readings
-        rate = landing.records_per_s * self._second.each
-        return worker, LandingAlone(rate, _batch_rows(await worker.metrics()), worker_us, postgresql_us)
-
-    async def _trickle(self) -> list[float]:
-        """Single readings into a quiet system: seconds from sending one until a query returns its row."""
-        progress("single readings, one at a time")
-        token, device = self._single_tokens[0], self._single_devices[0]
-        samples = []
-        async with Clients(self._port, 1) as clients:
-            await self._send_lanes(clients, [[single_post(token, 20.0)]], 1)
-            await self._books.landed(TRICKLE_TIMEOUT_S)
-            series = await self._books.series_of(device, METRICS[0][0])
-            for number in range(TRICKLE_SAMPLES):
-                await asyncio.sleep(TRICKLE_PAUSES_S[number % len(TRICKLE_PAUSES_S)])
-                us = time.time_ns() // 1000
-                body = b'{"measurements":[{"type":"temperature","value":21.5,"ts":%d}]}' % us
-                began = time.perf_counter()
-                await self._send_lanes(clients, [[json_post(token, body)]], 1)
-                moment = EPOCH + timedelta(microseconds=us)
-                samples.append(await self._books.visible(series, moment, TRICKLE_TIMEOUT_S) - began)
-        return samples
+    async def _landing_alone(self, worker: Role, table: CopyTable, rows_per_copy: int) -> LandingAlone:
+        """The worker is held while the log is filled: neither its start nor its first looks are measured."""
+        progress("filling the log, and the table of the yardstick")
+        before = await worker.metrics()
+        with worker.held():
+            await self._send(self._second)
+            await table.fill(self._warm_up, self._options.readings)
+            await table.fill(self._first, rows_per_copy)
+            # From here on both tables hold the same, and nothing is left to do for either.
+            await self._settle(table.name)
+            progress("landing what the log holds")
+            meter = Meter(worker=worker.pid, postgresql=self._parts.postgresql)
+            began = time.perf_counter()
+        await self._books.landed(TIMEOUT_S)
+        seconds, taken = time.perf_counter() - began, meter.read()
+        batch_rows = _batch_rows(before, await worker.metrics())
+        worker_us, postgresql_us = (taken[part] * 1e6 / self._second.readings for part in ("worker", "postgresql"))
+        return LandingAlone(self._second.readings, seconds, batch_rows, worker_us, postgresql_us)
 
     async def _singles(self, ingest: Role) -> list[Single]:
-        """One reading a request, without a worker: over few connections, then over enough to keep ingest busy."""
+        """Small requests, without a worker: over few connections, then over enough to keep ingest busy."""
         bare = Server(*await bare_handler(self._shop))
         singles = Singles(Server(self._port, ingest.pid), bare, self._parts.kafka, self._single_tokens)
         measured = []
         for connections in (self._options.connections, self._options.single_connections):
-            for name, request in SINGLES.items():
-                progress(f"{name}, one reading a request, {connections} connections")
+            for way in WAYS:
+                progress(f"{way.name}, {connections} connections")
                 count = self._options.singles
-                measured.append(await singles.measure(name, request, count=count, connections=connections))
+                measured.append(await singles.measure(way, count=count, connections=connections))
         self._sent += singles.sent
         return measured
 
 
-# ---------------------------------------------------------------- reading metrics
-
-
-def _batch_rows(metrics: Mapping[str, float]) -> float:
-    batches = metrics["sluice_landing_batch_rows_count"]
+def _batch_rows(before: Mapping[str, float], after: Mapping[str, float]) -> float:
+    rows, batches = (
+        after[name] - before[name] for name in ("sluice_landing_batch_rows_sum", "sluice_landing_batch_rows_count")
+    )
     if not batches:
         raise BenchError("the worker says that it landed nothing")
-    return metrics["sluice_landing_batch_rows_sum"] / batches
-
-
-def histogram_ms(metrics: Mapping[str, float], name: str, *wanted: int) -> dict[str, float]:
-    """Percentiles of a Prometheus histogram of seconds: the upper bound of the bucket that each lies in."""
-    buckets = sorted(
-        (float(key.partition('le="')[2].rstrip('"}')), count)
-        for key, count in metrics.items()
-        if key.startswith(f"{name}_bucket")
-    )
-    total = buckets[-1][1] if buckets else 0.0
-    if not total:
-        raise BenchError(f"{name} has no observations")
-    return {
-        f"p{percent}": next(bound for bound, count in buckets if count * 100 >= total * percent) * 1000
-        for percent in wanted
-    }
+    return rows / batches

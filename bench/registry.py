@@ -14,6 +14,10 @@ DEVICES_A_TRANSACTION: Final = 250
 SERIES_MAX: Final = 10_000_000
 
 _ORGANISATION: Final = "INSERT INTO organisations (organisation_id, name, series_max) VALUES ($1, $2, $3)"
+#: A run sends as fast as it can: limits are counted as always, which has its cost, and never reached.
+_LIMITS: Final = """
+INSERT INTO limit_overrides (organisation_id, device_id, requests_per_minute, readings_per_minute, bytes_per_day)
+SELECT $1, device, 1000000000, 1000000000, 1000000000000 FROM unnest($2::uuid[]) AS d (device)"""
 _SITE: Final = "INSERT INTO sites (site_id, organisation_id, name) VALUES ($1, $2, 'Bench site')"
 _DEVICES: Final = """
 INSERT INTO devices (device_id, organisation_id, name, local_id)
@@ -43,6 +47,7 @@ async def register(connection: Any, secret_keys: str, count: int) -> Registered:
     async with connection.transaction():
         await _act_for(connection, organisation)
         await connection.execute(_ORGANISATION, organisation, f"Bench {organisation}", SERIES_MAX)
+        await connection.execute(_LIMITS, organisation, [None])
         await connection.execute(_SITE, site, organisation)
     devices = [uuid7() for _ in range(count)]
     tokens = [make_token(DEVICE_PREFIX) for _ in range(count)]
@@ -52,6 +57,7 @@ async def register(connection: Any, secret_keys: str, count: int) -> Registered:
         async with connection.transaction():
             await _act_for(connection, organisation)
             await connection.execute(_DEVICES, organisation, some, list(range(first, first + len(some))))
+            await connection.execute(_LIMITS, organisation, some)
             await connection.execute(_PLACES, organisation, some, site)
             await connection.execute(_CREDENTIALS, organisation, [uuid7() for _ in some], some, hashes)
     return Registered(organisation, devices, tokens)

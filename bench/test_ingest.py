@@ -5,6 +5,8 @@
 
 import asyncio
 from collections.abc import Callable
+from itertools import cycle
+from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
 
@@ -14,13 +16,14 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from bench.workload import Fleet, Round, single_post
 from ingest.admit import Admission, Admitted, Sender
-from ingest.credentials import Credentials
+from ingest.credentials import Credentials, Grant
 from ingest.formats import measurements_json, shelly_get
 from ingest.formats.shape import Submission
+from ingest.limits import Limits, LimitSettings
 from ingest.metrics import IngestMetrics
 from ingest.receipts import Place, Receipt, Receipts
 from ingest.settings import IngestSettings
-from runtime.clock import ManualClock
+from runtime.clock import ManualClock, SystemClock
 from runtime.secrets import DEVICE_PREFIX, Seal, TokenHasher, make_token, new_ring
 from schemas import record as records
 
@@ -110,7 +113,7 @@ class OneGrant:
         self._row = {
             "token_hash": token_hash, "kind": "device", "organisation_id": uuid4(), "device_id": uuid4(),
             "site_id": None, "local_id": "demo", "status": "active", "raw_retention_days": RETENTION_DAYS,
-            "expires_s": None, "epoch": 1,
+            "expires_s": None, "epoch": 1, "limits": None,
         }  # fmt: skip
 
     async def fetch(self, query: str, *arguments: Any) -> list[Any]:
@@ -136,6 +139,33 @@ def test_known_credential(benchmark: BenchmarkFixture) -> None:
     credentials = asyncio.run(know())
 
     assert benchmark(lambda: credentials.cached(hasher.digest(token))) is not None
+
+
+@pytest.mark.parametrize("overrides", [None, (10**9,) * 6, (0,) * 6], ids=["defaults", "high", "none"])
+@pytest.mark.parametrize("processes", [1, 2])
+def test_count_a_request(
+    benchmark: BenchmarkFixture, tmp_path: Path, processes: int, overrides: tuple[int, ...] | None
+) -> None:
+    """A request of one reading against all its limits, from one of 10,000 devices of 1,000 organisations."""
+    clock = SystemClock()
+    limits = [Limits(LimitSettings(), clock, tmp_path) for _ in range(processes)]
+    organisations = [uuid4().bytes for _ in range(1_000)]
+    grants = cycle([_grant(organisations[number % 1_000], overrides) for number in range(10_000)])
+
+    def count() -> None:
+        grant = next(grants)
+        limits[0].request(grant, clock.now_us())
+        limits[0].volume(grant, 1, 80)
+
+    # Not as often as it likes: nobody is to reach a limit.
+    benchmark.pedantic(count, rounds=10, iterations=20_000, warmup_rounds=1)  # type: ignore[no-untyped-call]
+    for one in limits:
+        one.close()
+
+
+def _grant(organisation: bytes, overrides: tuple[int, ...] | None) -> Grant:
+    device = uuid4().bytes
+    return Grant("device", organisation, device, None, "demo", False, 396, 1e12, device, 1, 0.0, overrides)
 
 
 def test_make_receipt(benchmark: BenchmarkFixture) -> None:

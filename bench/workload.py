@@ -120,10 +120,10 @@ def json_post(token: str, body: bytes) -> bytes:
     )
 
 
-def shelly_get(token: str, value: float) -> bytes:
-    """As a Shelly reports one value: the token in the path, no time."""
+def shelly_get(token: str, temperature: float, humidity: float) -> bytes:
+    """As a Shelly reports: the token in the path, no time."""
     return (
-        f"GET /v1/ingest/shelly/{token}?temp={value:.2f} HTTP/1.1\r\n"
+        f"GET /v1/ingest/shelly/{token}?temp={temperature:.2f}&hum={humidity:.1f} HTTP/1.1\r\n"
         "Host: 127.0.0.1\r\nUser-Agent: ShellyHT/20230913-113421\r\nConnection: keep-alive\r\n\r\n"
     ).encode()
 

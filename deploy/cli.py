@@ -2,20 +2,26 @@
 
 import asyncio
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version as installed_version
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TextIO, TypeVar
 from uuid import UUID
 
 import click
 import orjson
 
-from deploy.commands import migrate_all, print_token, seed_demo
+from api.parameters import parse_time
+from api.quarantine import HELD, STATES, Filter
+from api.registry import LIMITS
+from deploy.commands import migrate_all, print_limits, print_spools, print_token, seed_demo, skip_spool
+from deploy.quarantine import Desk, open_desk, payload_bytes_max
 from deploy.roles import ROLES, Launch, run_role
 from deploy.settings import DeploySettings, load
 from deploy.up import run_up, with_port
+from deploy.verifying import verify as verify_all
+from ingest.limits_table import COUNT_MAX as LIMIT_MAX
 from runtime.errors import ConfigurationError, SluiceError
 from runtime.lifecycle import run
 from runtime.logging import LoggingSettings, set_up_logging
@@ -24,6 +30,10 @@ from runtime.settings import Settings
 from runtime.supervisor import EXIT_REFUSED, INHERITED_OPTION, Inherited
 
 EXIT_UNAVAILABLE: Final = 1
+#: Of `sluice verify`, which says with EXIT_REFUSED that it could not tell.
+EXIT_DIFFERS: Final = 1
+#: More than any payload may have; read at most.
+PAYLOAD_CHARACTERS_MAX: Final = 100_000
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -159,6 +169,36 @@ def seed(json: bool | None) -> None:
     asyncio.run(seed_demo(_load(json=json)))
 
 
+def _moment(context: click.Context, parameter: click.Parameter, text: str | None) -> datetime | None:
+    try:
+        return None if text is None else parse_time(text)
+    except (ValueError, OverflowError):
+        said = "neither RFC 3339 with an offset nor seconds since 1970"
+        raise click.BadParameter(said, context, parameter) from None
+
+
+@main.command()
+@click.option("--since", callback=_moment, metavar="TIME", help="Judge what was received from then on.")
+@click.option("--until", callback=_moment, metavar="TIME", help="Judge what was received before.")
+@click.option("--organisation", type=click.UUID, help="Judge only what is of this organisation.")
+@click.option("--rate", type=int, metavar="N", help="Readings a second at most, beside a live system; 0: no limit.")
+@_json_option
+def verify(
+    since: datetime | None, until: datetime | None, organisation: UUID | None, rate: int | None, json: bool | None
+) -> None:
+    """Read the log again and find every reading in the store or the quarantine, and every stored row in the log.
+
+    Exit status: 0 when all is where it must be, 1 on any difference, 2 when that cannot be told.
+    """
+    try:
+        settings = _load(verify_rate=rate, json=json)
+        is_right = asyncio.run(verify_all(settings, since=since, until=until, organisation=organisation))
+    except SluiceError as error:
+        _refuse(error, EXIT_REFUSED)
+    else:
+        sys.exit(0 if is_right else EXIT_DIFFERS)
+
+
 @main.group()
 def token() -> None:
     """Make secret keys and tokens; each is shown once."""
@@ -171,19 +211,15 @@ def token_keys() -> None:
     click.echo(str(KeyRing.parse(present).rotated() if present else new_ring()))
 
 
-def _token_command(kind: str, owner: str, what: str) -> None:
+def _token_command(kind: str, owner: str, what: str, *options: Callable[[click.Command], click.Command]) -> None:
     @token.command(kind, help=f"Make {what}.")
     @click.argument(owner, type=click.UUID)
     @click.option("--name", default="", help="To know it again by.")
     @click.option("--expires-in-days", type=click.IntRange(min=1, max=36_500), help="It ends by itself.")
-    @click.option("--scope", "scopes", multiple=True, help="Of an API key: owner (all), readings:read.")
     @_json_option
     def make(
-        name: str, expires_in_days: int | None, scopes: tuple[str, ...], json: bool | None, **owners: UUID
+        name: str, expires_in_days: int | None, json: bool | None, scopes: tuple[str, ...] = (), **owners: UUID
     ) -> None:
-
-        if scopes and kind != "api-key":
-            raise ConfigurationError("--scope is for API keys")
         expires_at = None if expires_in_days is None else datetime.now(UTC) + timedelta(days=expires_in_days)
         settings = _load(json=json)
         asyncio.run(
@@ -192,10 +228,226 @@ def _token_command(kind: str, owner: str, what: str) -> None:
             )
         )
 
+    for option in options:
+        option(make)
+
 
 _token_command("device", "device_id", "a token with which one device sends its readings")
 _token_command("gateway", "site_id", "a token with which a gateway sends for every device of its site")
-_token_command("api-key", "organisation_id", "a key that may read (and later change) what an organisation owns")
+_token_command(
+    "api-key",
+    "organisation_id",
+    "a key that may read (and later change) what an organisation owns",
+    click.option("--scope", "scopes", multiple=True, help="What it may do: owner (all), readings:read."),
+)
+
+
+@main.group()
+def spool() -> None:
+    """Show how far spools have landed, or go on where their records are lost for good."""
+
+
+@spool.command("list")
+@_json_option
+def spool_list(json: bool | None) -> None:
+    """Print how far each partition of each spool has landed, newest first."""
+    asyncio.run(print_spools(_load(json=json)))
+
+
+@spool.command("skip")
+@click.argument("spool_id", metavar="SPOOL", type=click.UUID)
+@click.argument("partition", type=click.IntRange(min=0))
+@click.argument("sequence", type=click.IntRange(min=1))
+@_json_option
+def spool_skip(spool_id: UUID, partition: int, sequence: int, json: bool | None) -> None:
+    """Count the records of SPOOL before SEQUENCE that have not landed as lost, and let landing go on there."""
+    asyncio.run(skip_spool(_load(json=json), spool_id, partition, sequence))
+
+
+@main.group()
+def limits() -> None:
+    """Show or change what a device, a site's gateways or an organisation may send."""
+
+
+def _limits_of(command: F) -> F:
+    for owner, whose in (("organisation", "an organisation"), ("site", "a site's gateways"), ("device", "a device")):
+        command = click.option(f"--{owner}", type=click.UUID, metavar="ID", help=f"The limits of {whose}.")(command)
+    return _json_option(command)
+
+
+def _one_owner(owners: Mapping[str, UUID | None]) -> tuple[str, UUID]:
+    named = [(what, owner) for what, owner in owners.items() if owner is not None]
+    if len(named) != 1:
+        raise ConfigurationError("name whose limits they are, by one of --device, --site and --organisation")
+    return named[0]
+
+
+@limits.command("show")
+@_limits_of
+def limits_show(json: bool | None, **owners: UUID | None) -> None:
+    """Print the limits that apply, and where they come from."""
+    asyncio.run(print_limits(_load(json=json), *_one_owner(owners), {}))
+
+
+@limits.command("set")
+@click.option("--requests-per-minute", metavar="N", help="0: no limit; `default`: as the settings say.")
+@click.option("--readings-per-minute", metavar="N", help="Likewise.")
+@click.option("--bytes-per-day", metavar="N", help="Of bodies, unpacked, per day of UTC. Likewise.")
+@_limits_of
+def limits_set(
+    requests_per_minute: str | None,
+    readings_per_minute: str | None,
+    bytes_per_day: str | None,
+    json: bool | None,
+    **owners: UUID | None,
+) -> None:
+    """Override limits; those not named stay. Running processes follow within a second."""
+    values = _limits_given(requests_per_minute, readings_per_minute, bytes_per_day)
+    asyncio.run(print_limits(_load(json=json), *_one_owner(owners), values))
+
+
+def _limits_given(*texts: str | None) -> dict[str, int | None]:
+    values: dict[str, int | None] = {}
+    for name, text in zip(LIMITS, texts, strict=True):
+        if text == "default":
+            values[name] = None
+        elif text is not None and text.isdecimal() and len(text) < 20 and int(text) <= LIMIT_MAX:
+            values[name] = int(text)
+        elif text is not None:
+            option = name.replace("_", "-")
+            raise ConfigurationError(f"--{option} {text!r} is neither `default` nor a number from 0 to {LIMIT_MAX}")
+    if not values:
+        raise ConfigurationError("name a limit to set: --requests-per-minute, --readings-per-minute, --bytes-per-day")
+    return values
+
+
+# ---------------------------------------------------------------- quarantine
+
+
+@main.group("quarantine")
+def quarantine_group() -> None:
+    """Look at what was set aside, mend it, replay it, or throw it away."""
+
+
+def _at_the_desk(json: bool | None, do: Callable[[Desk, Settings], Coroutine[Any, Any, None]]) -> None:
+    settings = _load(json=json)
+
+    async def work() -> None:
+        async with open_desk(settings) as desk:
+            await do(desk, settings)
+
+    asyncio.run(work())
+
+
+def _filter_options(command: F) -> F:
+    for option in (
+        click.option("--attempts-max", type=click.IntRange(min=1), help="1: what was never replayed."),
+        click.option("--to", "end", callback=_moment, metavar="TIME", help="Received before it."),
+        click.option("--from", "start", callback=_moment, metavar="TIME", help="Received from it on."),
+        click.option("--request-id", help="Of the request that brought it."),
+        click.option("--device", "device_id", type=click.UUID, help="Of one device."),
+        click.option("--code", help="Set aside for this reason."),
+        click.option("--organisation", type=click.UUID, help="Whose; may be left out where there is only one."),
+    ):
+        command = option(command)
+    return command
+
+
+_state_option: Final = click.option("--state", type=click.Choice(STATES), help="What became of it.")
+_unreadable_option: Final = click.option(
+    "--unreadable", is_flag=True, help="Records that nobody can read, which belong to no organisation."
+)
+_note_option: Final = click.option("--note", required=True, help="Why; it is kept.")
+_ids_argument: Final = click.argument("ids", type=click.UUID, nargs=-1)
+
+
+@quarantine_group.command("list")
+@_filter_options
+@_state_option
+@_unreadable_option
+@click.option("--limit", type=click.IntRange(1, 10_000), default=100, show_default=True)
+@_json_option
+def quarantine_list(
+    json: bool | None, organisation: UUID | None, state: str | None, unreadable: bool, limit: int, **wanted: Any
+) -> None:
+    """List rows, newest first."""
+    found = Filter(**wanted)
+    if unreadable and (organisation is not None or found.names_something):
+        raise ConfigurationError("--unreadable goes with --state and --limit alone")
+    if unreadable:
+        _at_the_desk(json, lambda desk, _: desk.list_unreadable(state, limit))
+    else:
+        _at_the_desk(json, lambda desk, _: desk.list(organisation, found, state, limit))
+
+
+@quarantine_group.command("show")
+@click.argument("quarantine_id", metavar="ID", type=click.UUID)
+@_json_option
+def quarantine_show(quarantine_id: UUID, json: bool | None) -> None:
+    """Show one row with its payload, and the one it had before it was edited."""
+    _at_the_desk(json, lambda desk, _: desk.show(quarantine_id))
+
+
+@quarantine_group.command("summary")
+@_filter_options
+@_state_option
+@_json_option
+def quarantine_summary(json: bool | None, organisation: UUID | None, state: str | None, **wanted: Any) -> None:
+    """Count rows by code and device; held ones, unless another state is named."""
+    _at_the_desk(json, lambda desk, _: desk.summary(organisation, Filter(**wanted), state or HELD, 1_000))
+
+
+@quarantine_group.command("edit")
+@click.argument("quarantine_id", metavar="ID", type=click.UUID)
+@click.argument("payload", type=click.File("r"), default="-")
+@_json_option
+def quarantine_edit(quarantine_id: UUID, payload: TextIO, json: bool | None) -> None:
+    """Replace a held row's payload with the measurement in a file, or on the standard input."""
+    text = payload.read(PAYLOAD_CHARACTERS_MAX)
+    _at_the_desk(json, lambda desk, settings: desk.edit(quarantine_id, text, payload_bytes_max(settings)))
+
+
+@quarantine_group.command("replay")
+@_ids_argument
+@_filter_options
+@click.option("--all", "everything", is_flag=True, help="Everything that is held.")
+@_json_option
+def quarantine_replay(
+    ids: tuple[UUID, ...], json: bool | None, organisation: UUID | None, everything: bool, **wanted: Any
+) -> None:
+    """Have rows judged and stored again, by their ids or by a filter. A running ingest does it."""
+    found = _which(ids, organisation, everything, wanted)
+    if ids:
+        _at_the_desk(json, lambda desk, _: desk.replay(ids))
+    else:
+        _at_the_desk(json, lambda desk, _: desk.replay_found(organisation, found))
+
+
+@quarantine_group.command("discard")
+@_ids_argument
+@_filter_options
+@_unreadable_option
+@_note_option
+@_json_option
+def quarantine_discard(
+    ids: tuple[UUID, ...], json: bool | None, organisation: UUID | None, unreadable: bool, note: str, **wanted: Any
+) -> None:
+    """Throw rows away for good, by their ids or by a filter."""
+    found = _which(ids, organisation, unreadable, wanted)
+    if unreadable:
+        _at_the_desk(json, lambda desk, _: desk.discard_unreadable(note))
+    elif ids:
+        _at_the_desk(json, lambda desk, _: desk.discard(ids, note))
+    else:
+        _at_the_desk(json, lambda desk, _: desk.discard_found(organisation, found, note))
+
+
+def _which(ids: tuple[UUID, ...], organisation: UUID | None, flagged: bool, wanted: Mapping[str, Any]) -> Filter:
+    """Raises `ConfigurationError` unless exactly one of ids, a filter and a flag says what is meant."""
+    found = Filter(**wanted)
+    if bool(ids) + found.names_something + flagged != 1 or (ids and organisation is not None):
+        raise ConfigurationError("say what is meant by ids, or by a filter, or by an option for everything")
+    return found
 
 
 @main.command()

@@ -9,16 +9,19 @@ from uuid import UUID
 import click
 import orjson
 
+from deploy import spool
 from deploy.database import bring_up_to_date, check_up_to_date, connect_owner, migrations
 from deploy.generation import Closed, Generation, follow_generation
-from deploy.operator import Demo, issue_token, seed
+from deploy.operator import Demo, issue_token, override_limits, seed
 from deploy.settings import DeploySettings
+from ingest.limits import KINDS, LimitSettings, defaults
 from ingest.settings import IngestSettings
 from runtime.log import LogSettings
 from runtime.migrate import exclusively, migrate
 from runtime.postgres import PostgresSettings, check_role, connect
 from runtime.secrets import KeyRing, SecretSettings, TokenHasher
 from runtime.settings import Settings
+from runtime.tls import TlsSettings
 
 
 async def migrate_all(settings: Settings, *, new_generation: bool, abandon: bool) -> None:
@@ -80,12 +83,41 @@ async def seed_demo(settings: Settings) -> None:
         demo = await seed(connection, hasher)
     finally:
         await connection.close()
-    print_demo(settings, demo, public_url(settings))
+    print_demo(settings, demo, public_url(settings, settings.get(IngestSettings).http_listen))
 
 
-def public_url(settings: Settings) -> str:
-    """How devices reach the ingest face."""
-    return settings.get(DeploySettings).public_url.rstrip("/") or f"http://{settings.get(IngestSettings).http_listen}"
+async def print_spools(settings: Settings) -> None:
+    """`sluice spool list`."""
+    connection = await login(settings)
+    try:
+        rows = await spool.standing(connection)
+    finally:
+        await connection.close()
+    if settings.get(DeploySettings).json:
+        click.echo(orjson.dumps(rows).decode())
+        return
+    for row in rows:
+        lost = f", {row['lost']} lost" if row["lost"] else ""
+        click.echo(f"{row['spool']}  partition {row['partition']}  landed {row['next']}{lost}  {row['updated_at']}")
+
+
+async def skip_spool(settings: Settings, name: UUID, partition: int, sequence: int) -> None:
+    """`sluice spool skip`."""
+    connection = await login(settings)
+    try:
+        lost = await spool.skip(connection, name, partition, sequence)
+    finally:
+        await connection.close()
+    if settings.get(DeploySettings).json:
+        click.echo(orjson.dumps({"lost": lost}).decode())
+    else:
+        click.echo(f"{lost} records are counted as lost; landing goes on at {sequence} within a minute")
+
+
+def public_url(settings: Settings, address: str) -> str:
+    """How devices reach the ingest face, which listens at `address`."""
+    scheme = "https" if settings.get(TlsSettings).tls_certificate_file else "http"
+    return settings.get(DeploySettings).public_url.rstrip("/") or f"{scheme}://{address}"
 
 
 def print_demo(settings: Settings, demo: Demo, url: str, *, hint: str = "") -> None:
@@ -122,3 +154,22 @@ async def print_token(
     finally:
         await connection.close()
     click.echo(orjson.dumps({"token": token}).decode() if settings.get(DeploySettings).json else token)
+
+
+async def print_limits(settings: Settings, what: str, owner: UUID, values: dict[str, int | None]) -> None:
+    """`sluice limits show` and, with values, `set`."""
+    await check_up_to_date(settings)
+    connection = await login(settings)
+    try:
+        limits = await override_limits(connection, what, owner, values)
+    finally:
+        await connection.close()
+    if settings.get(DeploySettings).json:
+        click.echo(orjson.dumps(limits).decode())
+        return
+    scope = "gateway" if what == "site" else what
+    for kind, default in zip(KINDS, defaults(settings.get(LimitSettings))[scope], strict=True):
+        own = limits[kind.name]
+        variable = f"SLUICE_LIMIT_{scope}_{kind.name}".upper()
+        value, origin = (default, f"{variable} as set here") if own is None else (own, "override")
+        click.echo(f"{kind.name} = {value or 'no limit'}  [{origin}]")

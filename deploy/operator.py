@@ -9,7 +9,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from api.auth import OWNER_SCOPE
-from api.registry import Credentials, acting_for, add_device, add_organisation, add_site
+from api.registry import LIMITS, Credentials, acting_for, add_device, add_organisation, add_site, set_limits
 from runtime.errors import ConfigurationError
 from runtime.ids import uuid7
 from runtime.secrets import TokenHasher
@@ -68,6 +68,10 @@ async def _make_demo(connection: Any, organisation: UUID) -> Demo:
     await add_organisation(connection, organisation, DEMO_NAME)
     site = await add_site(connection, organisation, "Demo site")
     device = await add_device(connection, organisation, site, "Demo device", "demo")
+    # Who tries things out measures what the machine can do, not a setting.
+    unlimited = dict.fromkeys(LIMITS, 0)
+    await set_limits(connection, organisation, unlimited)
+    await set_limits(connection, organisation, unlimited, device=device)
     return Demo(organisation, site, device)
 
 
@@ -100,6 +104,17 @@ async def issue_token(
         if kind == "gateway":
             return await credentials.add_gateway_token(organisation, owner, name=name, expires_at=expires_at)
         return await credentials.add_api_key(organisation, scopes, name=name, expires_at=expires_at)
+
+
+async def override_limits(
+    connection: Any, what: str, owner: UUID, values: dict[str, int | None]
+) -> dict[str, int | None]:
+    """Change limits of a device, site (its gateways) or organisation; with no `values`, tell them. None: default."""
+    organisation = await _organisation_of(connection, what, owner)
+    device = owner if what == "device" else None
+    site = owner if what == "site" else None
+    async with acting_for(connection, organisation):
+        return await set_limits(connection, organisation, values, device=device, site=site)
 
 
 async def _organisation_of(connection: Any, what: str, identifier: UUID) -> UUID:

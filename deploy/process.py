@@ -13,11 +13,11 @@ from typing import Any, Final, TypeVar
 import asyncpg
 
 from deploy.database import prepare
-from deploy.generation import READER_ROLE, Generation, Guard, open_generation
+from deploy.generation import READER_ROLE, Generation, Guard, active_generation, open_generation
 from runtime.errors import UnavailableError
-from runtime.health import Health
+from runtime.health import Check, Health
 from runtime.lifecycle import LifecycleSettings, Teardown, first_of
-from runtime.log import LogSettings
+from runtime.log import LateLog, LogSettings
 from runtime.log.port import Log
 from runtime.metrics import VARIABLE as METRICS_VARIABLE
 from runtime.metrics import MetricsServer, MetricsSettings, Render, render_own
@@ -42,15 +42,19 @@ class Process:
         self.health = Health()
         self.teardown = Teardown(settings.get(LifecycleSettings).shutdown_timeout_ms / 1000)
         self.tasks: list[asyncio.Task[Any]] = []
+        self._forget_log_check: Callable[[], None] = lambda: None
 
     async def serve(self, start: Callable[["Process"], Coroutine[Any, Any, None]]) -> None:
         """Start, work until told to stop or a part fails, end. Raises what made the start or the work fail."""
+        # Not ready until the work has begun: a parent, or an orchestrator, may end a predecessor on that word.
+        begun = self.health.register(self.name, lambda: "it is starting")
         starting = asyncio.create_task(start(self), name="start")
         stopping = asyncio.create_task(self.stop.wait(), name="stop")
         try:
             await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
             if starting.done():
                 starting.result()
+                begun()
                 _log.info("ready", extra={"role": self.name})
                 await first_of(self.stop, *self.tasks)
         finally:
@@ -125,13 +129,50 @@ class Process:
     async def log(self) -> tuple[Generation, Log]:
         """The active generation, which nobody closes while we use it, and its log, which is a health check."""
         generation, log = await self.patiently("log", self._open_log)
+        self._use_log(log)
+        await self._guard(generation)
+        return generation, log
+
+    async def log_that_may_be_away(self) -> Log:
+        """The same for who can do without the log for a while; where it cannot be reached, it is opened beside."""
+        generation = await self.patiently("generation", self._find_generation)
+        await self._guard(generation)
+        try:
+            _, log = await self._open_log()
+        except UnavailableError as error:
+            late = LateLog(self.settings.get(LogSettings), generation.expected, str(error))
+            self._use_log(late)
+            self.run_beside("log", late.keep_opening(self._open_log_alone))
+            return late
+        self._use_log(log)
+        return log
+
+    def _use_log(self, log: Log) -> None:
         self.teardown.add("log", log.close)
-        self.health.register("log", lambda: log.trouble)
+        self._forget_log_check = self.health.register("log", lambda: log.trouble)
+
+    def check_log_by(self, check: Check) -> None:
+        """Ask `check` whether the log's trouble makes the process unready."""
+        self._forget_log_check()
+        self._forget_log_check = self.health.register("log", check)
+
+    async def _guard(self, generation: Generation) -> None:
         guard = Guard(self.settings.get(PostgresSettings), generation.source, f"sluice {self.name}")
         self.teardown.add("guard", guard.release)
         await self.patiently("generation", guard.take)
         self.run_beside("guard", guard.keep())
-        return generation, log
+
+    async def _find_generation(self) -> Generation:
+        connection = await connect(
+            self.settings.get(PostgresSettings), role=READER_ROLE, application=f"sluice {self.name} start"
+        )
+        try:
+            return await active_generation(connection, self.settings.get(LogSettings).log_url)
+        finally:
+            await connection.close()
+
+    async def _open_log_alone(self) -> Log:
+        return (await self._open_log())[1]
 
     async def _open_log(self) -> tuple[Generation, Log]:
         connection = await connect(

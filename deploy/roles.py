@@ -7,6 +7,7 @@ import asyncio
 import socket
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from api.metrics import ApiMetrics
@@ -15,22 +16,32 @@ from api.serving import ApiFace
 from api.settings import ApiSettings
 from deploy.process import Process
 from deploy.settings import DeploySettings
-from ingest.http.compose import make_service
+from ingest.addresses import Proxies
+from ingest.http.compose import make_replayer, make_service
 from ingest.http.service import IngestService
+from ingest.limits import Limits, LimitSettings
 from ingest.metrics import IngestMetrics
-from ingest.settings import IngestSettings
+from ingest.registry import Connections
+from ingest.replay import Replayer
+from ingest.settings import IngestSettings, ReplaySettings, SpoolSettings
+from ingest.spool.spool import Spool
 from runtime.clock import SystemClock
+from runtime.errors import ConfigurationError
 from runtime.http.server import Handler, HttpServer, HttpSettings, Refuse
 from runtime.lifecycle import LifecycleSettings
+from runtime.log import LogSettings
 from runtime.log.port import Log
 from runtime.notifications import Notifications
 from runtime.postgres import PostgresSettings
 from runtime.secrets import KeyRing, SecretSettings
 from runtime.settings import Settings
 from runtime.supervisor import Inherited
+from runtime.tls import TlsSettings, server_tls
 from workers.landing.worker import run_worker
-from workers.metrics import LandingMetrics
-from workers.settings import LandingSettings
+from workers.ledger import LedgerTotals
+from workers.metrics import LandingMetrics, LedgerMetrics, QuarantineMetrics
+from workers.quarantine import Bounds
+from workers.settings import LandingSettings, LedgerSettings, QuarantineSettings
 
 
 @dataclass(frozen=True)
@@ -93,19 +104,19 @@ def _parent(role: Role, argv: Sequence[str]) -> Callable[[Process], Coroutine[An
 def _child(role: Role, inherited: Inherited) -> Callable[[Process], Coroutine[Any, Any, None]]:
     async def start(process: Process) -> None:
         process.ignore_hangup()
-        # Not ready until the work has begun: the parent may end a predecessor on that word.
-        begun = process.health.register(role.name, lambda: "it is starting")
         process.report_to_parent(inherited)
         await process.prepare_database(may_change=False)
         await role.work(process, inherited.listeners)
-        begun()
 
     return start
 
 
 def _listen(role: Role, process: Process) -> list[socket.socket]:
     address = role.address(process.settings)
-    return [] if address is None else [process.listen(*address)]
+    if address is None:
+        return []
+    server_tls(process.settings.get(TlsSettings))  # a bad certificate is told before anything is waited for
+    return [process.listen(*address)]
 
 
 def _closer(listener: socket.socket) -> Callable[[], Coroutine[Any, Any, None]]:
@@ -119,7 +130,16 @@ async def serve(
     process: Process, listener: socket.socket, handler: Handler, refuse: Refuse, request_factory: Any = None
 ) -> HttpServer:
     """Answer requests on `listener` until the process ends; those in flight are answered then."""
-    server = HttpServer(listener, handler, process.settings.get(HttpSettings), refuse, request_factory)
+    settings = process.settings
+    server = HttpServer(
+        listener,
+        handler,
+        settings.get(HttpSettings),
+        refuse,
+        request_factory,
+        tls=server_tls(settings.get(TlsSettings)),
+        exempt=Proxies(settings.get(IngestSettings).trusted_proxies).networks,
+    )
     timeout_s = process.settings.get(LifecycleSettings).shutdown_timeout_ms / 1000
     process.teardown.add("http", lambda: server.stop(timeout_s))
     await server.start()
@@ -161,7 +181,9 @@ API: Final = Role(
 async def make_ingest(process: Process, log: Log, ring: KeyRing) -> IngestService:
     """The ingest face on sessions of its own, started; it ends with the process."""
     settings = process.settings
+    clock, metrics = SystemClock(), IngestMetrics()
     pool = await process.pool("sluice_ingest")
+    spool = make_spool(process, log, metrics)
     service = make_service(
         log=log,
         pool=pool,
@@ -169,18 +191,62 @@ async def make_ingest(process: Process, log: Log, ring: KeyRing) -> IngestServic
             settings.get(PostgresSettings), role="sluice_ingest", application=f"sluice {process.name}"
         ),
         ring=ring,
+        limits=Limits(settings.get(LimitSettings), clock, Path(settings.get(DeploySettings).data_dir) / "limits"),
         settings=settings.get(IngestSettings),
-        clock=SystemClock(),
-        metrics=IngestMetrics(),
+        clock=clock,
+        metrics=metrics,
+        spool=spool,
     )
     await service.start()
     process.teardown.add("ingest", service.stop)
+    if spool is not None:
+        process.check_log_by(lambda: service.trouble)
+        process.health.note("spool", lambda: spool.note)
+    process.run_beside("replay", make_replay(process, log, pool, metrics, spool).run())
     return service
+
+
+def make_spool(process: Process, log: Log, metrics: IngestMetrics) -> Spool | None:
+    """None where the settings want none."""
+    settings = process.settings.get(SpoolSettings)
+    if not settings.spool:
+        return None
+    data_dir = Path(process.settings.get(DeploySettings).data_dir)
+    return Spool(
+        log=log,
+        directory=Path(settings.spool_dir or data_dir / "spool").absolute(),
+        settings=settings,
+        log_settings=process.settings.get(LogSettings),
+        clock=SystemClock(),
+        metrics=metrics,
+    )
+
+
+def make_replay(
+    process: Process, log: Log, pool: Connections, metrics: IngestMetrics, spool: Spool | None
+) -> Replayer:
+    """Replays go straight to the log; they wait while the spool has what must go before them."""
+    settings = process.settings
+    return make_replayer(
+        log=log,
+        pool=pool,
+        listener=Notifications(
+            settings.get(PostgresSettings), role="sluice_ingest", application=f"sluice {process.name} replay"
+        ),
+        ingest=settings.get(IngestSettings),
+        settings=settings.get(ReplaySettings),
+        clock=SystemClock(),
+        metrics=metrics,
+        trouble=lambda: None if spool is None else spool.note,
+    )
 
 
 async def _work_ingest(process: Process, listeners: list[socket.socket]) -> None:
     ring = KeyRing.parse(process.settings.get(SecretSettings).secret_keys)
-    _, log = await process.log()
+    if process.settings.get(SpoolSettings).spool:
+        log = await process.log_that_may_be_away()
+    else:
+        _, log = await process.log()
     service = await make_ingest(process, log, ring)
     server = await serve(process, listeners[0], service.handle, service.refuse)
     service.connections = server.count
@@ -211,6 +277,24 @@ async def work_on(process: Process, log: Log) -> None:
         health=process.health,
     )
     process.run_beside("landing", work, stop=stop)
+    process.run_beside("quarantine bounds", make_bounds(process.settings).run())
+    postgres, ledger = process.settings.get(PostgresSettings), process.settings.get(LedgerSettings)
+    process.run_beside("ledger totals", LedgerTotals(postgres, ledger, LedgerMetrics()).run())
+
+
+def make_bounds(settings: Settings) -> Bounds:
+    quarantine = settings.get(QuarantineSettings)
+    check_bounds(quarantine, settings.get(LogSettings))
+    return Bounds(settings.get(PostgresSettings), quarantine, QuarantineMetrics())
+
+
+def check_bounds(quarantine: QuarantineSettings, log: LogSettings) -> None:
+    """Raises `ConfigurationError` where what has left the quarantine would be forgotten before it was checked."""
+    if quarantine.quarantine_gone_days * 24 <= log.log_retention_h:
+        raise ConfigurationError(
+            f"SLUICE_QUARANTINE_GONE_DAYS={quarantine.quarantine_gone_days} is no longer than the log keeps records, "
+            f"SLUICE_LOG_RETENTION_H={log.log_retention_h}: `sluice verify` could not tell what became of them"
+        )
 
 
 async def _work_worker(process: Process, listeners: list[socket.socket]) -> None:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from api.settings import ApiSettings
-from ingest.settings import IngestSettings
+from ingest.limits import LimitSettings
+from ingest.settings import IngestSettings, ReplaySettings, SpoolSettings
 from runtime.http.server import HttpSettings
 from runtime.lifecycle import LifecycleSettings
 from runtime.log import LogSettings
@@ -15,15 +16,19 @@ from runtime.metrics import MetricsSettings
 from runtime.postgres import PostgresSettings
 from runtime.secrets import SecretSettings
 from runtime.settings import Settings, setting
+from runtime.tls import TlsSettings
 from schemas.topics import PARTITIONS_DEFAULT
-from workers.settings import LandingSettings
+from workers.settings import LandingSettings, LedgerSettings, QuarantineSettings
+from workers.verify.settings import VerifySettings
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeploySettings:
     """How the parts are put together on a machine."""
 
-    data_dir: str = setting(".sluice", why="Where `sluice up` keeps its database, log and keys.")
+    data_dir: str = setting(
+        ".sluice", why="Where `sluice up` keeps its database, log and keys, and ingest what was used of its limits."
+    )
     public_url: str = setting("", why="How devices reach the ingest face, for what is printed; unset: its address.")
     log_partitions: int = setting(
         PARTITIONS_DEFAULT,
@@ -50,8 +55,15 @@ GROUPS: Final = (
     LogSettings,
     SecretSettings,
     HttpSettings,
+    TlsSettings,
     IngestSettings,
+    SpoolSettings,
+    LimitSettings,
+    ReplaySettings,
     LandingSettings,
+    VerifySettings,
+    QuarantineSettings,
+    LedgerSettings,
     ApiSettings,
     MetricsSettings,
     LoggingSettings,

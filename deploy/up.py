@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from api.serving import beside
-from deploy.commands import login, print_demo
+from deploy.commands import login, print_demo, public_url
 from deploy.embedded import EmbeddedPostgres
 from deploy.operator import seed
 from deploy.process import Process
@@ -26,6 +26,7 @@ from runtime.errors import ConfigurationError
 from runtime.secrets import KeyRing, SecretSettings, TokenHasher, kept_keys
 from runtime.settings import CONFIG_VARIABLE, Settings
 from runtime.sockets import Address, address_of, listen, parse_address, reachable
+from runtime.tls import TlsSettings, server_tls
 
 _log = logging.getLogger("sluice.up")
 
@@ -46,6 +47,7 @@ def with_port(settings: Settings, port: int) -> str:
 async def run_up(settings: Settings, overrides: Overrides, stop: asyncio.Event) -> None:
     """Everything, until told to stop. `overrides` are what the command line set."""
     directory = _make_directory(settings.get(DeploySettings).data_dir)
+    server_tls(settings.get(TlsSettings))  # a bad certificate is told before anything is made
     with _alone_in(directory), listen(HTTP_VARIABLE, settings.get(IngestSettings).http_listen) as listener:
         postgres = _own_postgres(settings, directory)
         try:
@@ -87,7 +89,7 @@ async def _show_demo(
         demo = await seed(connection, hasher, renew=renew and not shown.exists())
     finally:
         await connection.close()
-    url = settings.get(DeploySettings).public_url.rstrip("/") or f"http://{reachable(address_of(listener))}"
+    url = public_url(settings, str(reachable(address_of(listener))))
     print_demo(settings, demo, url, hint=f"SLUICE_CONFIG={directory / SETTINGS_FILE} ")
     shown.touch()
 

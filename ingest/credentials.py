@@ -53,6 +53,8 @@ class Grant(msgspec.Struct, frozen=True, gc=False):
     epoch: int
     read_s: float
     """Monotonic seconds of the look-up."""
+    limits: tuple[int | None, ...] | None = None
+    """Overrides, its own and then its organisation's: requests and readings a minute, bytes a day; None: default."""
 
 
 class SiteDevice(msgspec.Struct, frozen=True, gc=False):
@@ -82,10 +84,15 @@ class UnknownTokenError(Exception):
 _GRANTS: Final = """
     SELECT c.token_hash, c.kind, c.organisation_id, c.device_id, c.site_id, d.local_id, d.status,
            o.raw_retention_days, extract(epoch FROM c.expires_at)::float8 AS expires_s,
-           (SELECT epoch FROM credential_epoch) AS epoch
+           (SELECT epoch FROM credential_epoch) AS epoch,
+           CASE WHEN coalesce(own.subject_id, whole.subject_id) IS NOT NULL THEN
+               ARRAY[own.requests_per_minute, own.readings_per_minute, own.bytes_per_day,
+                     whole.requests_per_minute, whole.readings_per_minute, whole.bytes_per_day] END AS limits
     FROM credentials c
     JOIN organisations o ON o.organisation_id = c.organisation_id
     LEFT JOIN devices d ON d.device_id = c.device_id
+    LEFT JOIN limit_overrides own ON own.subject_id = coalesce(c.device_id, c.site_id)
+    LEFT JOIN limit_overrides whole ON whole.subject_id = c.organisation_id
     WHERE c.token_hash = ANY ($1) AND c.revoked_at IS NULL AND d.status IS DISTINCT FROM 'deleted'
 """
 
@@ -196,7 +203,9 @@ class Credentials:
         changed = self._changed
         if entry.device is not None and changed.get(entry.device, -1) > entry.epoch:
             return True
-        return isinstance(entry, Grant) and changed.get(entry.token_hash, -1) > entry.epoch
+        return isinstance(entry, Grant) and (
+            changed.get(entry.token_hash, -1) > entry.epoch or changed.get(entry.organisation, -1) > entry.epoch
+        )
 
     async def _ask(self, digests: list[bytes]) -> Grant | None:
         waiting = self._pending.get(digests[0])
@@ -309,6 +318,7 @@ class Credentials:
             row["token_hash"],
             row["epoch"],
             self._clock.monotonic(),
+            None if row["limits"] is None else tuple(row["limits"]),
         )
 
     def _remember(self, key: bytes, grant: Grant | None) -> None:
@@ -380,7 +390,8 @@ class Credentials:
             self._forget_everything(epoch)
             return
         changes = await self._fetch(
-            "SELECT epoch, token_hash, device_id FROM credential_changes WHERE epoch > $1 ORDER BY epoch LIMIT $2",
+            "SELECT epoch, token_hash, device_id, organisation_id FROM credential_changes"
+            " WHERE epoch > $1 ORDER BY epoch LIMIT $2",
             self._epoch,
             _CHANGES_MAX + 1,
         )
@@ -397,6 +408,8 @@ class Credentials:
             self._unknown.clear()
             if change["token_hash"] is not None:
                 self._changed[change["token_hash"]] = self._epoch
+            if change["organisation_id"] is not None:
+                self._changed[change["organisation_id"].bytes] = self._epoch
             if change["device_id"] is not None:
                 self._changed[change["device_id"].bytes] = self._epoch
                 # A name may stand for another device now, or for one where none was.

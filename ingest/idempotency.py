@@ -7,7 +7,7 @@ Source: draft-ietf-httpapi-idempotency-key-header-07. Left out: what a request h
 import asyncio
 from collections import OrderedDict
 from hashlib import blake2b
-from typing import Final, Generic, NamedTuple, TypeVar
+from typing import Final, Generic, TypeVar
 
 from runtime.clock import Clock
 from schemas.record import IDEMPOTENCY_WINDOW_S, Idempotency
@@ -26,12 +26,6 @@ class ConflictError(Exception):
     """Another request of this name had another content."""
 
 
-class _Request(NamedTuple):
-    fingerprint: bytes
-    until_s: float
-    answer: "asyncio.Future[object]"
-
-
 def name_request(header: str, credential: bytes, content: bytes) -> Idempotency:
     """What a request is known by; a structured-field string's quotes are no part of its key. Raises `BadKeyError`."""
     key = header.strip()
@@ -46,40 +40,47 @@ def _digest(raw: bytes) -> bytes:
     return blake2b(raw, digest_size=_DIGEST_BYTES).digest()
 
 
+class Request(Generic[T]):
+    """A named request of this process; `answer` is cancelled where nothing is known to be durable."""
+
+    __slots__ = ("answer", "fingerprint", "key", "until_s")
+
+    def __init__(self, key: bytes, fingerprint: bytes, until_s: float) -> None:
+        self.key = key
+        self.fingerprint = fingerprint
+        self.until_s = until_s
+        self.answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+
+
 class Repeats(Generic[T]):
     """The named requests that this process has answered or is answering, bounded in number and time."""
 
     def __init__(self, entries_max: int, clock: Clock) -> None:
         self._entries_max = entries_max
         self._clock = clock
-        self._requests: OrderedDict[bytes, _Request] = OrderedDict()
+        self._requests: OrderedDict[bytes, Request[T]] = OrderedDict()
 
-    def begin(self, name: Idempotency) -> "asyncio.Future[T] | None":
-        """The answer of the request that this one repeats, to be awaited; None when it is the first.
+    def begin(self, name: Idempotency) -> tuple[Request[T], bool]:
+        """The first request of this name, and whether that is this one, which then calls `end`.
 
-        The first one calls `end` or `abandon`. Raises `ConflictError`.
+        Raises `ConflictError`.
         """
         key, now = name.scope + name.key, self._clock.monotonic()
         known = self._requests.get(key)
-        if known is None or known.until_s <= now:
-            answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-            self._requests[key] = _Request(name.fingerprint, now + IDEMPOTENCY_WINDOW_S, answer)  # type: ignore[arg-type]
-            self._requests.move_to_end(key)
-            if len(self._requests) > self._entries_max:
-                self._requests.popitem(last=False)
-            return None
-        if known.fingerprint != name.fingerprint:
-            raise ConflictError
-        return known.answer  # type: ignore[return-value]
+        if known is not None and now < known.until_s:
+            if known.fingerprint != name.fingerprint:
+                raise ConflictError
+            return known, False
+        first: Request[T] = Request(key, name.fingerprint, now + IDEMPOTENCY_WINDOW_S)
+        self._requests[key] = first
+        self._requests.move_to_end(key)
+        if len(self._requests) > self._entries_max:
+            self._requests.popitem(last=False)
+        return first, True
 
-    def end(self, name: Idempotency, answer: T) -> None:
-        """The first request's readings are durable."""
-        known = self._requests.get(name.scope + name.key)
-        if known is not None and not known.answer.done():
-            known.answer.set_result(answer)
-
-    def abandon(self, name: Idempotency) -> None:
-        """Nothing is known to be durable: the next of this name is tried as if it were the first."""
-        known = self._requests.pop(name.scope + name.key, None)
-        if known is not None:
-            known.answer.cancel()
+    def end(self, request: Request[T]) -> None:
+        """Unless it was answered, the next of its name, and whoever waits for it, is as good as the first."""
+        if not request.answer.done():
+            request.answer.cancel()
+            if self._requests.get(request.key) is request:
+                del self._requests[request.key]

@@ -90,6 +90,15 @@ class IngestMetrics:
                 registry=registry,
             )
         )
+        self.replays = _Tally(
+            Counter(
+                "sluice_ingest_replays",
+                "Quarantined readings taken up for a replay: durable, refused again, not_written for certain, or "
+                "unknown; the last two are taken up again.",
+                ["outcome"],
+                registry=registry,
+            )
+        )
         self.append_seconds = _Durations(
             Histogram(
                 "sluice_ingest_append_seconds",
@@ -97,6 +106,29 @@ class IngestMetrics:
                 buckets=_SECONDS,
                 registry=registry,
             )
+        )
+        self.limited = _Tally(
+            Counter(
+                "sluice_ingest_limited_requests",
+                "Requests answered 429, by the limit (requests_per_minute, readings_per_minute, bytes_per_day) and"
+                " whose it is (device, gateway, organisation, address).",
+                ["limit", "scope"],
+                registry=registry,
+            )
+        )
+        self.loop_lag_seconds = _Durations(
+            Histogram(
+                "sluice_ingest_loop_lag_seconds",
+                "How late the event loop was, ten times a second: what every request waits before it is looked at.",
+                buckets=_SECONDS,
+                registry=registry,
+            )
+        )
+        self.overloaded = Gauge(
+            "sluice_ingest_overloaded",
+            "Processes that answer 503 because their event loop is late (SLUICE_OVERLOAD_LAG_MS).",
+            multiprocess_mode="livesum",
+            registry=registry,
         )
         self.in_flight_bytes = Gauge(
             "sluice_ingest_in_flight_bytes",
@@ -110,12 +142,59 @@ class IngestMetrics:
             multiprocess_mode="livesum",
             registry=registry,
         )
+        self.spooled = _Tally(
+            Counter(
+                "sluice_ingest_spool_records",
+                "Records of the spool: appended, drained into the log, or lost in a damaged file and declared so.",
+                ["outcome"],
+                registry=registry,
+            )
+        )
+        self.spool_damaged_files = Counter(
+            "sluice_ingest_spool_damaged_files",
+            "Spool files that were found damaged and set aside.",
+            registry=registry,
+        )
+        self.spool_depth_records = Gauge(
+            "sluice_ingest_spool_depth_records",
+            "Records in spools that have not been drained yet.",
+            multiprocess_mode="livesum",
+            registry=registry,
+        )
+        self.spool_depth_bytes = Gauge(
+            "sluice_ingest_spool_depth_bytes",
+            "Their bytes; SLUICE_SPOOL_BYTES_MAX bounds them per process.",
+            multiprocess_mode="livesum",
+            registry=registry,
+        )
+        self.spool_age_seconds = Gauge(
+            "sluice_ingest_spool_age_seconds",
+            "Since the oldest of them was received; SLUICE_SPOOL_AGE_MAX_S bounds it.",
+            multiprocess_mode="livemax",
+            registry=registry,
+        )
+        self.spool_partitions = Gauge(
+            "sluice_ingest_spool_partitions",
+            "Partitions whose new records go through a spool, added up over processes.",
+            multiprocess_mode="livesum",
+            registry=registry,
+        )
         self.connections = Gauge(
             "sluice_ingest_connections", "Open client connections.", multiprocess_mode="livesum", registry=registry
         )
 
     def publish(self) -> None:
         """Hand over what was added since the last time; called once a second and before the end."""
-        for tally in (self.requests, self.readings, self.body_bytes, self.records, self.credential_lookups):
+        for tally in (
+            self.requests,
+            self.readings,
+            self.body_bytes,
+            self.records,
+            self.credential_lookups,
+            self.spooled,
+        ):
             tally.publish()
+        self.replays.publish()
+        self.limited.publish()
         self.append_seconds.publish()
+        self.loop_lag_seconds.publish()

@@ -17,6 +17,15 @@ class IngestSettings:
     http_in_flight_bytes_max: int = setting(
         256_000_000, unit="bytes", least=1_000_000, why="Bodies being worked on, per process; beyond it 503."
     )
+    overload_lag_ms: int = setting(
+        1_000, unit="ms", least=0, most=60_000,
+        why="An event loop as late as this, twice in a row: new requests get 503 until it has caught up; 0: never.",
+    )  # fmt: skip
+    trusted_proxies: tuple[str, ...] = setting(
+        (),
+        why="Addresses and networks (CIDR) of proxies whose X-Forwarded-For or Forwarded tells who is calling;"
+        " from others it could be made up. They must drop the one of the two that they do not set.",
+    )
     body_bytes_max: int = setting(4_000_000, unit="bytes", least=1_000, why="Of a body, packed and unpacked alike.")
     readings_per_request_max: int = setting(10_000, unit="readings", least=1, why="Bounds the work of one request.")
     reading_future_s: float = setting(
@@ -28,6 +37,12 @@ class IngestSettings:
     )  # fmt: skip
     wait_stored_s: float = setting(
         10.0, unit="s", least=0, most=120, why="Longest hold of a `Prefer: wait=stored`; devices rarely wait longer."
+    )
+    idempotency_entries_max: int = setting(
+        10_000,
+        unit="requests",
+        least=0,
+        why="Named requests whose answers a process remembers, up to 4 kB each; landing knows all of them.",
     )
     receipt_ttl_s: float = setting(7 * 86_400.0, unit="s", least=60, why="How long a receipt can be asked about.")
     credential_cache_entries_max: int = setting(
@@ -43,3 +58,48 @@ class IngestSettings:
     credential_refresh_s: float = setting(
         300.0, unit="s", least=1, why="A cached credential is read again after this, whether or not it was changed."
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplaySettings:
+    """How quarantined readings that somebody wants replayed go back onto the log, beside live traffic."""
+
+    replay_rows_per_s: float = setting(
+        500.0, unit="rows/s", least=0.1, why="Per process: a million replayed rows are no burst for anybody else."
+    )
+    replay_rows_max: int = setting(
+        100, unit="rows", least=1, most=10_000, why="Claimed at once; they wait if this process dies with them."
+    )
+    replay_turn_rows: int = setting(
+        50, unit="rows", least=1, most=10_000, why="Of those, from one organisation: the others have their turn."
+    )
+    replay_lease_s: float = setting(
+        60.0, unit="s", least=0.1, why="A claimed row that was not put on the log by then is claimed again."
+    )
+    replay_landing_s: float = setting(
+        3_600.0, unit="s", least=1,
+        why="A row on the log that has not landed by then is put there again; landing takes only one of them.",
+    )  # fmt: skip
+    replay_poll_s: float = setting(
+        5.0, unit="s", least=0.05, why="How soon a request for a replay is felt when its notification was not heard."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpoolSettings:
+    """Where acknowledged records wait while the log cannot be reached, and how many may."""
+
+    spool: bool = setting(
+        True, why="Off: while the log cannot be reached, requests are answered 503 and devices have to send again."
+    )
+    spool_dir: str = setting(
+        "", why="A directory on a local disk that outlives the process; unset: `spool` in SLUICE_DATA_DIR."
+    )
+    spool_bytes_max: int = setting(
+        2_000_000_000, unit="bytes", least=100_000,
+        why="Records waiting, per process; beyond it 503, nothing is discarded. 2 GB: some 10 million requests.",
+    )  # fmt: skip
+    spool_age_max_s: float = setting(
+        259_200.0, unit="s", least=1,
+        why="Beyond it 503: nobody has noticed for three days. Idempotency keys are kept this much longer.",
+    )  # fmt: skip

@@ -17,6 +17,7 @@ class Health:
 
     def __init__(self) -> None:
         self._checks: dict[str, Check] = {}
+        self._notes: dict[str, Check] = {}
         self._stopping = False
 
     def register(self, name: str, check: Check) -> Callable[[], None]:
@@ -25,6 +26,15 @@ class Health:
             raise ValueError(f"two health checks are named {name}")
         self._checks[name] = check
         return lambda: self._checks.pop(name, None) and None
+
+    def note(self, name: str, look: Check) -> None:
+        """Show what `look` says beside the checks: it makes nothing unready."""
+        self._notes[name] = look
+
+    def notes(self) -> dict[str, str]:
+        """What an operator should know of a process, ready or not."""
+        found = {name: look() for name, look in self._notes.items()}
+        return {name: text for name, text in found.items() if text is not None}
 
     def stopping(self) -> None:
         """From now on the process is not ready, whatever the checks say."""

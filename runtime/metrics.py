@@ -77,9 +77,9 @@ class MetricsServer:
         return web.json_response({"live": True})
 
     async def _ready(self, _: web.Request) -> web.Response:
-        reasons = self._health.not_ready()
+        reasons, notes = self._health.not_ready(), self._health.notes()
         return web.json_response(
-            {"ready": not reasons, "not_ready": reasons},
+            {"ready": not reasons, "not_ready": reasons} | ({"notes": notes} if notes else {}),
             status=503 if reasons else 200,
             dumps=lambda value: json.dumps(value, ensure_ascii=False),
         )

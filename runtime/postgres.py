@@ -7,7 +7,9 @@ import asyncio
 import socket
 import ssl
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
+from urllib.parse import parse_qsl, urlsplit
 
 import asyncpg
 
@@ -114,7 +116,7 @@ async def connect(
     except _REFUSED as error:
         raise _refused(error, variable) from error
     except (*UNAVAILABLE, ssl.SSLError) as error:
-        raise UnavailableError(f"the database cannot be reached: {error}") from error
+        raise _away(error, variable, dsn) from error
     await _bound_silence(connection)
     return connection
 
@@ -135,9 +137,10 @@ async def open_pool(
 
     Raises `UnavailableError`, `ConfigurationError`.
     """
+    dsn = _required(settings)
     try:
         pool = await asyncpg.create_pool(
-            _required(settings),
+            dsn,
             min_size=1,
             max_size=size_max or settings.database_pool_size_max,
             timeout=settings.database_connect_timeout_ms / 1000,
@@ -147,7 +150,7 @@ async def open_pool(
     except _REFUSED as error:
         raise _refused(error, VARIABLE) from error
     except (*UNAVAILABLE, ssl.SSLError) as error:
-        raise UnavailableError(f"the database cannot be reached: {error}") from error
+        raise _away(error, VARIABLE, dsn) from error
     try:
         async with pool.acquire() as connection:
             await check_role(connection)
@@ -179,6 +182,34 @@ def _required(settings: PostgresSettings) -> str:
 
 def _refused(error: Exception, variable: str) -> ConfigurationError:
     return ConfigurationError(f"{variable} is refused by the database: {error}")
+
+
+def _away(error: Exception, variable: str, dsn: str) -> Exception:
+    """What to raise for a database that is not reached: for TLS the setting is named, as it may be at fault."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return UnavailableError(
+            f"{variable}: the database's certificate is not trusted: {error.verify_message} "
+            "(sslrootcert= names the authority that signed it; with sslmode=verify-full it has to name the host)"
+        )
+    unreadable = _unreadable(dsn)
+    if unreadable is not None:
+        return ConfigurationError(f"{variable}: {unreadable}")
+    if isinstance(error, ssl.SSLError):
+        return UnavailableError(f"{variable}: no TLS with the database: {error}")
+    return UnavailableError(f"the database cannot be reached: {error}")
+
+
+def _unreadable(dsn: str) -> str | None:
+    """The first file that a URL names for TLS and that cannot be used; the library does not say which."""
+    for name, file in parse_qsl(urlsplit(dsn).query):
+        if name in ("sslrootcert", "sslcert", "sslkey", "sslcrl"):
+            try:
+                content = Path(file).read_bytes()
+            except OSError as error:
+                return f"{name}={file} cannot be read: {error.strerror or error}"
+            if b"-----BEGIN " not in content:
+                return f"{name}={file} holds nothing in PEM"
+    return None
 
 
 class Probe:

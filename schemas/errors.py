@@ -34,6 +34,8 @@ class RequestCode(StrEnum):
     NOT_FOUND = "not_found", 404
     RECEIPT_NOT_FOUND = "receipt_not_found", 404
     METHOD_NOT_ALLOWED = "method_not_allowed", 405
+    IDEMPOTENCY_CONFLICT = "idempotency_conflict", 409
+    """Another request with this Idempotency-Key, and another content, came within 24 hours."""
     REQUEST_TIMEOUT = "request_timeout", 408
     BODY_TOO_LARGE = "body_too_large", 413
     TOO_MANY_READINGS = "too_many_readings", 413
@@ -41,6 +43,8 @@ class RequestCode(StrEnum):
     UNSUPPORTED_TYPE = "unsupported_type", 415
     NO_READINGS = "no_readings", 422
     ALL_REFUSED = "all_refused", 422
+    RATE_LIMITED = "rate_limited", 429
+    """More than a limit allows; `limit` beside it says which, its use, and when it begins anew."""
     INTERNAL = "internal_error", 500
     OVERLOADED = "overloaded", 503
     LOG_UNAVAILABLE = "log_unavailable", 503
@@ -71,6 +75,7 @@ class ReadingCode(StrEnum):
     UNIT_MISMATCH = "unit_mismatch"
     SERIES_LIMIT = "series_limit"
     CONFLICT = "conflict"
+    IDEMPOTENCY_CONFLICT = "idempotency_conflict"
     UNDECODABLE = "undecodable"
     UNKNOWN_DEVICE = "unknown_device"
     REJECTED_BY_STORE = "rejected_by_store"

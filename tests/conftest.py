@@ -1,6 +1,7 @@
 """What every test may lean on: the real parts of this machine. Never skips: a part that does not start fails."""
 
 import asyncio
+import shlex
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,8 +28,8 @@ def run_services(*arguments: str) -> str:
 
 def exports(printed: str) -> dict[str, str]:
     """The variables in lines of `export NAME=value`."""
-    lines = [line.removeprefix("export ") for line in printed.splitlines() if line.startswith("export ")]
-    return dict(line.split("=", 1) for line in lines)
+    words = [shlex.split(line) for line in printed.splitlines() if line.startswith("export ")]
+    return dict(assignment.split("=", 1) for _, assignment in words)
 
 
 @pytest.fixture(scope="session")

@@ -21,8 +21,10 @@ from deploy.generation import ensure_generation, open_generation
 from ingest.credentials import Listener
 from ingest.http.compose import make_service
 from ingest.http.service import IngestService
+from ingest.limits import Limits, LimitSettings
 from ingest.metrics import IngestMetrics
-from ingest.settings import IngestSettings
+from ingest.settings import IngestSettings, SpoolSettings
+from ingest.spool.spool import Spool
 from runtime.clock import Clock, SystemClock
 from runtime.http.server import HttpServer, HttpSettings
 from runtime.ids import uuid7
@@ -40,6 +42,10 @@ ROLE = "sluice_ingest"
 DEADLINE_S = 20.0
 PARTITIONS = 4
 HTTP_FIELDS = frozenset(one.name for one in fields(HttpSettings))
+SPOOL_FIELDS = frozenset(one.name for one in fields(SpoolSettings))
+LIMIT_FIELDS = frozenset(one.name for one in fields(LimitSettings))
+#: Tests send as fast as they can, and mean no limit unless they set one.
+UNLIMITED = {name: 0 for name in LIMIT_FIELDS if not name.endswith("_max")}
 
 
 # ---------------------------------------------------------------- the registry and the log
@@ -64,6 +70,11 @@ class Installation:
     database: Database
     log_settings: LogSettings
     ring: KeyRing = field(default_factory=new_ring)
+
+    @property
+    def limits(self) -> Path:
+        """What the faces count stands here, as the processes of one machine share it."""
+        return Path(self.log_settings.log_url.removeprefix("sqlite://")).parent / "limits"
 
     @property
     def hasher(self) -> TokenHasher:
@@ -130,30 +141,50 @@ class Installation:
         database_url: str | None = None,
         clock: Clock | None = None,
         listener: Listener | None = None,
+        spool: Path | None = None,
         log_queue_bytes_max: int = 64_000_000,
         **settings: Any,
     ) -> AsyncIterator["Face"]:
-        """One process's ingest, serving on a port of its own; `settings` are those of ingest."""
+        """One process's ingest, serving on a port of its own, with a spool in the directory `spool` if that is given.
+
+        `settings` are those of ingest, the spool, HTTP and limits.
+        """
         if log is None:
             async with (
                 self.open_log(log_queue_bytes_max=log_queue_bytes_max) as own,
-                self.face(log=own, database_url=database_url, clock=clock, listener=listener, **settings) as face,
+                self.face(
+                    log=own, database_url=database_url, clock=clock, listener=listener, spool=spool, **settings
+                ) as face,
             ):
                 yield face
             return
         postgres = PostgresSettings(database_url=database_url or self.database.url)
         pool = await open_pool(postgres, role=ROLE, application="test", size_max=2)
         http = {name: settings.pop(name) for name in list(settings) if name in HTTP_FIELDS}
+        limits = UNLIMITED | {name: settings.pop(name) for name in list(settings) if name in LIMIT_FIELDS}
+        spooling = SpoolSettings(**{name: settings.pop(name) for name in list(settings) if name in SPOOL_FIELDS})
         ingest = IngestSettings(**settings)
         registry = CollectorRegistry()
+        metrics = IngestMetrics(registry)
         service = make_service(
             log=log,
             pool=pool,
             listener=listener or Notifications(postgres, role=ROLE, application="test"),
             ring=self.ring,
+            limits=Limits(LimitSettings(**limits), clock or SystemClock(), self.limits),
             settings=ingest,
             clock=clock or SystemClock(),
-            metrics=IngestMetrics(registry),
+            metrics=metrics,
+            spool=None
+            if spool is None
+            else Spool(
+                log=log,
+                directory=spool,
+                settings=spooling,
+                log_settings=self.log_settings,
+                clock=clock or SystemClock(),
+                metrics=metrics,
+            ),
         )
         listening = listen("TEST", "127.0.0.1:0")
         server = HttpServer(listening, service.handle, HttpSettings(**http), service.refuse)
@@ -212,7 +243,8 @@ class Reply:
     def code(self) -> str:
         """The code of an error body, which has exactly the fields every error of this face has."""
         error = self.json()["error"]
-        assert {"code", "message", "request_id"} <= set(error) <= {"code", "message", "request_id", "rejected"}
+        always = {"code", "message", "request_id"}
+        assert always <= set(error) <= always | {"rejected", "limit"}
         return str(error["code"])
 
 

@@ -212,9 +212,11 @@ async def until(look: Callable[[], Any], timeout_s: float = DEADLINE_S) -> None:
 
 
 @asynccontextmanager
-async def open_rig(database: Database, log_url: str, *, partitions: int = 2) -> AsyncIterator[Rig]:
+async def open_rig(
+    database: Database, log_url: str, *, partitions: int = 2, keep_landed_h: float = 0
+) -> AsyncIterator[Rig]:
     """A new generation of the log at `log_url`, known to `database`."""
-    settings = LogSettings(log_url=log_url, log_linger_ms=0)
+    settings = LogSettings(log_url=log_url, log_linger_ms=0, log_keep_landed_h=keep_landed_h)
     owner = await connect(database.settings, role=None, application="test", url=database.owner_url, **SESSION)
     try:
         await ensure_generation(owner, settings, partitions)

@@ -153,3 +153,31 @@ class QuarantineMetrics:
             "Readings that left the quarantine because it was too full or they were too old.",
             registry=registry,
         )
+
+
+class LedgerMetrics:
+    """Metrics of the books, in `registry`."""
+
+    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
+        self.readings = Gauge(
+            "sluice_ledger_readings",
+            "Readings received in this hour and the 24 before, of all organisations, by what the ledger says became "
+            "of them: received, stored, duplicates, conflicts, quarantined, replayed, discarded, expired, erased, "
+            "lost.",
+            ["outcome"],
+            multiprocess_mode="livemostrecent",
+            registry=registry,
+        )
+        self.unaccounted = Gauge(
+            "sluice_ledger_unaccounted_readings",
+            "Of these, received less stored, duplicates, conflicts and quarantined: anything but 0 is a fault.",
+            multiprocess_mode="livemostrecent",
+            registry=registry,
+        )
+        self.lost_records = Gauge(
+            "sluice_ledger_lost_records",
+            "Records known to be lost since the beginning, whose readings nobody can count. where: log, spool.",
+            ["where"],
+            multiprocess_mode="livemostrecent",
+            registry=registry,
+        )

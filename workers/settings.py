@@ -151,3 +151,12 @@ class QuarantineSettings:
     quarantine_step_rows: int = setting(
         1_000, unit="rows", least=1, most=100_000, why="Of one transaction, which holds their rows of the books."
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LedgerSettings:
+    """How the books are shown."""
+
+    ledger_check_s: float = setting(
+        30.0, unit="s", least=0.05, why="How often the ledger of the last day is summed up for the metrics."
+    )

@@ -4,7 +4,7 @@ Left out: whether a time is plausible, which depends on when it was received (`i
 """
 
 import re
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Final
 
 #: Below these magnitudes an epoch is taken for seconds, ms, µs; above the last for ns. 1e11 s is the year 5138,
@@ -13,6 +13,7 @@ _SECONDS_BELOW: Final = 100_000_000_000
 _MILLISECONDS_BELOW: Final = 100_000_000_000_000
 _MICROSECONDS_BELOW: Final = 100_000_000_000_000_000
 
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 #: Epochs beyond this many of any unit are no times at all.
 _MAGNITUDE_MAX: Final = 10**20
 
@@ -27,7 +28,7 @@ def parse_time(raw: object) -> int | None:
             moment = datetime.fromisoformat(raw)
         except ValueError:
             return _parse_other_text(raw)
-        return _parse_zoneless(raw) if moment.tzinfo is None else round(moment.timestamp() * 1e6)
+        return _parse_zoneless(raw) if moment.tzinfo is None else _since_epoch(moment)
     if type(raw) is int or type(raw) is float:
         return _from_epoch(raw)
     raise ValueError("a time is RFC 3339 text or an epoch number")
@@ -52,7 +53,13 @@ def _parse_other_text(text: str) -> int:
     minute, second, fraction, zone = found.groups()
     leap = second == "60" and minute.endswith("59:")
     moment = datetime.fromisoformat(f"{minute}{'59' if leap else second}{fraction or ''}{zone.upper()}")
-    return round(moment.timestamp() * 1e6) + leap * 1_000_000
+    return _since_epoch(moment) + leap * 1_000_000
+
+
+def _since_epoch(moment: datetime) -> int:
+    """Exact, and two thirds of what `timestamp` takes."""
+    since = moment - _EPOCH
+    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
 
 
 _RARE: Final = re.compile(r"(\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:)(\d\d)(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)

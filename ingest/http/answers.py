@@ -6,6 +6,7 @@ from typing import Any, Final
 
 import orjson
 
+from ingest.limits import BYTES, READINGS, LimitExceededError
 from runtime.http.answers import Answer
 from schemas.errors import RequestCode
 
@@ -33,6 +34,22 @@ class Refusal(Exception):  # noqa: N818 - an answer on its way out, not a fault
         if self.close:
             answer.force_close()
         return answer
+
+
+def limited(error: LimitExceededError, request_id: str) -> Answer:
+    """The answer to what a limit does not allow: which one, how much of it is used, and when it begins anew."""
+    kind, value, wait_s = error.kind, error.value, error.resets_in_s
+    policy = f'"{error.scope}-{kind.name}"'
+    left = max(0, value - error.used)
+    # draft-ietf-httpapi-ratelimit-headers-10; it has no unit for readings, and an unnamed one would mean requests.
+    headers = f"RateLimit-Policy: {policy};q={value};w={kind.window_s}{_QUOTA_UNITS.get(kind.name, '')}\r\n"
+    headers += f"RateLimit: {policy};r={left};t={wait_s}\r\nRetry-After: {wait_s}\r\n"
+    limit = {"name": kind.name, "scope": error.scope, "value": value, "used": error.used}
+    limit |= {"window_s": kind.window_s, "resets_in_s": wait_s}
+    return Refusal(RequestCode.RATE_LIMITED, str(error), headers=headers.encode()).answer(request_id, limit=limit)
+
+
+_QUOTA_UNITS: Final = {READINGS.name: ';qu="readings"', BYTES.name: ';qu="content-bytes"'}
 
 
 def _retry_after() -> bytes:

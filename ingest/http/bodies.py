@@ -60,8 +60,10 @@ async def read_body(request: web.BaseRequest, *, bytes_max: int, timeout_s: floa
 
     While it comes it takes up `room`, as it comes; what is returned has not taken any.
     """
-    _check_type(request.headers.get("Content-Type", ""))
-    encoding = request.headers.get("Content-Encoding", "identity").strip().lower()
+    headers = request.headers
+    if (kind := headers.get("Content-Type", "")) not in _TYPES:
+        _check_type(kind)
+    encoding = headers.get("Content-Encoding", "")
     content = request.content
     try:
         if content.is_eof():
@@ -79,7 +81,7 @@ async def read_body(request: web.BaseRequest, *, bytes_max: int, timeout_s: floa
         raise _broken_off()
     if len(body) > bytes_max:
         raise too_large(bytes_max)
-    return body if encoding in ("identity", "") else _unpack(body, encoding, bytes_max)
+    return _unpack(body, encoding.strip().lower(), bytes_max) if encoding else body
 
 
 async def _read_slowly(request: web.BaseRequest, bytes_max: int, room: Room) -> bytes:
@@ -123,6 +125,8 @@ def _unpack(body: bytes, encoding: str, bytes_max: int) -> bytes:
             plain = _unpack_gzip(body, bytes_max)
         elif encoding == "zstd":
             plain = _unpack_zstd(body, bytes_max)
+        elif encoding in ("identity", ""):
+            plain = body
         else:
             message = "a body is plain, or its Content-Encoding is gzip or zstd"
             raise Refusal(RequestCode.UNSUPPORTED_ENCODING, message, headers=b"Accept-Encoding: gzip, zstd\r\n")

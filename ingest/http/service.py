@@ -10,23 +10,29 @@ import logging
 import os
 from collections.abc import Awaitable, Callable, Iterable
 from time import perf_counter
-from typing import Final, NamedTuple
+from typing import Final
 from urllib.parse import unquote
 from uuid import UUID
 
 import msgspec
 import orjson
 from aiohttp import web
+from msgspec.structs import replace
 
+from ingest.addresses import Proxies
 from ingest.admit import Admission, Admitted, Rejection, Sender
 from ingest.credentials import KNOWN, Credentials, Grant, UnknownTokenError
 from ingest.formats import measurements_json, shelly_get
 from ingest.formats.shape import BodyError, Submission, storable
-from ingest.http.answers import Refusal
+from ingest.http.answers import Refusal, limited
 from ingest.http.bodies import Room, check_size, read_body
+from ingest.idempotency import BadKeyError, ConflictError, Repeats, name_request
+from ingest.limits import LimitExceededError, Limits
 from ingest.metrics import IngestMetrics
+from ingest.overload import Overload
 from ingest.receipts import Place, Receipt, ReceiptError, Receipts, State
 from ingest.settings import IngestSettings
+from ingest.spool.spool import Kept, Spool
 from runtime.clock import Clock
 from runtime.errors import OutcomeUnknownError, OverloadedError, UnavailableError
 from runtime.http.answers import Answer
@@ -34,6 +40,7 @@ from runtime.log.port import Log
 from runtime.secrets import API_KEY_PREFIX, DEVICE_PREFIX, GATEWAY_PREFIX, TokenHasher, plausible_token
 from schemas import record as records
 from schemas.errors import ReadingCode, RequestCode
+from schemas.record import Idempotency
 from schemas.topics import partition_of
 
 _log = logging.getLogger("sluice.ingest")
@@ -49,7 +56,19 @@ _GC_THRESHOLDS: Final = (50_000, 20, 50)
 _SENDERS: Final = ("device", "gateway")
 
 
-class _Part(NamedTuple):
+_Submissions = dict[bytes, list[tuple[int, Submission]]]
+
+
+class _ByDevice(msgspec.Struct):
+    """Each device's submissions with the index of their first measurement, and what belongs to no device."""
+
+    devices: _Submissions
+    suspended: _Submissions
+    """Of devices that may not send: refused, but kept."""
+    strays: list[Rejection]
+
+
+class _Part(msgspec.Struct):
     """One device's part of a request: as it came, with the indexes of first measurements, and judged."""
 
     device: bytes
@@ -57,17 +76,17 @@ class _Part(NamedTuple):
     admitted: Admitted
 
 
-class _Durable:
+class _Durable(msgspec.Struct):
     """What became of a request's records."""
 
-    __slots__ = ("accepted", "failed", "places")
-
-    def __init__(self) -> None:
-        self.places: list[Place] = []
-        self.accepted = 0
-        self.failed: list[tuple[_Part, Exception]] = []
+    places: list[Place] = []
+    accepted: int = 0
+    spooled: bool = False
+    failed: list[tuple[_Part, Exception]] = []
 
     def add(self, place: Place) -> None:
+        if place.spool:
+            self.spooled = True
         self.places.append(place)
         self.accepted += place.accepted
 
@@ -82,15 +101,23 @@ class IngestService:
         credentials: Credentials,
         receipts: Receipts,
         hasher: TokenHasher,
+        limits: Limits,
         settings: IngestSettings,
         clock: Clock,
         metrics: IngestMetrics,
+        spool: Spool | None = None,
     ) -> None:
         self._log = log
+        self._spool = spool
+        # A record that goes through the spool is told its place there before it goes to the log.
+        self._record_bytes_max = log.body_bytes_max - records.ORIGIN_BYTES_MAX
         self._metrics = metrics
         self._credentials = credentials
         self._receipts = receipts
         self._hasher = hasher
+        self._limits = limits
+        self._proxies = Proxies(settings.trusted_proxies)
+        self._overload = Overload(settings.overload_lag_ms / 1000, metrics.loop_lag_seconds.observe)
         self._settings = settings
         self._clock = clock
         self._admission = Admission(
@@ -98,13 +125,14 @@ class IngestService:
         )
         self._source = log.source.bytes
         self._room = Room(settings.http_in_flight_bytes_max)
+        self._repeats: Repeats[Answer] = Repeats(settings.idempotency_entries_max, clock)
         self._received_us = 0
         self._requests = 0
         self._records = 0
         # Request and record ids: random per process, counted within it, so that neither costs system calls.
         self._id_prefix = os.urandom(6).hex()
         self._record_prefix = os.urandom(8)
-        self._housekeeping: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         self.connections: Callable[[], int] = lambda: 0
 
     async def start(self) -> None:
@@ -114,19 +142,27 @@ class IngestService:
         gc.freeze()
         gc.set_threshold(*_GC_THRESHOLDS)
         await self._credentials.start()
-        self._housekeeping = asyncio.create_task(self._keep_house(), name="ingest housekeeping")
+        if self._spool is not None:
+            await self._spool.start()
+        self._tasks = [
+            asyncio.create_task(self._keep_house(), name="ingest housekeeping"),
+            asyncio.create_task(self._overload.watch(), name="ingest overload"),
+        ]
 
     async def stop(self) -> None:
-        if self._housekeeping is not None:
-            self._housekeeping.cancel()
-            await asyncio.gather(self._housekeeping, return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._spool is not None:
+            await self._spool.close()
         self._publish()
         await self._credentials.stop()
+        self._limits.close()
 
     @property
     def trouble(self) -> str | None:
         """Why requests cannot be served right now; None when they can."""
-        return self._log.trouble
+        return self._log.trouble if self._spool is None or self._spool.refusal is not None else None
 
     async def _keep_house(self) -> None:
         while True:
@@ -137,6 +173,7 @@ class IngestService:
         self._metrics.in_flight_bytes.set(self._room.taken)
         self._metrics.log_queued_bytes.set(self._log.queued_bytes)
         self._metrics.connections.set(self.connections())
+        self._metrics.overloaded.set(self._overload.is_on)
         self._metrics.publish()
 
     # ------------------------------------------------------------ routes
@@ -152,10 +189,15 @@ class IngestService:
         try:
             if request.method not in methods:
                 answer = _other_method(request.method, methods, request_id)
+            elif self._overload.is_on:
+                answer = _behind().answer(request_id)
             else:
                 answer = await route(request, request_id, path, query)
         except Refusal as refusal:
             answer = refusal.answer(request_id)
+        except LimitExceededError as error:
+            self._metrics.limited.add((error.kind.name, error.scope))
+            answer = limited(error, request_id)
         except Exception:
             _log.exception("a request failed", extra={"request_id": request_id, "route": name})
             answer = Refusal(RequestCode.INTERNAL, "this is our fault, not yours").answer(request_id)
@@ -191,7 +233,8 @@ class IngestService:
         # Refused before any work is done: neither token nor body has been looked at.
         check_size(request, settings.body_bytes_max, room)
         token = _bearer(request)
-        grant = self._known(token, _SENDERS) or await self._look_up(token, _SENDERS)
+        grant = self._known(token, _SENDERS) or await self._look_up(request, token, _SENDERS)
+        self._limits.request(grant, arrived_us)
         body = await read_body(
             request, bytes_max=settings.body_bytes_max, timeout_s=settings.http_body_timeout_s, room=room
         )
@@ -200,7 +243,7 @@ class IngestService:
         room.take(size)
         try:
             submissions = measurements_json.decode(body)
-            return await self._take(request, request_id, arrived_us, grant, submissions)
+            return await self._taking(request, request_id, arrived_us, grant, submissions, body)
         except BodyError as error:
             raise Refusal(error.code, str(error)) from None
         finally:
@@ -220,12 +263,14 @@ class IngestService:
         except BodyError as error:
             raise Refusal(error.code, str(error)) from None
         token = token or found.token or _bearer(request)
-        grant = self._known(token, _SENDERS) or await self._look_up(token, _SENDERS)
-        return await self._take(request, request_id, arrived_us, grant, [found.submission])
+        grant = self._known(token, _SENDERS) or await self._look_up(request, token, _SENDERS)
+        self._limits.request(grant, arrived_us)
+        return await self._taking(request, request_id, arrived_us, grant, [found.submission], query.encode())
 
     async def _receipt(self, request: web.BaseRequest, request_id: str, path: str, query: str) -> Answer:
         token, kinds = _bearer(request), (*_SENDERS, "api_key")
-        grant = self._known(token, kinds) or await self._look_up(token, kinds)
+        grant = self._known(token, kinds) or await self._look_up(request, token, kinds)
+        self._limits.request(grant, self._clock.now_us())
         text = unquote(path.removeprefix(RECEIPTS_PATH))
         try:
             receipt = self._receipts.read(text, grant.organisation)
@@ -243,14 +288,19 @@ class IngestService:
     def _known(self, token: str | None, kinds: tuple[str, ...]) -> Grant | None:
         """The grant of a token that can be believed without asking; None for one that has to be asked about."""
         if not token:
-            raise Refusal(RequestCode.AUTH_REQUIRED, "send `Authorization: Bearer <token>`, or `token=` in the query")
+            return None
         grant = self._credentials.cached(self._hasher.digest(token))
         if grant is None:
             return None
         self._metrics.credential_lookups.add(KNOWN)
         return _fitting(grant, kinds)
 
-    async def _look_up(self, token: str | None, kinds: tuple[str, ...]) -> Grant:
+    async def _look_up(self, request: web.BaseRequest, token: str | None, kinds: tuple[str, ...]) -> Grant:
+        headers = request.headers
+        address = self._proxies.client(
+            request.remote, headers.getall("X-Forwarded-For", ()), headers.getall("Forwarded", ())
+        )
+        self._limits.check_stranger(address)
         try:
             # The checksum turns away what was never a token of ours before anybody is asked.
             if token and any(plausible_token(token, prefix) for prefix in _PREFIXES):
@@ -259,15 +309,16 @@ class IngestService:
             pass
         except UnavailableError as error:
             raise Refusal(RequestCode.REGISTRY_UNAVAILABLE, str(error)) from error
+        self._limits.count_stranger(address)
+        if not token:
+            raise Refusal(RequestCode.AUTH_REQUIRED, "send `Authorization: Bearer <token>`, or `token=` in the query")
         raise Refusal(RequestCode.TOKEN_INVALID, "the token is unknown, revoked or expired")
 
-    async def _devices(
-        self, grant: Grant, header: str | None, submissions: list[Submission]
-    ) -> tuple[dict[bytes, list[tuple[int, Submission]]], list[Rejection]]:
-        """Each device's submissions with the index of their first measurement, and what belongs to no device."""
+    async def _devices(self, grant: Grant, header: str | None, submissions: list[Submission]) -> _ByDevice:
         if header is None:
             _check_names(submissions)
-        devices: dict[bytes, list[tuple[int, Submission]]] = {}
+        devices: _Submissions = {}
+        suspended: _Submissions = {}
         strays: list[Rejection] = []
         first = 0
         for submission in submissions:
@@ -279,17 +330,20 @@ class IngestService:
                     for index in range(first, first + len(submission.measurements))
                 ]
             else:
-                devices.setdefault(device, []).append((first, submission))
+                group = devices if code is None else suspended
+                group.setdefault(device, []).append((first, submission))
             first += len(submission.measurements)
-        if not devices and strays:
-            raise Refusal(_REQUEST_CODES[strays[0].code], strays[0].message)
-        return devices, strays
+        if not devices and not suspended and strays:
+            raise Refusal(RequestCode.DEVICE_MISMATCH, strays[0].message)
+        return _ByDevice(devices, suspended, strays)
 
-    async def _device(self, grant: Grant, name: object) -> tuple[bytes | None, ReadingCode, str]:
+    async def _device(self, grant: Grant, name: object) -> tuple[bytes | None, ReadingCode | None, str]:
+        """The device of this name, and why its readings are refused, if they are."""
         mismatch = ReadingCode.DEVICE_MISMATCH
         if grant.device is not None:
-            fits = name is None or name == grant.local_id or _is_id(name, grant.device)
-            return grant.device if fits else None, mismatch, "`device` is not the device of this token"
+            if name is None or name == grant.local_id or _is_id(name, grant.device):
+                return grant.device, None, ""
+            return None, mismatch, "`device` is not the device of this token"
         if type(name) is not str or not 0 < len(name) <= _DEVICE_NAME_MAX or not storable(name):
             return None, mismatch, "a gateway names the `device` that each reading belongs to"
         try:
@@ -297,34 +351,96 @@ class IngestService:
         except UnavailableError as error:
             raise Refusal(RequestCode.REGISTRY_UNAVAILABLE, str(error)) from error
         if found.suspended:
-            return None, ReadingCode.DEVICE_SUSPENDED, "the device is suspended"
-        return found.device, mismatch, "no device of this name at the gateway's site"
+            return found.device, ReadingCode.DEVICE_SUSPENDED, _SUSPENDED
+        if found.device is None:
+            return None, mismatch, "no device of this name at the gateway's site"
+        return found.device, None, ""
 
     # ------------------------------------------------------------ what
 
+    def _taking(
+        self,
+        request: web.BaseRequest,
+        request_id: str,
+        arrived_us: int,
+        grant: Grant,
+        submissions: list[Submission],
+        content: bytes,
+    ) -> Awaitable[Answer]:
+        key = request.headers.get("Idempotency-Key")
+        if key is None:
+            return self._take(request, request_id, arrived_us, grant, submissions, len(content))
+        try:
+            name = name_request(key, grant.token_hash, content)
+        except BadKeyError as error:
+            raise Refusal(RequestCode.INVALID_PARAMETER, str(error)) from None
+        return self._take_once(request, request_id, arrived_us, grant, submissions, len(content), name)
+
+    async def _take_once(
+        self,
+        request: web.BaseRequest,
+        request_id: str,
+        arrived_us: int,
+        grant: Grant,
+        submissions: list[Submission],
+        size: int,
+        name: Idempotency,
+    ) -> Answer:
+        """The answer to the request that this one repeats, as far as this process knows; else its own."""
+        try:
+            while True:
+                first, is_first = self._repeats.begin(name)
+                if is_first:
+                    break
+                await asyncio.wait({first.answer})
+                if not first.answer.cancelled():
+                    known = first.answer.result()
+                    return Answer(known.status, known.content, request_id, b"Idempotency-Replayed: true\r\n")
+        except ConflictError:
+            raise Refusal(RequestCode.IDEMPOTENCY_CONFLICT, _NAMED_TWICE) from None
+        try:
+            answer = await self._take(request, request_id, arrived_us, grant, submissions, size, name)
+            # What is only partly durable is to be sent again: landing tells what it has.
+            if b'"retryable":true' not in answer.content and len(answer.content) <= _ANSWER_KEPT_MAX:
+                first.answer.set_result(answer)
+            return answer
+        finally:
+            self._repeats.end(first)
+
     async def _take(
-        self, request: web.BaseRequest, request_id: str, arrived_us: int, grant: Grant, submissions: list[Submission]
+        self,
+        request: web.BaseRequest,
+        request_id: str,
+        arrived_us: int,
+        grant: Grant,
+        submissions: list[Submission],
+        size: int,
+        name: Idempotency | None = None,
     ) -> Answer:
         """Judge a request's submissions, make what is good durable, and answer."""
         count = self._checked_count(submissions)
-        if self._log.trouble is not None:
+        spooling = self._log.trouble is not None
+        if spooling and (self._spool is None or self._spool.refusal is not None):
             raise _refusal_of([])
+        self._limits.volume(grant, count, size)
         header = request.headers.get("X-Device-Id")
-        rejections: list[Rejection] = []
         if grant.device is not None and header is None and len(submissions) == 1 and submissions[0].device is None:
-            devices = {grant.device: [(0, submissions[0])]}
+            # The usual request, without what several devices need.
+            received_us = self._reserve(arrived_us, count)
+            parts = [self._judge(request_id, received_us, grant, grant.device, [(0, submissions[0])])]
+            is_suspended, rejections = False, list[Rejection]()
         else:
-            devices, rejections = await self._devices(grant, header, submissions)
-        parts = self._admit(request_id, self._reserve(arrived_us, count), grant, devices)
+            by_device = await self._devices(grant, header, submissions)
+            parts = self._admit(request_id, self._reserve(arrived_us, count), grant, by_device)
+            is_suspended, rejections = not by_device.devices, by_device.strays
+        if name is not None:
+            parts = [_named(part, name) for part in parts]
         began = perf_counter()
-        appended = [self._append(part, body) for part, body in self._encode(parts)]
-        durable = _Durable()
-        for part, (partition, future) in zip(parts, appended, strict=True):
-            try:
-                durable.add(Place(partition, await future, part.admitted.accepted))
-            except (OverloadedError, UnavailableError, OutcomeUnknownError) as error:
-                durable.failed.append((part, error))
+        durable = await self._keep(self._encode(parts), spooling=spooling)
         self._observe(durable, perf_counter() - began)
+        if is_suspended:
+            # Only now: what a suspended device sent stands in the log, on its way to the quarantine.
+            raise Refusal(RequestCode.DEVICE_SUSPENDED, _SUSPENDED)
         for part in parts:
             rejections += part.admitted.rejections
         for part, _ in durable.failed:
@@ -351,41 +467,100 @@ class IngestService:
         request_id: str,
         received_us: int,
         grant: Grant,
-        devices: dict[bytes, list[tuple[int, Submission]]],
+        by_device: _ByDevice,
     ) -> list[_Part]:
-        window = self._admission.window(received_us, grant.retention_days)
-        parts = []
-        for device, submissions in devices.items():
-            self._records += 1
-            admitted = self._admission.admit(
+        parts = [
+            self._judge(request_id, received_us, grant, device, submissions)
+            for device, submissions in by_device.devices.items()
+        ]
+        for device, submissions in by_device.suspended.items():
+            refused = self._admission.refuse(
                 submissions,
                 Sender(grant.organisation, device),
-                window,
-                record_id=self._record_prefix + self._records.to_bytes(8, "big"),
+                self._admission.window(received_us, grant.retention_days),
+                ReadingCode.DEVICE_SUSPENDED,
+                _SUSPENDED,
+                record_id=self._record_id(),
                 request_id=request_id,
                 way="http",
             )
-            parts.append(_Part(device, submissions, admitted))
+            parts.append(_Part(device, submissions, refused))
         return parts
+
+    def _judge(
+        self,
+        request_id: str,
+        received_us: int,
+        grant: Grant,
+        device: bytes,
+        submissions: list[tuple[int, Submission]],
+    ) -> _Part:
+        admitted = self._admission.admit(
+            submissions,
+            Sender(grant.organisation, device),
+            self._admission.window(received_us, grant.retention_days),
+            record_id=self._record_id(),
+            request_id=request_id,
+            way="http",
+        )
+        return _Part(device, submissions, admitted)
+
+    def _record_id(self) -> bytes:
+        self._records += 1
+        return self._record_prefix + self._records.to_bytes(8, "big")
 
     def _encode(self, parts: list[_Part]) -> list[tuple[_Part, bytes]]:
         """The records, all of them before any is appended: the log takes none that is larger than its batches."""
         encoded = [(part, records.encode(part.admitted.record)) for part in parts]
         for _, body in encoded:
-            if len(body) > self._log.body_bytes_max:
-                message = f"the readings of one device fill {len(body)} bytes, up to {self._log.body_bytes_max} fit"
+            if len(body) > self._record_bytes_max:
+                message = f"the readings of one device fill {len(body)} bytes, up to {self._record_bytes_max} fit"
                 raise Refusal(RequestCode.BODY_TOO_LARGE, f"{message}: split the request")
         return encoded
 
-    def _append(self, part: _Part, body: bytes) -> tuple[int, "asyncio.Future[int]"]:
-        """The record's partition and the future of its position: a failed one where it was not even queued."""
+    async def _keep(self, encoded: list[tuple[_Part, bytes]], *, spooling: bool) -> _Durable:
+        """Make records durable: in the log, or in the spool if that cannot be reached or has older ones waiting."""
+        appended = [self._append(part, body, spooling) for part, body in encoded]
+        durable = _Durable()
+        rescued: list[tuple[_Part, int, Exception, asyncio.Future[Kept]]] = []
+        for (part, body), (partition, future, direct) in zip(encoded, appended, strict=True):
+            try:
+                durable.add(_place(partition, await future, part))
+            except (OverloadedError, UnavailableError, OutcomeUnknownError) as error:
+                again = self._rescue(partition, part, body, error) if direct else None
+                if again is None:
+                    durable.failed.append((part, error))
+                else:
+                    rescued.append((part, partition, error, again))
+        for part, partition, failure, again in rescued:
+            try:
+                durable.add(_place(partition, await again, part))
+            except (OverloadedError, UnavailableError, OutcomeUnknownError):
+                durable.failed.append((part, failure))
+        return durable
+
+    def _rescue(self, partition: int, part: _Part, body: bytes, error: Exception) -> "asyncio.Future[Kept] | None":
+        """What the log failed to take goes to the spool, if there is one that does."""
+        if self._spool is None:
+            return None
+        return self._spool.rescue(partition, part.admitted.record, body, error)
+
+    def _append(
+        self, part: _Part, body: bytes, spooling: bool
+    ) -> "tuple[int, asyncio.Future[int] | asyncio.Future[Kept], bool]":
+        """The record's partition, the future of its position, and whether that is one in the log itself.
+
+        The future is a failed one where the record was not even queued.
+        """
         partition = partition_of(part.device, self._log.partitions)
+        if self._spool is not None and (spooling or self._spool.holds(partition)):
+            return partition, self._spool.append(partition, body), False
         try:
-            return partition, self._log.append(partition, body)
+            return partition, self._log.append(partition, body), True
         except (OverloadedError, UnavailableError) as error:
             future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
             future.set_exception(error)
-            return partition, future
+            return partition, future, True
 
     def _observe(self, durable: _Durable, seconds: float) -> None:
         """Count what became of a request's records. Raises a refusal when none is known to be durable."""
@@ -411,10 +586,11 @@ class IngestService:
         self._metrics.readings.add(_ACCEPTED, accepted)
         receipt = Receipt(self._source, grant.organisation, durable.places)
         listed = orjson.dumps(_listed(rejections)) if rejections else b"[]"
-        body = b'{"accepted":%d,"rejected":%s,"receipt":"%s","durable":"log"}' % (
+        body = b'{"accepted":%d,"rejected":%s,"receipt":"%s","durable":"%s"}' % (
             accepted,
             listed,
             self._receipts.make(receipt).encode(),
+            b"spool" if durable.spooled else b"log",
         )
         return Answer(202, body, request_id), receipt
 
@@ -437,8 +613,8 @@ class IngestService:
     def _reserve(self, arrived_us: int, count: int) -> int:
         """The receive time of a request with so many readings, as they arrived or as soon as earlier ones leave room.
 
-        Untimed readings of one series are stamped µs after µs from it on, and would be taken for conflicts where
-        two requests' stamps meet.
+        Untimed readings of one series are stamped µs after µs from it on, and landing would have to move those of
+        two requests apart where they meet.
         """
         received_us = max(arrived_us, self._received_us + 1)
         self._received_us = received_us + count
@@ -455,11 +631,21 @@ _DURABLE: Final = ("durable",)
 _NOT_WRITTEN: Final = ("not_written",)
 _UNKNOWN: Final = ("unknown",)
 _PREFIXES: Final = (DEVICE_PREFIX, GATEWAY_PREFIX, API_KEY_PREFIX)
-_REQUEST_CODES: Final = {
-    str(ReadingCode.DEVICE_MISMATCH): RequestCode.DEVICE_MISMATCH,
-    str(ReadingCode.DEVICE_SUSPENDED): RequestCode.DEVICE_SUSPENDED,
-}
+_SUSPENDED: Final = "the device is suspended"
+_NAMED_TWICE: Final = "another request with this Idempotency-Key, and another content, came within 24 hours"
+_ANSWER_KEPT_MAX: Final = 4_096
 _Route = Callable[[web.BaseRequest, str, str, str], Awaitable[Answer]]
+
+
+def _place(partition: int, kept: int | Kept, part: _Part) -> Place:
+    if isinstance(kept, int):
+        return Place(partition, kept, part.admitted.accepted)
+    return Place(partition, kept.position, part.admitted.accepted, kept.spool)
+
+
+def _named(part: _Part, name: Idempotency) -> _Part:
+    record = replace(part.admitted.record, version=records.VERSION, idempotency=name)
+    return replace(part, admitted=replace(part.admitted, record=record))
 
 
 def _other_method(method: str, methods: tuple[str, ...], request_id: str) -> Answer:
@@ -471,12 +657,16 @@ def _other_method(method: str, methods: tuple[str, ...], request_id: str) -> Ans
     raise Refusal(RequestCode.METHOD_NOT_ALLOWED, f"takes {' and '.join(methods)}", headers=allow)
 
 
+def _behind() -> Refusal:
+    return Refusal(RequestCode.OVERLOADED, "this process is behind with its work: try again later", close=True)
+
+
 def _fitting(grant: Grant, kinds: tuple[str, ...]) -> Grant:
     if grant.kind not in kinds:
         message = "an API key reads; readings are sent with a device's or gateway's token"
         raise Refusal(RequestCode.FORBIDDEN, message)
     if grant.suspended:
-        raise Refusal(RequestCode.DEVICE_SUSPENDED, "the device is suspended")
+        raise Refusal(RequestCode.DEVICE_SUSPENDED, _SUSPENDED)
     return grant
 
 

@@ -6,7 +6,7 @@ Left out: what is answered (the faces), and the listening socket itself (`runtim
 import asyncio
 import logging
 import socket
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
@@ -16,7 +16,10 @@ from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
 from runtime.http.answers import DATE, Answer
+from runtime.http.handshakes import Handshakes
+from runtime.http.places import Addresses, Network
 from runtime.settings import setting
+from runtime.tls import ServerTls
 
 _log = logging.getLogger("sluice.http")
 
@@ -41,24 +44,34 @@ class HttpSettings:
     http_connections_max: int = setting(
         10_000, unit="connections", least=1, why="Per process; further ones are closed at once."
     )
+    http_connections_per_address_max: int = setting(
+        2_000, unit="connections", least=1,
+        why="Per process; an IPv6 /64 is one address. A site may stand behind one; none fills a process alone.",
+    )  # fmt: skip
     http_idle_timeout_s: float = setting(
         75.0, unit="s", least=0.1, why="Of a connection without a request: longer than common proxies keep one."
     )
     http_head_timeout_s: float = setting(
         10.0, unit="s", least=0.1, why="From the first byte of a request's head to its last; heads fit two packets."
     )
+    http_unread_timeout_s: float = setting(
+        30.0, unit="s", least=0.1, why="How long a client may leave answers unread, once they fill its connection."
+    )
 
 
 class _Connection(RequestHandler):
     """One client connection: answers malformed HTTP in the face's own words."""
 
-    __slots__ = ("_head_timer", "_newest", "_owner", "malformed")
+    __slots__ = ("_head_timer", "_newest", "_owner", "_unread_timer", "malformed", "place")
 
     def __init__(self, owner: "_Connections", **options: Any) -> None:
         super().__init__(owner, **options)
         self._owner = owner
+        self.place: str | None = None
+        """The address that it is counted under, while it is."""
         self._newest: StreamReader = EMPTY_PAYLOAD
         self._head_timer: asyncio.TimerHandle | None = None
+        self._unread_timer: asyncio.TimerHandle | None = None
         self.malformed: StreamReader | None = None
         """The body that ends here because its rest could not be read."""
 
@@ -100,9 +113,23 @@ class _Connection(RequestHandler):
             resp.force_close()
         return super().finish_response(request, resp, start_time)
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._unread_timer = self._loop.call_later(self._owner.unread_timeout_s, self._give_up_unread)
+
+    def resume_writing(self) -> None:
+        if self._unread_timer is not None:
+            self._unread_timer.cancel()
+        super().resume_writing()
+
+    def _give_up_unread(self) -> None:
+        if self.transport is not None:
+            self.transport.abort()
+
     def connection_lost(self, exc: BaseException | None) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
+        for timer in (self._head_timer, self._unread_timer):
+            if timer is not None:
+                timer.cancel()
         super().connection_lost(exc)
 
     def handle_error(
@@ -121,9 +148,16 @@ class _Connection(RequestHandler):
 
 
 class _Connections(web.Server):
-    """The open connections of one listener, bounded."""
+    """The open connections of one listener, bounded in all and by address."""
 
-    def __init__(self, handler: Handler, settings: HttpSettings, refuse: Refuse, request_factory: Any) -> None:
+    def __init__(
+        self,
+        handler: Handler,
+        settings: HttpSettings,
+        refuse: Refuse,
+        request_factory: Any,
+        exempt: Iterable[Network],
+    ) -> None:
         super().__init__(
             handler,
             request_factory=request_factory,
@@ -136,7 +170,9 @@ class _Connections(web.Server):
             max_headers=_HEADERS_MAX,
         )
         self._connections_max = settings.http_connections_max
+        self._addresses = Addresses(settings.http_connections_per_address_max, exempt)
         self.head_timeout_s = settings.http_head_timeout_s
+        self.unread_timeout_s = settings.http_unread_timeout_s
         self.refuse = refuse
         self.is_draining = False
         """Whether every answer is the last one of its connection."""
@@ -144,10 +180,31 @@ class _Connections(web.Server):
     def __call__(self) -> RequestHandler:
         return _Connection(self, loop=self._loop, **self._kwargs)
 
-    def connection_made(self, handler: RequestHandler, transport: asyncio.Transport) -> None:
+    def connection_made(self, handler: _Connection, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        if handler.place is None:
+            handler.place = self.admit(transport.get_extra_info("peername"))
         super().connection_made(handler, transport)
-        if len(self._connections) > self._connections_max:
+        if handler.place is None:
             transport.abort()
+
+    def connection_lost(self, handler: RequestHandler, exc: BaseException | None = None) -> None:
+        super().connection_lost(handler, exc)
+        self.dismiss(handler)
+
+    def admit(self, peer: object, *, coming: int = 0) -> str | None:
+        if len(self._connections) + coming >= self._connections_max:
+            return None
+        return self._addresses.enter(peer)
+
+    def welcome(self, place: str) -> asyncio.Protocol:
+        connection = _Connection(self, loop=self._loop, **self._kwargs)
+        connection.place = place
+        return connection
+
+    def dismiss(self, protocol: asyncio.BaseProtocol) -> None:
+        if isinstance(protocol, _Connection) and protocol.place is not None:
+            self._addresses.leave(protocol.place)
+            protocol.place = None
 
     @property
     def count(self) -> int:
@@ -160,7 +217,9 @@ class _Connections(web.Server):
 class HttpServer:
     """Serves `handler` on `listener` between `start` and `stop`.
 
-    `request_factory` makes the requests that the handler takes, where they are not aiohttp's basic ones.
+    `request_factory` makes the requests that the handler takes, where they are not aiohttp's basic ones. With `tls`
+    it serves HTTPS, and watches for a renewed certificate. Connections from the networks of `exempt` (proxies, which
+    bring those of many) are not bounded by address.
     """
 
     def __init__(
@@ -170,31 +229,41 @@ class HttpServer:
         settings: HttpSettings,
         refuse: Refuse,
         request_factory: Any = None,
+        *,
+        tls: ServerTls | None = None,
+        exempt: Iterable[Network] = (),
     ) -> None:
         self._listener = listener
-        self._parts = (handler, settings, refuse, request_factory)
+        self._parts = (handler, settings, refuse, request_factory, tuple(exempt))
+        self._tls = tls
         self._connections: _Connections | None = None
-        self._server: asyncio.Server | None = None
-        self._date: asyncio.Task[None] | None = None
+        self._door: asyncio.Server | Handshakes | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     async def start(self) -> None:
         self._connections = _Connections(*self._parts)
-        loop = asyncio.get_running_loop()
-        self._date = asyncio.create_task(_keep_date(), name="date header")
-        self._server = await loop.create_server(self._connections, sock=self._listener, backlog=4096)
+        self._tasks.append(asyncio.create_task(_keep_date(), name="date header"))
+        if self._tls is None:
+            loop = asyncio.get_running_loop()
+            self._door = await loop.create_server(self._connections, sock=self._listener, backlog=4096)
+        else:
+            self._tasks.append(asyncio.create_task(self._tls.watch(), name="certificate"))
+            self._door = Handshakes(self._listener, self._connections, self._tls)
+            self._door.start()
 
     async def stop(self, timeout_s: float) -> None:
         """Accept nothing more, let requests in hand arrive and be answered for up to `timeout_s`, close the rest."""
-        if self._server is None or self._connections is None or self._date is None:
+        if self._door is None or self._connections is None:
             return
-        self._server.close()
+        self._door.close()
         self._connections.is_draining = True
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_s * _DRAIN_SHARE):
                 await self._drain(self._connections)
         await self._connections.shutdown(timeout_s * (1 - _DRAIN_SHARE))
-        self._date.cancel()
-        await asyncio.gather(self._date, return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _drain(self, connections: _Connections) -> None:
         """Until no request is in hand. What was accepted just now becomes a connection a moment later."""
@@ -202,7 +271,7 @@ class HttpServer:
         closing_idle = loop.time() + _LAST_CHANCE_S
         while True:
             await asyncio.sleep(_DRAIN_POLL_S)
-            waiting = 0
+            waiting = self._handshakes(over=loop.time() >= closing_idle)
             for connection in connections.open():
                 if connection.is_waiting and loop.time() >= closing_idle:
                     connection.force_close()
@@ -210,6 +279,15 @@ class HttpServer:
                     waiting += 1
             if not waiting:
                 return
+
+    def _handshakes(self, *, over: bool) -> int:
+        """How many handshakes are under way, and may still bring a request; none once their time is over."""
+        if not isinstance(self._door, Handshakes):
+            return 0
+        if over:
+            self._door.give_up()
+            return 0
+        return self._door.under_way
 
     def count(self) -> int:
         """Open connections."""

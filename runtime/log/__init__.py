@@ -1,6 +1,7 @@
 """The log: durable, ordered by partition, read from positions. One port, two engines."""
 
 from runtime.log.engines import Engine, create_log, engine_of, open_log
+from runtime.log.late_log import LateLog
 from runtime.log.port import (
     BehindRetentionError,
     Bounds,
@@ -18,6 +19,7 @@ __all__ = [
     "Bounds",
     "Engine",
     "Expected",
+    "LateLog",
     "Log",
     "LogMisfitError",
     "LogSettings",

@@ -4,6 +4,8 @@ Left out: the engines.
 """
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, Literal
 from urllib.parse import unquote, urlsplit
@@ -11,7 +13,9 @@ from uuid import UUID
 
 from runtime.errors import ConfigurationError
 from runtime.log.kafka_address import parse_address
+from runtime.log.kafka_cluster import LoginRefusedError
 from runtime.log.kafka_log import create_kafka_log, open_kafka_log
+from runtime.log.keeping import Kept
 from runtime.log.port import NEW_GENERATION, Expected, Log, LogMisfitError
 from runtime.log.settings import LogSettings
 from runtime.log.sqlite_log import SqliteLog
@@ -38,7 +42,8 @@ async def create_log(settings: LogSettings, *, source: UUID, name: str, partitio
     already, and `UnavailableError`.
     """
     if engine_of(settings.log_url) == "kafka":
-        return await create_kafka_log(settings, parse_address(settings.log_url), name, partitions)
+        with _login_refused():
+            return await create_kafka_log(settings, parse_address(settings.log_url), name, partitions)
     path = _path(settings.log_url, name)
     try:
         origin = await asyncio.to_thread(create_store, path, source, partitions)
@@ -58,14 +63,25 @@ async def open_log(settings: LogSettings, expected: Expected, *, client_id: str)
     `UnavailableError` when it cannot be reached.
     """
     if engine_of(settings.log_url) == "kafka":
-        return await open_kafka_log(settings, parse_address(settings.log_url), expected, client_id)
+        with _login_refused():
+            return await open_kafka_log(settings, parse_address(settings.log_url), expected, client_id)
     path = _path(settings.log_url, expected.name)
     try:
         store = Store(path, UUID(expected.identity))
     except ValueError as error:
         raise LogMisfitError(f"{expected.identity} is no identity of a SQLite log: {NEW_GENERATION}") from error
     await asyncio.to_thread(_verify, store, expected)
-    return SqliteLog(settings, store, expected.source, expected.partitions)
+    kept = Kept(settings.log_keep_landed_h * 3600, settings.log_keep_landed_bytes_max)
+    return SqliteLog(settings, store, expected.source, expected.partitions, kept)
+
+
+@contextmanager
+def _login_refused() -> Iterator[None]:
+    """At the start a login that is refused is a setting to be mended; later it may be on its way to being changed."""
+    try:
+        yield
+    except LoginRefusedError as error:
+        raise ConfigurationError(str(error)) from error
 
 
 def _path(url: str, name: str) -> Path:

@@ -1,10 +1,12 @@
 """The Kafka forms of a log URL: brokers, and how to be let in. Left out: connections."""
 
 import ssl
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from runtime.errors import ConfigurationError
+from runtime.tls import load_chain
 
 PORT_DEFAULT: Final = 9092
 MECHANISM_DEFAULT: Final = "SCRAM-SHA-512"
@@ -67,12 +69,25 @@ def _access(login: str, options: dict[str, str]) -> dict[str, Any]:
 
 def _ssl_context(options: dict[str, str]) -> ssl.SSLContext:
     try:
+        _check_readable(options)
         context = ssl.create_default_context(cafile=options.get("cafile"))
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
         if "certfile" in options:
-            context.load_cert_chain(options["certfile"], options.get("keyfile"))
+            load_chain(context, options["certfile"], options.get("keyfile"))
     except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
-        raise _bad(f"a certificate cannot be read: {error}") from error
+        names = " or ".join(name for name in ("cafile", "certfile", "keyfile") if name in options)
+        raise _bad(f"{names} is not what it should be, in PEM: {error}") from error
     return context
+
+
+def _check_readable(options: dict[str, str]) -> None:
+    """OpenSSL does not say which of the files it misses."""
+    for name in ("cafile", "certfile", "keyfile"):
+        if name in options:
+            try:
+                Path(options[name]).read_bytes()
+            except OSError as error:
+                raise _bad(f"{name}={options[name]} cannot be read: {error.strerror or error}") from error
 
 
 def _bad(text: str) -> ConfigurationError:

@@ -7,7 +7,8 @@ Left out: connections, and requests that aiokafka has in a version that serves.
 # mypy: disallow-subclassing-any=False
 
 import base64
-from io import BytesIO
+import struct
+from io import SEEK_CUR, BytesIO
 from typing import Any, Final
 
 from aiokafka.protocol.abstract import AbstractType
@@ -23,6 +24,7 @@ from aiokafka.protocol.types import (
     Int64,
     Schema,
     TaggedFields,
+    UnsignedVarInt32,
 )
 
 NO_TOPIC_ID: Final = bytes(16)
@@ -115,28 +117,55 @@ class MetadataRequest(Request[MetadataStruct]):
         return request_struct_class([(NO_TOPIC_ID, self._topic, NO_TAGS)], False, False, NO_TAGS)
 
 
+PARTITION: Final = struct.Struct(">i")
+TAGLESS: Final = b"\x00"
+#: The fields of `Written`, and how its last three look where there are no errors of records, no message and no tags.
+WRITTEN: Final = struct.Struct(">ihqqqBBB")
+NOTHING_MORE: Final = b"\x01\x00\x00"
+
+
+class Batches(AbstractType[Any]):
+    """The batches of a produce request, (partition, records) each, in one go: field by field takes three times it."""
+
+    @classmethod
+    def encode(cls, value: list[tuple[int, bytearray]]) -> bytes:
+        pieces: list[bytes | bytearray] = [UnsignedVarInt32.encode(len(value) + 1)]
+        for partition, records in value:
+            pieces += (PARTITION.pack(partition), UnsignedVarInt32.encode(len(records) + 1), records, TAGLESS)
+        return b"".join(pieces)
+
+
+class Written(AbstractType[Any]):
+    """What became of each batch: in one piece where it was written, field by field where there is more to tell."""
+
+    FIELDS = Schema(
+        ("partition", Int32),
+        ("error_code", Int16),
+        ("base_offset", Int64),
+        ("log_append_time", Int64),
+        ("log_start_offset", Int64),
+        ("record_errors", CompactArray(("index", Int32), ("message", TEXT), TAGS)),
+        ("error_message", TEXT),
+        TAGS,
+    )
+
+    @classmethod
+    def decode(cls, data: BytesIO) -> list[Any]:
+        found: list[Any] = []
+        for _ in range(UnsignedVarInt32.decode(data) - 1):
+            piece = data.read(WRITTEN.size)
+            if piece.endswith(NOTHING_MORE):
+                *fields, _, _, _ = WRITTEN.unpack(piece)
+                found.append((*fields, (), None, NO_TAGS))
+            else:
+                data.seek(-len(piece), SEEK_CUR)
+                found.append(cls.FIELDS.decode(data))
+        return found
+
+
 def _produce_response(topic: tuple[str, Any]) -> Schema:
     return Schema(
-        (
-            "topics",
-            CompactArray(
-                topic,
-                (
-                    "partitions",
-                    CompactArray(
-                        ("partition", Int32),
-                        ("error_code", Int16),
-                        ("base_offset", Int64),
-                        ("log_append_time", Int64),
-                        ("log_start_offset", Int64),
-                        ("record_errors", CompactArray(("index", Int32), ("message", TEXT), TAGS)),
-                        ("error_message", TEXT),
-                        TAGS,
-                    ),
-                ),
-                TAGS,
-            ),
-        ),
+        ("topics", CompactArray(topic, ("partitions", Written), TAGS)),
         ("throttle_time_ms", Int32),
         TAGS,
     )
@@ -147,14 +176,7 @@ def _produce_request(topic: tuple[str, Any]) -> Schema:
         ("transactional_id", TEXT),
         ("acks", Int16),
         ("timeout_ms", Int32),
-        (
-            "topics",
-            CompactArray(
-                topic,
-                ("partitions", CompactArray(("partition", Int32), ("records", CompactBytes), TAGS)),
-                TAGS,
-            ),
-        ),
+        ("topics", CompactArray(topic, ("partitions", Batches), TAGS)),
         TAGS,
     )
 
@@ -202,8 +224,7 @@ class ProduceRequest(Request[ProduceByName | ProduceById]):
 
     def build(self, request_struct_class: type[ProduceByName | ProduceById]) -> ProduceByName | ProduceById:
         topic: bytes | str = self._topic_id if request_struct_class is ProduceById else self._topic
-        batches = [(partition, batch, NO_TAGS) for partition, batch in self._batches]
-        return request_struct_class(None, ACKS_ALL, self._timeout_ms, [(topic, batches, NO_TAGS)], NO_TAGS)
+        return request_struct_class(None, ACKS_ALL, self._timeout_ms, [(topic, self._batches, NO_TAGS)], NO_TAGS)
 
 
 class FetchResponse(Response):

@@ -11,7 +11,8 @@ class LogSettings:
 
     log_url: str = setting(
         "sqlite:///sluice-log",
-        why="kafka://host:port[,host:port], kafkas://user:password@host:port (TLS, SASL), or sqlite:///directory",
+        why="kafka://host:port[,host:port], kafkas://user:password@host:port (TLS, SASL; ?cafile=&certfile=&keyfile="
+        "&mechanism=), or sqlite:///directory",
         secret=True,
     )
     log_linger_ms: float = setting(
@@ -52,6 +53,16 @@ class LogSettings:
         unit="copies",
         least=0,
         why="Of a Kafka topic that is made; 0 takes the brokers' default. With 1, a lost broker loses readings.",
+    )
+    log_keep_landed_h: float = setting(
+        24.0,
+        unit="h",
+        least=0,
+        why="How long a SQLite log keeps what has landed, for `sluice verify` to read it again, and for the database "
+        "if an old copy of it is brought back. Kafka keeps all records alike.",
+    )
+    log_keep_landed_bytes_max: int = setting(
+        1_000_000_000, unit="bytes", least=0, why="Of a SQLite log: beyond it, what landed first goes sooner."
     )
     log_retention_h: int = setting(
         168,

@@ -12,13 +12,14 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, TypeVar
 from uuid import UUID
 
 from runtime.errors import OutcomeUnknownError, OverloadedError, SluiceError, UnavailableError
-from runtime.log.port import Bounds, LogMisfitError, Slice
+from runtime.log.keeping import Kept
+from runtime.log.port import Bounds, LogMisfitError, Slice, check_together
 from runtime.log.settings import LogSettings
 from runtime.log.sqlite_store import Store
 from runtime.log.waiting import Landed, Trouble, fail, failed, settle
@@ -53,7 +54,9 @@ class _Group:
 class SqliteLog:
     """One process's hold on a log that SQLite keeps. Made by `engines.open_log`; belongs to one event loop."""
 
-    def __init__(self, settings: LogSettings, store: Store, source: UUID, partitions: int) -> None:
+    def __init__(
+        self, settings: LogSettings, store: Store, source: UUID, partitions: int, kept: Kept | None = None
+    ) -> None:
         self.source = source
         self.partitions = partitions
         self.body_bytes_max = settings.log_batch_bytes_max
@@ -72,6 +75,7 @@ class SqliteLog:
         self._idle.set()
         self._readers: set[SqliteReader] = set()
         self._landed = Landed(self._prune, PRUNE_EVERY_S)
+        self._kept = kept
         self._trouble = Trouble(str(store.path))
         self._closed = False
         self._checking = False
@@ -102,6 +106,25 @@ class SqliteLog:
         future = self._loop.create_future()
         bodies.append(body)
         group.futures[partition].append(future)
+        group.size += size
+        self._queued_bytes += size
+        if group.size >= COMMIT_BYTES_MAX:
+            self._end_group()
+        return future
+
+    def append_all(self, partition: int, bodies: Sequence[bytes]) -> "asyncio.Future[int]":
+        if self._closed:
+            return failed(self._loop, "the log is closed")
+        size = check_together(bodies, self.body_bytes_max)
+        if self._queued_bytes + size > self._settings.log_queue_bytes_max:
+            raise OverloadedError(f"{self._queued_bytes} bytes wait for the log (SLUICE_LOG_QUEUE_BYTES_MAX)")
+        # One group, and so one transaction.
+        group = self._begin_group() if self._open_group is None else self._open_group
+        if partition not in group.bodies:
+            self._begin_partition(group, partition)
+        future = self._loop.create_future()
+        group.bodies[partition] += bodies
+        group.futures[partition] += [future] * len(bodies)  # settled by the first, which the others leave alone
         group.size += size
         self._queued_bytes += size
         if group.size >= COMMIT_BYTES_MAX:
@@ -207,6 +230,9 @@ class SqliteLog:
     async def bounds(self) -> dict[int, Bounds]:
         return await self._in_thread(self._store.bounds)
 
+    async def expiring(self, share: float) -> dict[int, int]:
+        return {}  # only what has landed is pruned
+
     def reader(self) -> "SqliteReader":
         store = Store(self._store.path, self._store.identity)
         reader = SqliteReader(store, self._trouble, self._readers.discard)
@@ -218,6 +244,8 @@ class SqliteLog:
             self._landed.tell(positions)
 
     async def _prune(self, positions: dict[int, int]) -> None:
+        if self._kept is not None:
+            positions = self._kept.due(positions, await self._in_thread(self._store.used_bytes))
         while await self._in_thread(self._store.prune, positions, self._timeout_s):
             pass  # each round is a transaction of its own, and appends are written between them
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 from urllib.parse import quote
 from uuid import UUID, uuid4
+from zlib import crc32
 
 from runtime.errors import OutcomeUnknownError, UnavailableError
 from runtime.log.port import NEW_GENERATION, BehindRetentionError, Bounds, LogMisfitError, Slice
@@ -35,24 +36,33 @@ CREATE TABLE origin (
     one INTEGER PRIMARY KEY CHECK (one = 1), identity TEXT NOT NULL, source TEXT NOT NULL, partitions INTEGER NOT NULL
 );
 CREATE TABLE heads (partition INTEGER PRIMARY KEY, start INTEGER NOT NULL, next INTEGER NOT NULL);
-CREATE TABLE chunks (key INTEGER PRIMARY KEY, lengths BLOB NOT NULL, bodies BLOB NOT NULL);
+CREATE TABLE chunks (
+    key INTEGER PRIMARY KEY, lengths BLOB NOT NULL, bodies BLOB NOT NULL, checksum INTEGER NOT NULL
+);
 """
 # A chunk's key is its partition, then the position of its first record. A record that stands within a chunk is
 # found by the greatest key not above its own.
 READ_CHUNKS: Final = """
-SELECT key, lengths, bodies FROM chunks
+SELECT key, lengths, bodies, checksum FROM chunks
 WHERE key >= coalesce((SELECT max(key) FROM chunks WHERE key <= :at AND key >= :low), :at) AND key < :high
 ORDER BY key
 """
 OLDEST_CHUNK: Final = "SELECT min(key) FROM chunks WHERE key >= ? AND key < ?"
 # The newest chunk that may hold an un-landed record, and so is the first to stay.
 FIRST_KEPT: Final = "SELECT max(key) FROM chunks WHERE key <= ? AND key >= ?"
+INSERT_CHUNK: Final = "INSERT INTO chunks VALUES (?, ?, ?, ?)"
 DELETE_CHUNKS: Final = """
 DELETE FROM chunks WHERE key IN (SELECT key FROM chunks WHERE key >= ? AND key < ? ORDER BY key LIMIT ?)
 """
 
 
+DAMAGE: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+
 T = TypeVar("T")
+
+
+class DamagedError(UnavailableError):
+    """What stands in the file is not what was written: the disk, or somebody, changed it."""
 
 
 class Origin(NamedTuple):
@@ -72,21 +82,27 @@ def create_store(path: Path, source: UUID, partitions: int) -> Origin:
     origin = Origin(uuid4(), source, partitions)
     draft = path.with_name(f"{path.name}.{origin.identity}")
     try:
-        _write_new(draft, origin)
+        write_empty(draft, origin)
         os.link(draft, path)
     except sqlite3.Error as error:
         raise OSError(f"{path} cannot be made: {error}") from error
     finally:
         draft.unlink(missing_ok=True)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    sync_directory(path.parent)
     return origin
 
 
-def _write_new(path: Path, origin: Origin) -> None:
+def sync_directory(directory: Path) -> None:
+    """Names of files survive a power cut from here on."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_empty(path: Path, origin: Origin) -> None:
+    """Raises `sqlite3.Error`."""
     connection = sqlite3.connect(path, isolation_level=None)
     try:
         connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
@@ -105,7 +121,8 @@ class Store:
     """One thread's hold on a file. Not to be used from two threads.
 
     Raises `LogMisfitError` when the path no longer leads to the file that was opened first, `UnavailableError` when
-    certainly nothing was written, and `OutcomeUnknownError` when that is open.
+    certainly nothing was written (`DamagedError` where the file is not what was written to it), and
+    `OutcomeUnknownError` when that is open.
     """
 
     def __init__(self, path: Path, identity: UUID | None = None) -> None:
@@ -118,7 +135,7 @@ class Store:
 
     def open(self) -> Origin:
         """Take hold of the file and read what it says about itself."""
-        return self._guarded(_read_origin)
+        return self._guarded(read_origin)
 
     def append(self, batch: Mapping[int, list[bytes]], wait_s: float) -> dict[int, int]:
         """Write these records durably; the position of the first of each partition. Waits for other writers."""
@@ -128,7 +145,7 @@ class Store:
             firsts = {partition: _insert(connection, partition, bodies) for partition, bodies in batch.items()}
         except sqlite3.Error as error:
             self.close()
-            raise UnavailableError(f"{self.path} takes no records: {error}") from error
+            raise _unavailable(f"{self.path} takes no records", error) from error
         self._commit(connection)
         return firsts
 
@@ -140,7 +157,7 @@ class Store:
             connection.execute("UPDATE origin SET partitions = partitions")
         except sqlite3.Error as error:
             self.close()
-            raise UnavailableError(f"{self.path} cannot be written: {error}") from error
+            raise _unavailable(f"{self.path} cannot be written", error) from error
         self._commit(connection)
 
     def prune(self, positions: Mapping[int, int], wait_s: float) -> bool:
@@ -153,7 +170,7 @@ class Store:
                 left -= _delete_below(connection, partition, position, left)
         except sqlite3.Error as error:
             self.close()
-            raise UnavailableError(f"{self.path} cannot be pruned: {error}") from error
+            raise _unavailable(f"{self.path} cannot be pruned", error) from error
         self._commit(connection)
         if left == PRUNE_CHUNKS_MAX:
             self._guarded(_give_back_space)
@@ -162,6 +179,14 @@ class Store:
     def bounds(self) -> dict[int, Bounds]:
         """Of every partition."""
         return self._guarded(_read_bounds)
+
+    def used_bytes(self) -> int:
+        """Of the file, without pages that wait to be used again."""
+        return self._guarded(_read_used_bytes)
+
+    def size(self) -> int:
+        """Bytes of all records in the file."""
+        return self._guarded(_read_size)
 
     def read(self, positions: Mapping[int, int], bytes_max: int) -> list[Slice]:
         """What stands at these positions, in the order of the mapping, up to about `bytes_max` in all."""
@@ -174,6 +199,13 @@ class Store:
                 connection.execute("COMMIT")
 
         return self._guarded(in_one_snapshot)
+
+    def read_on(self, partition: int, position: int, bytes_max: int) -> Slice:
+        """The records that stand next at or after `position`, without a hole among them; none at the end.
+
+        A slice that begins later than `position` tells that there is nothing between: that was lost.
+        """
+        return self._guarded(lambda connection: _read_on(connection, partition, position, bytes_max))
 
     def changed(self) -> bool:
         """Whether anyone has committed since this was asked last."""
@@ -191,9 +223,12 @@ class Store:
         connection = self._hold()
         try:
             return ask(connection)
+        except DamagedError as error:
+            self.close()
+            raise DamagedError(f"{self.path} is damaged: {error}") from error
         except sqlite3.Error as error:
             self.close()
-            raise UnavailableError(f"{self.path} cannot be read: {error}") from error
+            raise _unavailable(f"{self.path} cannot be read", error) from error
 
     def _hold(self) -> sqlite3.Connection:
         """The open connection, after making sure that the path still leads to its file."""
@@ -223,17 +258,17 @@ class Store:
         try:
             connection = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=OPEN_WAIT_S)
             self._set_up(connection)
-        except (sqlite3.Error, LogMisfitError) as error:
+        except (sqlite3.Error, LogMisfitError, DamagedError) as error:
             if connection is not None:
                 connection.close()
-            if isinstance(error, LogMisfitError):
+            if not isinstance(error, sqlite3.Error):
                 raise
-            raise UnavailableError(f"{self.path} cannot be opened: {error}") from error
+            raise _unavailable(f"{self.path} cannot be opened", error) from error
         return connection
 
     def _set_up(self, connection: sqlite3.Connection) -> None:
         _check_format(connection, self.path)
-        self._check_identity(_read_origin(connection).identity)
+        self._check_identity(read_origin(connection).identity)
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
         connection.execute(f"PRAGMA journal_size_limit = {WAL_BYTES_KEPT}")
@@ -275,6 +310,15 @@ class Store:
             raise OutcomeUnknownError(str(error)) from error
 
 
+def _unavailable(text: str, error: sqlite3.Error) -> UnavailableError:
+    return (DamagedError if is_damage(error) else UnavailableError)(f"{text}: {error}")
+
+
+def is_damage(error: sqlite3.Error) -> bool:
+    """Whether it tells of a file that is not what was written, rather than of one that cannot be reached."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in DAMAGE
+
+
 def _check_format(connection: sqlite3.Connection, path: Path) -> None:
     try:
         application = connection.execute("PRAGMA application_id").fetchone()[0]
@@ -290,19 +334,35 @@ def _check_format(connection: sqlite3.Connection, path: Path) -> None:
         )
 
 
-def _read_origin(connection: sqlite3.Connection) -> Origin:
-    (row,) = connection.execute("SELECT identity, source, partitions FROM origin").fetchall()
-    identity, source, partitions = row
-    return Origin(UUID(identity), UUID(source), partitions)
+def read_origin(connection: sqlite3.Connection) -> Origin:
+    """Raises `DamagedError`, `sqlite3.Error`."""
+    rows = connection.execute("SELECT identity, source, partitions FROM origin").fetchall()
+    try:
+        ((identity, source, partitions),) = rows
+        return Origin(UUID(identity), UUID(source), partitions)
+    except (ValueError, AttributeError, TypeError) as error:
+        raise DamagedError(f"what it says about itself cannot be read: {rows}") from error
 
 
 def _insert(connection: sqlite3.Connection, partition: int, bodies: list[bytes]) -> int:
     update = "UPDATE heads SET next = next + ? WHERE partition = ? RETURNING next"
     ((end,),) = connection.execute(update, (len(bodies), partition)).fetchall()
     first: int = end - len(bodies)
-    rows = ((_key(partition, first + offset), _lengths(chunk), b"".join(chunk)) for offset, chunk in _chunks(bodies))
-    connection.executemany("INSERT INTO chunks VALUES (?, ?, ?)", rows)
+    connection.executemany(
+        INSERT_CHUNK,
+        (_chunk_row(key_of(partition, first + offset), chunk) for offset, chunk in _chunks(bodies)),
+    )
     return first
+
+
+def _chunk_row(key: int, records: list[bytes]) -> tuple[int, bytes, bytes, int]:
+    lengths, bodies = _lengths(records), b"".join(records)
+    return key, lengths, bodies, checksum_of(key, lengths, bodies)
+
+
+def checksum_of(key: int, lengths: bytes, bodies: bytes) -> int:
+    """SQLite notices damage to its own structures, not to what a row holds."""
+    return crc32(bodies, crc32(lengths, crc32(key.to_bytes(8, "big"))))
 
 
 def _chunks(bodies: list[bytes]) -> Iterator[tuple[int, list[bytes]]]:
@@ -324,6 +384,11 @@ def _lengths(bodies: list[bytes]) -> bytes:
     if sys.byteorder == "big":
         lengths.byteswap()
     return lengths.tobytes()
+
+
+def count_of(lengths: bytes) -> int:
+    """How many records a chunk has."""
+    return len(lengths) // 4 or 1
 
 
 def _unpack(lengths: bytes, bodies: bytes) -> list[bytes]:
@@ -350,8 +415,11 @@ def _read_slices(connection: sqlite3.Connection, positions: Mapping[int, int], b
             if slices:
                 break  # the complaint comes with the next call, when these are handed over
             _complain(partition, position, bounds[partition])
-        bodies, size = _read_partition(connection, partition, position, bytes_max)
-        slices.append(Slice(partition, position, bodies))
+        part, size = _read_partition(connection, partition, position, bytes_max)
+        if not part.bodies or part.first != position:
+            missing = part.first if part.bodies else bounds[partition].end
+            raise DamagedError(f"partition {partition}: the records from {position} to {missing} are missing")
+        slices.append(part)
         bytes_max -= size
         if bytes_max <= 0:
             break
@@ -369,32 +437,54 @@ def _complain(partition: int, position: int, bounds: Bounds) -> None:
 
 def _read_partition(
     connection: sqlite3.Connection, partition: int, position: int, bytes_max: int
-) -> tuple[list[bytes], int]:
-    """Records from `position` on, and their bytes: at least one chunk of them."""
-    keys = {"at": _key(partition, position), "low": _key(partition, 0), "high": _key(partition + 1, 0)}
+) -> tuple[Slice, int]:
+    """Records at or after `position` that follow each other, and their bytes: at least one chunk of them."""
+    keys = {"at": key_of(partition, position), "low": key_of(partition, 0), "high": key_of(partition + 1, 0)}
     records: list[bytes] = []
     size = 0
+    first = position
     rows = connection.execute(READ_CHUNKS, keys)
-    for key, lengths, bodies in rows:
-        unpacked = _unpack(lengths, bodies)
-        before = keys["at"] - key
-        records += unpacked[before:] if before > 0 else unpacked
+    for key, lengths, bodies, checksum in rows:
+        begin = key - keys["low"]
+        unpacked = _verified(partition, begin, lengths, bodies, checksum)
+        if begin < position:
+            unpacked = unpacked[position - begin :]
+        elif not records:
+            first = begin
+        elif begin != first + len(records):
+            break
+        records += unpacked
         size += len(bodies)
-        if size >= bytes_max:
+        if records and size >= bytes_max:
             break
     rows.close()
-    return records, size
+    return Slice(partition, first, records), size
+
+
+def _verified(partition: int, first: int, lengths: bytes, bodies: bytes, checksum: int) -> list[bytes]:
+    if checksum_of(key_of(partition, first), lengths, bodies) != checksum:
+        end = first + count_of(lengths)
+        raise DamagedError(f"partition {partition}: the records from {first} to {end - 1} are not what was written")
+    return _unpack(lengths, bodies)
+
+
+def _read_on(connection: sqlite3.Connection, partition: int, position: int, bytes_max: int) -> Slice:
+    part, _ = _read_partition(connection, partition, position, bytes_max)
+    if part.bodies:
+        return part
+    (end,) = connection.execute("SELECT next FROM heads WHERE partition = ?", (partition,)).fetchone()
+    return Slice(partition, max(position, end), [])
 
 
 def _delete_below(connection: sqlite3.Connection, partition: int, position: int, chunks_max: int) -> int:
     """Delete chunks without a record at or after `position`; how many."""
-    low, high = _key(partition, 0), _key(partition + 1, 0)
+    low, high = key_of(partition, 0), key_of(partition + 1, 0)
     start, end = connection.execute("SELECT start, next FROM heads WHERE partition = ?", (partition,)).fetchone()
     if position <= start or chunks_max <= 0:
         return 0
     kept = high
     if position < end:
-        (kept,) = connection.execute(FIRST_KEPT, (_key(partition, position), low)).fetchone()
+        (kept,) = connection.execute(FIRST_KEPT, (key_of(partition, position), low)).fetchone()
     deleted = connection.execute(DELETE_CHUNKS, (low, kept, chunks_max)).rowcount
     if deleted:
         (oldest,) = connection.execute(OLDEST_CHUNK, (low, high)).fetchone()
@@ -416,10 +506,21 @@ def _read_bounds(connection: sqlite3.Connection) -> dict[int, Bounds]:
     return {partition: Bounds(start, end) for partition, start, end in rows}
 
 
+def _read_used_bytes(connection: sqlite3.Connection) -> int:
+    names = "page_count", "freelist_count", "page_size"
+    pages, free, size = (int(connection.execute(f"PRAGMA {name}").fetchone()[0]) for name in names)
+    return (pages - free) * size
+
+
+def _read_size(connection: sqlite3.Connection) -> int:
+    size: int = connection.execute("SELECT coalesce(sum(length(bodies)), 0) FROM chunks").fetchone()[0]
+    return size
+
+
 def _data_version(connection: sqlite3.Connection) -> int:
     version: int = connection.execute("PRAGMA data_version").fetchone()[0]
     return version
 
 
-def _key(partition: int, position: int) -> int:
+def key_of(partition: int, position: int) -> int:
     return partition << POSITION_BITS | position

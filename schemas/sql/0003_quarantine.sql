@@ -14,8 +14,8 @@ ALTER TABLE quarantine
 
 -- A row comes in as held, so that only the first of these costs landing anything; it takes the place of the former one.
 DROP INDEX quarantine_by_organisation;
-CREATE INDEX quarantine_held ON quarantine (organisation_id, received_at, quarantine_id) WHERE state = 'held';
-CREATE INDEX quarantine_not_held ON quarantine (organisation_id, received_at, quarantine_id) WHERE state <> 'held';
+CREATE INDEX quarantine_held ON quarantine (organisation_id, received_at) WHERE state = 'held';
+CREATE INDEX quarantine_not_held ON quarantine (organisation_id, received_at) WHERE state <> 'held';
 CREATE INDEX quarantine_replaying ON quarantine (organisation_id, replay_due_at) WHERE state = 'replaying';
 CREATE INDEX quarantine_gone ON quarantine (changed_at) WHERE state IN ('released', 'discarded', 'expired');
 CREATE INDEX quarantine_unreadable ON quarantine (quarantined_at) WHERE organisation_id IS NULL;

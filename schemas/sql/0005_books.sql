@@ -6,3 +6,6 @@ ALTER TABLE ledger
     ADD COLUMN expired   bigint NOT NULL DEFAULT 0,   -- of the same: gone by a bound of the quarantine
     ADD COLUMN erased    bigint NOT NULL DEFAULT 0,   -- of all: gone with the site they belonged to
     ADD COLUMN lost      bigint NOT NULL DEFAULT 0;   -- known to be gone against every rule
+
+-- For what is asked of all organisations together: the metrics of the last day.
+CREATE INDEX ledger_by_hour ON ledger (hour);

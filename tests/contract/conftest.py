@@ -68,7 +68,7 @@ class SqlitePlace:
         self.directory = directory
 
     def settings(self, **overrides: Any) -> LogSettings:
-        return LogSettings(log_url=f"sqlite:///{self.directory}", **overrides)
+        return LogSettings(**{"log_url": f"sqlite:///{self.directory}", "log_keep_landed_h": 0} | overrides)
 
     def path(self, expected: Expected) -> Path:
         return self.directory / f"{expected.name}.db"

@@ -23,6 +23,7 @@ from runtime.log import (
     create_log,
     open_log,
 )
+from runtime.log.port import RECORD_ROOM
 from tests.contract.conftest import (
     PARTITIONS,
     KafkaPlace,
@@ -486,5 +487,49 @@ def test_what_the_log_will_delete_soon_is_told_by_age_and_nothing_for_a_log_that
             assert expiring == dict.fromkeys(range(log.partitions), 2)
             assert await log.expiring(1.0) == dict.fromkeys(range(log.partitions), 0)
             assert await log.expiring(0.0) == dict.fromkeys(range(log.partitions), 3)
+
+    run(test())
+
+
+def test_records_appended_together_stand_together_in_the_order_of_all(place: Place) -> None:
+    async def test() -> None:
+        async with opened(place) as log:
+            futures = [
+                log.append(0, b"before"),
+                log.append_all(0, [b"%d" % n for n in range(1_000)]),
+                log.append(0, b"between"),
+                log.append_all(0, [b"only"]),
+                log.append(0, b"after"),
+            ]
+            assert await asyncio.gather(*futures) == [0, 1, 1_001, 1_002, 1_003]
+            found = (await read_all(log))[0]
+            assert found == [b"before", *(b"%d" % n for n in range(1_000)), b"between", b"only", b"after"]
+
+    run(test())
+
+
+def test_what_does_not_fit_together_is_refused_whole(place: Place) -> None:
+    async def test() -> None:
+        async with opened(place, log_batch_bytes_max=100_000) as log:
+            most = log.body_bytes_max
+            await log.append_all(0, [bytes(most)])
+            await log.append_all(0, [bytes(most // 1_000 - RECORD_ROOM)] * 1_000)
+            for bodies in ([], [bytes(most + 1)], [b""] * (most // RECORD_ROOM + 1), [bytes(most), b""]):
+                with pytest.raises(ValueError, match="fit into one batch"):
+                    log.append_all(0, bodies)
+            assert (await log.bounds())[0].end == 1_001
+
+    run(test())
+
+
+def test_records_appended_together_are_written_whole_or_not_at_all(place: Place) -> None:
+    async def test() -> None:
+        async with opened(place, log_queue_bytes_max=1_000_000, log_batch_bytes_max=300_000) as log:
+            together = [bytes(29_000)] * 10
+            futures = [log.append_all(0, together) for _ in range(3)]
+            with pytest.raises(OverloadedError):
+                log.append_all(0, together)
+            assert await asyncio.gather(*futures) == [0, 10, 20]
+            assert (await log.bounds())[0].end == 30
 
     run(test())

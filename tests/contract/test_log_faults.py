@@ -24,6 +24,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from bench.proxy import Mode, Proxy
 from runtime.errors import OutcomeUnknownError, UnavailableError
 from runtime.log import Expected, Log, LogMisfitError, open_log
 from runtime.log.kafka_log import KafkaLog
@@ -40,7 +41,6 @@ from tests.contract.conftest import (
     run,
     troubled,
 )
-from tests.proxy import Mode, Proxy
 
 TIMEOUT_MS = 1_500
 

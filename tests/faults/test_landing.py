@@ -18,11 +18,11 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from bench.proxy import Mode, Proxy
 from runtime.clock import SystemClock
 from runtime.postgres import PostgresSettings
 from tests.databases import Database
 from tests.landing_rig import DEADLINE_S, NOW, Device, Rig, channel, count, open_rig, record, sqlite_url, until
-from tests.proxy import Mode, Proxy
 from tests.support import run
 from workers.landing.worker import LandingWorker
 

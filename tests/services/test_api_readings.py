@@ -23,6 +23,7 @@ from api.registry import Credentials, acting_for, add_device, add_organisation, 
 from api.server import create_app
 from api.serving import ApiFace
 from api.settings import ApiSettings
+from bench.proxy import Proxy
 from runtime.http.server import HttpServer, HttpSettings
 from runtime.ids import uuid7
 from runtime.postgres import connect, open_pool
@@ -30,7 +31,6 @@ from runtime.secrets import API_KEY_PREFIX, TokenHasher, make_token, new_ring
 from runtime.sockets import address_of, listen
 from schemas.record import Quality
 from tests.databases import Database
-from tests.proxy import Proxy
 from tests.support import run
 
 T0 = datetime(2026, 11, 2, tzinfo=UTC)

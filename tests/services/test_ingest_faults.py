@@ -11,13 +11,13 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from bench.proxy import Mode, Proxy
 from runtime.errors import OutcomeUnknownError, OverloadedError, UnavailableError
 from runtime.log import Log
 from runtime.secrets import make_token
 from schemas.topics import log_name, partition_of
 from tests.ingest_rig import Face, Installation, Reply, Tenant, measured
 from tests.landing_rig import until
-from tests.proxy import Mode, Proxy
 from tests.support import run
 
 ONE = measured(("temperature", 21.5))

@@ -1,6 +1,7 @@
 """Who sends, and for which device: tokens, gateways, and changes that every process feels."""
 
 import asyncio
+import json
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -383,6 +384,41 @@ def test_a_suspended_device_is_403_by_its_token_and_by_its_gateway(installation:
             assert (reply.status, reply.code) == (403, "device_suspended")
             reply = await face.post(tenant.gateway, [ONE | {"device": "fridge"}, ONE | {"device": "d2"}])
             assert (reply.status, reply.json()["rejected"][0]["code"]) == (202, "device_suspended")
+
+    run(test())
+
+
+def test_what_a_gateway_sends_for_a_suspended_device_is_kept_for_the_quarantine(installation: Installation) -> None:
+    async def test() -> None:
+        tenant = await installation.tenant()
+        other = await installation.add_device(tenant, "d2")
+        await set_status(installation, tenant, "suspended")
+        now = time.time()
+        theirs = ONE | {"device": "fridge", "ts": now}
+        async with installation.face() as face:
+            assert (await face.post(tenant.gateway, theirs)).code == "device_suspended"
+            mixed = [ONE | {"device": "d2"}, theirs, ONE | {"device": "nobody"}]
+            reply = await face.post(tenant.gateway, mixed)
+            assert (reply.status, reply.json()["accepted"]) == (202, 1)
+            assert [(one["index"], one["code"]) for one in reply.json()["rejected"]] == [
+                (1, "device_suspended"),
+                (2, "device_mismatch"),
+            ]
+            reply = await face.post(tenant.gateway, [theirs, ONE | {"device": "nobody"}])
+            assert (reply.status, reply.code) == (403, "device_suspended")
+            kept = await face.records_of(tenant.device)
+            assert [(record.channels, [one.index for one in record.refused]) for record in kept] == [
+                ([], [0]),
+                ([], [1]),
+                ([], [0]),
+            ]
+            for record in kept:
+                (refused,) = record.refused
+                assert (refused.code, json.loads(refused.payload)["ts"]) == ("device_suspended", now)
+            assert [record.accepted for record in await face.records_of(other)] == [1]
+            # By its own token nothing is read of what it sends.
+            assert (await face.post(tenant.token, ONE)).code == "device_suspended"
+            assert len(await face.records_of(tenant.device)) == 3
 
     run(test())
 

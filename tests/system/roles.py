@@ -5,13 +5,16 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any
 
+from runtime.supervisor import EXIT_REFUSED
 from tests.support import ask, eventually
 
 STOP_TIMEOUT_S = 30.0
+_data = TemporaryDirectory(prefix="sluice-data-")
 
 
 class Role:
@@ -69,7 +72,21 @@ class Role:
 
 def sluice(environment: Mapping[str, str], *arguments: str) -> str:
     """What a command prints. Raises for anything but success."""
-    done = subprocess.run(
+    done = _done(environment, arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def refusal(environment: Mapping[str, str], *arguments: str) -> str:
+    """The one line that a command is refused with."""
+    done = _done(environment, arguments)
+    assert done.returncode == EXIT_REFUSED, done.stderr
+    (line,) = done.stderr.splitlines()
+    return line
+
+
+def _done(environment: Mapping[str, str], arguments: Sequence[str]) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
         [sys.executable, "-m", "deploy.cli", *arguments],
         env=environment,
         capture_output=True,
@@ -77,8 +94,6 @@ def sluice(environment: Mapping[str, str], *arguments: str) -> str:
         timeout=120,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def start_role(environment: Mapping[str, str], *arguments: str) -> Role:
@@ -104,6 +119,6 @@ def role(environment: Mapping[str, str], *arguments: str) -> Iterator[Role]:
 
 
 def clean_environment(**variables: str) -> dict[str, str]:
-    """This process's environment without settings of Sluice but `variables`."""
+    """This process's environment without settings of Sluice but `variables`, and a data directory of its own."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("SLUICE_")}
-    return kept | variables
+    return kept | {"SLUICE_DATA_DIR": mkdtemp(dir=_data.name)} | variables

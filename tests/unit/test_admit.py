@@ -468,9 +468,16 @@ def test_what_is_no_json_again_keeps_its_shape() -> None:
 
 def test_a_device_s_readings_are_refused_for_a_reason_that_is_not_theirs() -> None:
     readings = Submission([Measurement("co2", 1), Malformed("invalid_measurement", "none", 7)], None, RECEIVED)
-    reason = ReadingCode.DEVICE_SUSPENDED, "the device is suspended"
-    ids = {"record_id": bytes(16), "request_id": "r", "way": "http"}
-    admitted = ADMISSION.refuse([(3, readings)], SENDER, WINDOW, *reason, **ids)
+    admitted = ADMISSION.refuse(
+        [(3, readings)],
+        SENDER,
+        WINDOW,
+        ReadingCode.DEVICE_SUSPENDED,
+        "the device is suspended",
+        record_id=bytes(16),
+        request_id="r",
+        way="http",
+    )
     assert (admitted.accepted, admitted.record.channels) == (0, [])
     assert [(one.index, one.code) for one in admitted.rejections] == [
         (3, "device_suspended"),

@@ -11,7 +11,7 @@ from bench.load import Clients, Load, percentiles_ms
 from bench.workload import shelly_get
 from tests.support import run
 
-REQUEST = shelly_get("ds_live_x", 21.5)
+REQUEST = shelly_get("ds_live_x", 21.5, 45.0)
 TIMEOUT_S = 5.0
 
 

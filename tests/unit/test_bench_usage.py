@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import pytest
 
 from bench.errors import BenchError
-from bench.usage import Meter, cpu_s, free_port, listener, memory_bytes
+from bench.usage import TICK_S, Meter, cpu_s, free_port, listener, memory_bytes
 
 BUSY_S = 0.3
 BUSY = f"import time\nwhile time.process_time() < {BUSY_S}: pass\n"
@@ -34,6 +34,16 @@ def parent_of_an_ended_child() -> Iterator[int]:
 def test_what_an_ended_child_took_counts() -> None:
     with parent_of_an_ended_child() as pid:
         assert cpu_s(pid) >= BUSY_S * 0.9
+
+
+def test_cpu_is_told_finer_than_in_clock_ticks() -> None:
+    code = "import time; print(time.process_time(), flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        told_s = float(process.stdout.readline())
+
+        assert told_s <= cpu_s(process.pid) < told_s + TICK_S / 2
+        process.communicate(b"\n")
 
 
 def test_what_a_living_child_takes_counts() -> None:

@@ -7,7 +7,7 @@ from uuid import uuid4
 import pytest
 
 from bench.errors import BenchError
-from bench.pipeline import Options, histogram_ms
+from bench.pipeline import Options
 from bench.workload import METRICS, PG_EPOCH_S, ROW, Fleet, Round
 from ingest.admit import Admission, Admitted, Sender
 from ingest.formats import measurements_json
@@ -111,12 +111,3 @@ def test_options_that_do_not_fit_are_refused(changed: dict[str, int]) -> None:
 
     with pytest.raises(BenchError):
         options(**changed).check()
-
-
-def test_a_histogram_tells_the_bucket_of_a_percentile() -> None:
-    metrics = {'x_bucket{le="0.1"}': 50.0, 'x_bucket{le="0.5"}': 94.0, 'x_bucket{le="+Inf"}': 100.0, "x_count": 100.0}
-
-    assert histogram_ms(metrics, "x", 50, 94) == {"p50": 100, "p94": 500}
-    assert histogram_ms(metrics, "x", 95) == {"p95": float("inf")}
-    with pytest.raises(BenchError):
-        histogram_ms({}, "x", 50)

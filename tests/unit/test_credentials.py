@@ -75,7 +75,7 @@ class Registry:
         self.grants[digest] = {
             "token_hash": digest, "kind": "device" if device else "gateway", "organisation_id": UUID(int=1),
             "device_id": device, "site_id": None if device else SITE, "local_id": "fridge", "status": "active",
-            "raw_retention_days": 30, "expires_s": None,
+            "raw_retention_days": 30, "expires_s": None, "limits": None,
         } | changes  # fmt: skip
 
     def add_device(self, name: str, device: UUID, *, status: str = "active", ends_in_s: float | None = None) -> None:
@@ -84,7 +84,7 @@ class Registry:
     def change(self, *, token: bytes | None = None, device: UUID | None = None) -> None:
         """Commit a change, whose notification has not come yet."""
         self.epoch += 1
-        self.changes.append({"epoch": self.epoch, "token_hash": token, "device_id": device})
+        self.changes.append({"epoch": self.epoch, "token_hash": token, "device_id": device, "organisation_id": None})
 
 
 class Rig:
@@ -295,7 +295,7 @@ def test_an_epoch_that_skips_or_goes_back_makes_it_forget_everything(epoch: int)
             await rig.find(A)
             await rig.unknown(B)
             rig.registry.epoch = epoch
-            rig.registry.changes = [{"epoch": 7, "token_hash": None, "device_id": None}]
+            rig.registry.changes = [{"epoch": 7, "token_hash": None, "device_id": None, "organisation_id": None}]
             await rig.follow()
             assert rig.cache.cached(A) is None
             rig.registry.add(B, device=uuid4())

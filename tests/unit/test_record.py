@@ -9,6 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.record import (
+    NOBODY,
+    ORIGIN_BYTES_MAX,
     PLAIN_VERSION,
     VERSION,
     Channel,
@@ -93,6 +95,15 @@ def test_what_version_2_adds_is_read_back() -> None:
     assert not known.is_gap
     gap = late(channels=[], refused=[], notes=[], origin=Origin(RECORD_ID, 3, 17, 20))
     assert decode(encode(gap)).is_gap
+    single = late(organisation=NOBODY, channels=[], refused=[], notes=[], origin=Origin(RECORD_ID, 3, 17, 18))
+    assert decode(encode(single)).is_gap
+
+
+def test_a_place_in_a_spool_takes_no_more_room_than_is_kept_for_it() -> None:
+    known = full()
+    largest = Origin(RECORD_ID, 65_535, 2**48, 2**48 + 1)
+    drained = encode(msgspec.structs.replace(known, version=VERSION, origin=largest))
+    assert len(drained) - len(encode(known)) <= ORIGIN_BYTES_MAX
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ Standard output carries only what a caller evaluates or reads; progress goes to 
 
 import argparse
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from .part import Part
 from .processes import kill, spawn, stop, wait_until
 from .state import STATE, State, port_in_use
 from .timescaledb import TimescaleDB, choose_small_disk
+from .tls import choose_tls
 
 CHECKOUT = Path(__file__).resolve().parents[3]
 # The slowest to answer goes first, so that it gets ready while the others are laid out.
@@ -49,6 +51,8 @@ def main() -> int:
 def _start(state: State, arguments: argparse.Namespace) -> int:
     if arguments.small_disk:
         choose_small_disk(state)
+    if arguments.tls:
+        choose_tls(state)
     # In our own order, whichever the caller's.
     for name in [name for name in PARTS if name in arguments.names]:
         if name == Kafka.name:
@@ -123,7 +127,7 @@ def _kill(state: State, arguments: argparse.Namespace) -> int:
 def _wipe(state: State, arguments: argparse.Namespace) -> int:
     _stop(state, arguments)
     # Only what is ours: a mistyped --dir may name any directory.
-    for name in PARTS:
+    for name in (*PARTS, "tls"):
         shutil.rmtree(state.directory / name, ignore_errors=True)
     for file in (STATE, LOCK):
         (state.directory / file).unlink(missing_ok=True)
@@ -145,7 +149,7 @@ def _env(state: State, arguments: argparse.Namespace) -> int:
     for part in PARTS.values():
         if state.running(part.name) is not None:
             for variable, value in part.exports(state).items():
-                print(f"export {variable}={value}")
+                print(f"export {variable}={shlex.quote(value)}")
     return 0
 
 
@@ -179,7 +183,10 @@ def _parser() -> argparse.ArgumentParser:
     start.add_argument("--small-disk", action="store_true", help="a new database on a 512 MB disk of its own")
     add("stop", _stop, "*", "end gracefully, or by force when that takes too long")
     restart = add("restart", _restart, "+", "stop and start: same data, same port")
-    restart.set_defaults(small_disk=False)
+    start.add_argument(
+        "--tls", action="store_true", help="new parts with TLS: logins for Kafka, and exports that ask for both"
+    )
+    restart.set_defaults(small_disk=False, tls=False)
     for command in (start, restart):
         command.add_argument(
             "--kafka-advertise",

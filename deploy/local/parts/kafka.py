@@ -1,6 +1,6 @@
 """Apache Kafka as one KRaft node, its jars taken from Maven Central.
 
-No authentication and no encryption: it listens on loopback only.
+No authentication and no encryption, for it listens on loopback only; with `--tls` a second listener asks for both.
 """
 
 import base64
@@ -11,10 +11,12 @@ import socket
 import struct
 import uuid
 from pathlib import Path
+from urllib.parse import quote
 
 from .locks import cache_dir, locked
 from .packages import need, run, say
 from .state import State
+from .tls import certificate
 
 HERE = Path(__file__).resolve().parent.parent
 POM = HERE / "pom.xml"
@@ -28,6 +30,8 @@ LOGGING = [
     "-Dorg.slf4j.simpleLogger.dateTimeFormat=yyyy-MM-dd'T'HH:mm:ss.SSSZ",
 ]
 ANSWER_SECONDS = 2.0
+# Who may log in on the listener with TLS.
+USER, TLS_PORT = "sluice", "kafka_tls"
 
 # A Metadata request, version 1, that asks for no topic: header, then an empty array.
 METADATA_REQUEST = struct.pack(">hhih", 3, 1, 1, -1) + struct.pack(">i", 0)
@@ -39,9 +43,12 @@ class Kafka:
     stop_signal = signal.SIGTERM
 
     def prepare(self, state: State) -> None:
+        if state.tls:
+            state.choose_ports((TLS_PORT,))
         config = _write_config(state)
         if not (state.home(self.name) / "data" / "meta.properties").exists():
-            run([*_java(), "kafka.tools.StorageTool", "format", "-t", _random_id(), "-c", str(config)])
+            login = ["--add-scram", _scram(state)] if state.tls else []
+            run([*_java(), "kafka.tools.StorageTool", "format", "-t", _random_id(), "-c", str(config), *login])
 
     def command(self, state: State) -> list[str]:
         return [*_java(), "kafka.Kafka", str(_config(state))]
@@ -60,7 +67,11 @@ class Kafka:
         """Nothing is held outside the state directory."""
 
     def exports(self, state: State) -> dict[str, str]:
-        return {"SLUICE_LOG_URL": f"kafka://127.0.0.1:{state.ports[self.name]}"}
+        if not state.tls:
+            return {"SLUICE_LOG_URL": f"kafka://127.0.0.1:{state.ports[self.name]}"}
+        login = f"{USER}:{state.choose_password(self.name)}"
+        authority = quote(str(certificate(state).authority))
+        return {"SLUICE_LOG_URL": f"kafkas://{login}@127.0.0.1:{state.ports[TLS_PORT]}?cafile={authority}"}
 
 
 def _java() -> list[str]:
@@ -105,9 +116,38 @@ def _write_config(state: State) -> Path:
         f"controller.quorum.voters=1@127.0.0.1:{controller}",
         f"log.dirs={state.home('kafka') / 'data'}",
     ]
+    if state.tls:
+        own += _secure_listener(state, own)
     config = _config(state)
+    config.touch(0o600)  # it may hold a password
     config.write_text((HERE / "conf" / "kafka.properties").read_text() + "\n".join(own) + "\n")
     return config
+
+
+def _secure_listener(state: State, own: list[str]) -> list[str]:
+    """The lines that replace those before them by what they say and one listener more."""
+    listeners, advertised = (f"{line},SECURE://127.0.0.1:{state.ports[TLS_PORT]}" for line in own[:2])
+    made = certificate(state)
+    keystore = state.home("kafka") / "keystore.pem"
+    keystore.touch(0o600)
+    keystore.write_text(made.key.read_text() + made.certificate.read_text())
+    security, listener = "org.apache.kafka.common.security", "listener.name.secure"
+    password = state.choose_password("kafka")
+    return [
+        listeners,
+        advertised,
+        "listener.security.protocol.map=CLIENT:PLAINTEXT,INTERNAL:PLAINTEXT,CONTROLLER:PLAINTEXT,SECURE:SASL_SSL",
+        f"{listener}.ssl.keystore.type=PEM",
+        f"{listener}.ssl.keystore.location={keystore}",
+        f"{listener}.sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-256,SCRAM-SHA-512",
+        f'{listener}.plain.sasl.jaas.config={security}.plain.PlainLoginModule required user_{USER}="{password}";',
+        f"{listener}.scram-sha-256.sasl.jaas.config={security}.scram.ScramLoginModule required;",
+        f"{listener}.scram-sha-512.sasl.jaas.config={security}.scram.ScramLoginModule required;",
+    ]
+
+
+def _scram(state: State) -> str:
+    return f"SCRAM-SHA-512=[name={USER},password={state.choose_password('kafka')}]"
 
 
 def _random_id() -> str:

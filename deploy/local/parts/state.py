@@ -31,6 +31,7 @@ class State:
     processes: dict[str, Process] = field(default_factory=dict)
     kafka_advertise: int | None = None
     small_disk: bool = False
+    tls: bool = False
     # Digest of the SQL that made the database's roles.
     bootstrap: str = ""
 

@@ -8,11 +8,13 @@ import os
 import shutil
 import signal
 from pathlib import Path
+from urllib.parse import quote
 
 from .errors import ServicesError
 from .packages import need, run, say
 from .postgresql import Installation, installation
 from .state import State
+from .tls import certificate
 
 HERE = Path(__file__).resolve().parent.parent
 BOOTSTRAP = HERE.parent / "sql" / "bootstrap.sql"
@@ -75,6 +77,8 @@ class TimescaleDB:
 
     def exports(self, state: State) -> dict[str, str]:
         place = f"127.0.0.1:{state.ports[self.name]}/sluice"
+        if state.tls:
+            place += f"?sslmode=verify-full&sslrootcert={quote(str(certificate(state).authority))}"
         app, owner = (f"{role}:{state.passwords[role]}" for role in (APP, OWNER))
         return {
             "SLUICE_DATABASE_URL": f"postgresql://{app}@{place}",
@@ -137,8 +141,18 @@ def _initialise(state: State, programs: Installation, volume: Path) -> None:
 def _configure(state: State, programs: Installation, data: Path) -> None:
     shared = (HERE / "conf" / "postgresql.conf").read_text()
     config = data / "postgresql.conf"
-    config.write_text(f"{shared}port = {state.ports['timescaledb']}\n")
+    secure = _install_certificate(state, programs, data) if state.tls else ""
+    config.write_text(f"{shared}port = {state.ports['timescaledb']}\n{secure}")
     programs.own(config, 0o600)
+
+
+def _install_certificate(state: State, programs: Installation, data: Path) -> str:
+    """Copies that the server may read, and the lines that name them."""
+    made = certificate(state)
+    for source, name in ((made.certificate, "server.crt"), (made.key, "server.key")):
+        shutil.copyfile(source, data / name)
+        programs.own(data / name, 0o600)
+    return "ssl = on\nssl_cert_file = 'server.crt'\nssl_key_file = 'server.key'\n"
 
 
 def _bootstrap(state: State) -> None:

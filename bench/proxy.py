@@ -1,4 +1,4 @@
-"""A TCP proxy that a test puts before a broker or a database, to lose, keep or cut what passes.
+"""A TCP proxy to put before a broker or a database, to lose, keep, delay or cut what passes.
 
 Left out: what is inside; it knows bytes only.
 """
@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import enum
 import ssl
+from collections import deque
 from types import TracebackType
 from typing import Self
 
@@ -30,10 +31,12 @@ class Link:
         server: tuple[asyncio.StreamReader, asyncio.StreamWriter],
     ) -> None:
         self.mode = mode
+        self.delay_s = 0.0
         self.answered = asyncio.Event()  # the server said something, or hung up, since the last `release`
         self._client = client
         self._server = server
         self._held = bytearray()
+        self._late: dict[asyncio.StreamWriter, deque[bytes]] = {client[1]: deque(), server[1]: deque()}
 
     async def run(self) -> None:
         pumps = [asyncio.create_task(self._ask()), asyncio.create_task(self._answer())]
@@ -51,7 +54,7 @@ class Link:
                 if self.mode is Mode.HOLD:
                     self._held += data
                 elif self.mode is not Mode.BLACKHOLE:
-                    self._server[1].write(data)
+                    self._pass_on(self._server[1], data)
             if self._held:
                 await asyncio.Event().wait()  # the client has gone, what it sent has not arrived yet
 
@@ -59,9 +62,18 @@ class Link:
         with contextlib.suppress(OSError):
             while data := await self._server[0].read(65536):
                 if self.mode in (Mode.PASS, Mode.HOLD):
-                    self._client[1].write(data)
+                    self._pass_on(self._client[1], data)
                 self.answered.set()
         self.answered.set()
+
+    def _pass_on(self, writer: asyncio.StreamWriter, data: bytes) -> None:
+        """Now, or late: as on a long way, what is late holds nothing else up."""
+        late = self._late[writer]
+        if not late and not self.delay_s:
+            writer.write(data)
+            return
+        late.append(data)
+        asyncio.get_running_loop().call_later(self.delay_s, lambda: writer.write(late.popleft()))
 
     def release(self) -> None:
         """Let what was held arrive, even if its client has gone."""
@@ -79,10 +91,12 @@ class Proxy:
 
     def __init__(self, port: int, target_port: int, tls: ssl.SSLContext | None = None) -> None:
         self.mode = Mode.PASS
+        self.delay_s = 0.0
+        """Each way, of new connections."""
         self.refuse = False
         self.links: list[Link] = []
+        self.target_port = target_port
         self._port = port
-        self._target_port = target_port
         self._tls = tls
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -107,6 +121,12 @@ class Proxy:
         for link in self.links:
             link.mode = mode
 
+    def set_delay(self, seconds: float) -> None:
+        """Each way, for the connections there are, and those to come."""
+        self.delay_s = seconds
+        for link in self.links:
+            link.delay_s = seconds
+
     def cut(self) -> None:
         """End the connections there are."""
         for link in self.links:
@@ -121,11 +141,12 @@ class Proxy:
             writer.transport.abort()
             return
         try:
-            server = await asyncio.open_connection("127.0.0.1", self._target_port)
+            server = await asyncio.open_connection("127.0.0.1", self.target_port)
         except OSError:
             writer.transport.abort()
             return
         link = Link(self.mode, (reader, writer), server)
+        link.delay_s = self.delay_s
         self.links.append(link)
         try:
             await link.run()

@@ -1,0 +1,678 @@
+"""The spool of one process: takes records while the log cannot be reached, and drains them in order when it can.
+
+A partition is *held* from the first record it spools until everything spooled of it is acknowledged by the log; until
+then all its new records go through the spool, so that none overtakes another. What dead processes left is adopted and
+drained first. Left out: files (`files`), what is sent at once (`windows`), who is told what (`ingest.http`).
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import functools
+import logging
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Final, NamedTuple, TypeVar
+from uuid import UUID
+
+import msgspec
+
+from ingest.metrics import IngestMetrics
+from ingest.settings import SpoolSettings
+from ingest.spool.files import Claim, Content, abandoned
+from ingest.spool.windows import Window, Windows
+from runtime.clock import Clock
+from runtime.errors import OutcomeUnknownError, OverloadedError, SluiceError, UnavailableError
+from runtime.log import LogMisfitError, LogSettings
+from runtime.log.port import Log
+from runtime.log.sqlite_log import SqliteLog
+from runtime.log.sqlite_store import DamagedError, Store
+from schemas.record import PG_EPOCH_US, VERSION, Record, UndecodableError, UnknownVersionError, decode, encode
+
+_log = logging.getLogger("sluice.spool")
+
+TICK_S: Final = 1.0
+ADOPT_EVERY_S: Final = 5.0
+ADOPTED_MAX: Final = 16
+#: With no more than this many records left, new ones wait until those are in the log, and then go there themselves:
+#: under a steady load the spool would never be empty.
+CUT_OVER_RECORDS: Final = 2_000
+USABLE_POLL_S: Final = 0.1
+RETRY_S: Final = 0.1
+RETRY_S_MAX: Final = 2.0
+PRUNE_WAIT_S: Final = 1.0
+
+T = TypeVar("T")
+
+
+class Kept(NamedTuple):
+    """Where a record that went through the spool stands."""
+
+    spool: bytes
+    """The spool's id; empty for one that went to the log after all."""
+    position: int
+
+
+class _Stretch:
+    """What is not drained yet of one partition of one spool file: from `next` up to `end`."""
+
+    __slots__ = ("end", "next", "oldest_us", "partition")
+
+    def __init__(self, partition: int, start: int, end: int, oldest_us: int) -> None:
+        self.partition = partition
+        self.next = start
+        self.end = end
+        self.oldest_us = oldest_us
+        """Not above the receive time of its oldest record, µs since 2000-01-01."""
+
+
+class _File:
+    """A spool file in use; `log` only for the one this process writes."""
+
+    def __init__(self, claim: Claim, store: Store, content: Content) -> None:
+        self.claim = claim
+        self.store = store
+        self.spool = content.spool
+        self.partitions = len(content.bounds)
+        self.size = content.size
+        self.stretches: dict[int, _Stretch] = {}
+        self.log: SqliteLog | None = None
+        self.mending = asyncio.Lock()
+        self.uncertain = False
+        """Whether it may hold records behind the ends that are known."""
+
+    @property
+    def depth(self) -> int:
+        return sum(stretch.end - stretch.next for stretch in self.stretches.values())
+
+
+class _Waiting(NamedTuple):
+    """A record and who waits for it."""
+
+    body: bytes
+    future: "asyncio.Future[Kept]"
+
+
+class _Lane:
+    """One partition of the log, and what is to be drained into it."""
+
+    __slots__ = ("cut_over", "partition", "settled", "stretches", "task", "under_way")
+
+    def __init__(self, partition: int) -> None:
+        self.partition = partition
+        self.stretches: list[tuple[_File, _Stretch]] = []
+        self.under_way = 0
+        """Appends to the spool that are not decided yet."""
+        self.settled = asyncio.Event()
+        self.cut_over: list[_Waiting] | None = None
+        """What waits for the last of the spool to be in the log, while that is near."""
+        self.task: asyncio.Task[None] | None = None
+
+    @property
+    def depth(self) -> int:
+        return sum(stretch.end - stretch.next for _, stretch in self.stretches)
+
+
+class Spool:
+    """One process's spool. Belongs to one event loop; `start` begins, `close` leaves the rest to the next process."""
+
+    def __init__(
+        self,
+        *,
+        log: Log,
+        directory: Path,
+        settings: SpoolSettings,
+        log_settings: LogSettings,
+        clock: Clock,
+        metrics: IngestMetrics,
+    ) -> None:
+        self._log = log
+        self._directory = directory
+        self._settings = settings
+        self._log_settings = log_settings
+        self._clock = clock
+        self._metrics = metrics
+        self._lanes = [_Lane(partition) for partition in range(log.partitions)]
+        self._held: set[int] = set()
+        self._own: _File | None = None
+        self._adopted: list[_File] = []
+        self._retired: list[_File] = []
+        self._opening: asyncio.Task[None] | None = None
+        self._unwritten: list[tuple[_Lane, _Waiting]] = []
+        self._waiting_bytes = 0
+        self._bytes = 0
+        self._full: str | None = None
+        self._no_file: str | None = None
+        self._moved: list[_File] = []
+        """Spools of another partition count: their devices have changed places."""
+        self._since = 0.0
+        self._drained = 0
+        self._complaints: dict[UUID, str] = {}
+        self._closed = False
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="spool")
+        self._keeping: asyncio.Task[None] | None = None
+
+    # ------------------------------------------------------------ what the ingest face asks
+
+    def holds(self, partition: int) -> bool:
+        """Whether new records of a partition of the log have to go through the spool."""
+        return partition in self._held
+
+    @property
+    def refusal(self) -> str | None:
+        """Why it takes no records right now; None when it does."""
+        if self._full is not None or self._no_file is not None:
+            return self._full or self._no_file
+        own = None if self._own is None else self._own.log
+        held = self._bytes + self._waiting_bytes + (0 if own is None else own.queued_bytes)
+        if held >= self._settings.spool_bytes_max:
+            return f"the spool holds {held} bytes (SLUICE_SPOOL_BYTES_MAX)"
+        return None if own is None else own.trouble
+
+    @property
+    def note(self) -> str | None:
+        """What an operator should know of it; None when nothing is spooled."""
+        if not self._held:
+            return None
+        age_s, depth = self._age_s(), sum(lane.depth for lane in self._lanes)
+        return f"{depth} records of {len(self._held)} partitions wait for the log, the oldest for {age_s:.0f} s"
+
+    def append(self, partition: int, body: bytes) -> "asyncio.Future[Kept]":
+        """Keep a record; the future tells where once it is durable.
+
+        It raises `UnavailableError` where the record was certainly not kept, `OutcomeUnknownError` where that is
+        open, and `OverloadedError`.
+        """
+        loop = asyncio.get_running_loop()
+        if self._closed or self.refusal is not None:
+            return _refused(loop, self.refusal or "the spool is closed")
+        if self._waiting_bytes + len(body) > self._log_settings.log_queue_bytes_max:
+            return _overloaded(loop, self._waiting_bytes)
+        lane, waiting = self._lanes[partition], _Waiting(body, loop.create_future())
+        if lane.cut_over is not None:
+            self._waiting_bytes += len(body)
+            lane.cut_over.append(waiting)
+        else:
+            self._write(lane, waiting)
+        return waiting.future
+
+    def rescue(self, partition: int, record: Record, body: bytes, error: Exception) -> "asyncio.Future[Kept] | None":
+        """Keep a record that the log failed to take, if it failed because it cannot be reached; else None.
+
+        Where it may stand in the log none the less, the copy says so.
+        """
+        if isinstance(error, OutcomeUnknownError):
+            body = encode(msgspec.structs.replace(record, version=VERSION, in_doubt=True))
+        elif isinstance(error, OverloadedError) and self._log.trouble is None:
+            return None
+        return self.append(partition, body)
+
+    # ------------------------------------------------------------ life
+
+    async def start(self) -> None:
+        """Adopt what dead processes left: from then on `holds` tells the truth."""
+        await self._adopt()
+        self._keeping = asyncio.create_task(self._keep(), name="spool")
+
+    async def close(self) -> None:
+        """Make durable what was taken; what is not drained stays for the next process."""
+        self._closed = True
+        tasks = [task for task in (self._keeping, *(lane.task for lane in self._lanes)) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for lane in self._lanes:
+            self._give_up_cut_over(lane)
+        if self._opening is not None:
+            await asyncio.gather(self._opening, return_exceptions=True)
+        for file in filter(None, (self._own, *self._retired, *self._adopted)):
+            await self._let_go(file)
+        self._publish()
+        self._thread.shutdown(wait=False)
+
+    async def _let_go(self, file: _File) -> None:
+        empty = False
+        if file.log is not None:
+            await file.log.close()
+        with contextlib.suppress(SluiceError):
+            bounds = await self._in_thread(file.store.bounds)
+            empty = all(
+                partition in file.stretches and end <= file.stretches[partition].next
+                for partition, (start, end) in bounds.items()
+                if start < end
+            )
+        await self._in_thread(file.store.close)
+        await self._in_thread(file.claim.delete if empty else file.claim.release)
+
+    async def _keep(self) -> None:
+        """Tell of what is held, forget what is drained, adopt what others left."""
+        loop = asyncio.get_running_loop()
+        due = loop.time() + ADOPT_EVERY_S
+        while True:
+            await asyncio.sleep(TICK_S)
+            try:
+                age_s = self._age_s()
+                over = age_s > self._settings.spool_age_max_s
+                self._full = f"a spooled record has waited {age_s:.0f} s (SLUICE_SPOOL_AGE_MAX_S)" if over else None
+                self._no_file = None  # a disk that refused is asked once a tick, not once a request
+                self._publish()
+                await self._look_behind()
+                if loop.time() >= due:
+                    await self._forget_drained()
+                    await self._adopt()
+                    due = loop.time() + ADOPT_EVERY_S
+            except Exception:
+                _log.exception("the spool's housekeeping failed")
+
+    # ------------------------------------------------------------ taking records
+
+    def _write(self, lane: _Lane, waiting: _Waiting) -> None:
+        self._hold(lane)
+        lane.under_way += 1
+        if self._own is not None:
+            self._write_to(self._own, lane, waiting)
+            return
+        self._waiting_bytes += len(waiting.body)
+        self._unwritten.append((lane, waiting))
+        if self._opening is None:
+            self._opening = asyncio.get_running_loop().create_task(self._open_own(), name="spool-open")
+
+    async def _open_own(self) -> None:
+        """Make the file that this process writes, and write what waits for it."""
+        try:
+            self._own = await self._in_thread(self._make)
+            self._own.log = SqliteLog(
+                dataclasses.replace(self._log_settings, log_linger_ms=min(self._log_settings.log_linger_ms, 2.0)),
+                Store(self._own.store.path, self._own.store.identity),
+                self._own.spool,
+                self._own.partitions,
+            )
+            for lane in self._lanes:
+                stretch = self._own.stretches[lane.partition] = _Stretch(lane.partition, 0, 0, 0)
+                lane.stretches.append((self._own, stretch))
+        except (OSError, SluiceError) as error:
+            self._no_file = f"no spool can be made in {self._directory}: {error}; make room, or set SLUICE_SPOOL_DIR"
+            self._complain(_NO_SPOOL, self._no_file)
+        self._opening = None
+        unwritten, self._unwritten = self._unwritten, []
+        for lane, waiting in unwritten:
+            self._waiting_bytes -= len(waiting.body)
+            if self._own is not None:
+                self._write_to(self._own, lane, waiting)
+            else:
+                self._fail(lane, waiting, UnavailableError(self._no_file))
+
+    def _make(self) -> _File:
+        claim = Claim.make(self._directory)
+        try:
+            store = claim.create(self._log.partitions)
+            return _File(claim, store, claim.look(store))
+        except BaseException:
+            claim.delete()
+            raise
+
+    def _write_to(self, file: _File, lane: _Lane, waiting: _Waiting) -> None:
+        log = file.log
+        try:
+            if log is None:
+                raise UnavailableError("the spool's file was set aside")
+            inner = log.append(lane.partition, waiting.body)
+        except SluiceError as error:
+            self._fail(lane, waiting, error)
+            return
+        inner.add_done_callback(functools.partial(self._written, file, lane, waiting))
+
+    def _written(self, file: _File, lane: _Lane, waiting: _Waiting, inner: "asyncio.Future[int]") -> None:
+        error = inner.exception()
+        if error is not None:
+            file.uncertain = file.uncertain or isinstance(error, OutcomeUnknownError)
+            self._fail(lane, waiting, error)
+            return
+        sequence = inner.result()
+        stretch = file.stretches[lane.partition]
+        if stretch.next == stretch.end:
+            stretch.oldest_us = self._now_us()
+        stretch.end = max(stretch.end, sequence + 1)
+        size = len(waiting.body)
+        file.size += size
+        self._bytes += size
+        self._metrics.spooled.add(_APPENDED)
+        if not waiting.future.done():  # its client may have gone
+            waiting.future.set_result(Kept(file.spool.bytes, sequence))
+        self._settle(lane)
+
+    def _fail(self, lane: _Lane, waiting: _Waiting, error: BaseException) -> None:
+        if not waiting.future.done():
+            waiting.future.set_exception(error)
+        self._settle(lane)
+
+    def _settle(self, lane: _Lane) -> None:
+        lane.under_way -= 1
+        if not lane.under_way:
+            lane.settled.set()
+
+    def _hold(self, lane: _Lane) -> None:
+        if not self._held:
+            self._since, self._drained = self._clock.monotonic(), 0
+            _log.warning(
+                "spooling: records are acknowledged from the local disk until the log can be used again; see to the "
+                "log, and keep the disk",
+                extra={"directory": str(self._directory), "reason": self._log.trouble or "older ones are drained"},
+            )
+        self._held.add(lane.partition)
+        lane.settled.clear()
+        if lane.task is None and not self._closed:
+            lane.task = asyncio.get_running_loop().create_task(self._drain(lane), name="spool-drain")
+
+    # ------------------------------------------------------------ draining
+
+    async def _drain(self, lane: _Lane) -> None:
+        """One window after the other, each in the log before the next is sent, until nothing is held."""
+        window: tuple[_File, _Stretch, Window] | None = None
+        retry_s = RETRY_S
+        while True:
+            try:
+                await self._usable(lane)
+                if lane.depth <= CUT_OVER_RECORDS and lane.cut_over is None and not self._moved:
+                    lane.cut_over = []
+                window = window or await self._next_window(lane)
+                if window is None:
+                    if lane.under_way:
+                        await lane.settled.wait()
+                        continue
+                    if not any(file.depth for file in self._moved):
+                        self._release(lane)
+                        return
+                    self._give_up_cut_over(lane)
+                    await asyncio.sleep(USABLE_POLL_S)
+                    continue
+                await self._log.append_all(lane.partition, window[2].bodies)
+            except SluiceError as error:
+                if not isinstance(error, UnavailableError | OutcomeUnknownError | OverloadedError):
+                    _log.exception("unexpected")
+                _log.debug("a window was not drained", extra={"partition": lane.partition, "reason": str(error)})
+                self._give_up_cut_over(lane)
+                await asyncio.sleep(retry_s)
+                retry_s = min(retry_s * 2, RETRY_S_MAX)
+            except Exception as error:
+                if not isinstance(error, ValueError):
+                    _log.exception("unexpected", extra={"partition": lane.partition})
+                self._complain(_NO_SPOOL, f"{error}: raise SLUICE_LOG_BATCH_BYTES_MAX to what it was")
+                self._give_up_cut_over(lane)
+                window = None
+                await asyncio.sleep(RETRY_S_MAX)
+            else:
+                self._acknowledged(*window)
+                window, retry_s = None, RETRY_S
+
+    async def _usable(self, lane: _Lane) -> None:
+        while self._log.trouble is not None:
+            self._give_up_cut_over(lane)
+            await asyncio.sleep(USABLE_POLL_S)
+
+    async def _next_window(self, lane: _Lane) -> tuple[_File, _Stretch, Window] | None:
+        for file, stretch in lane.stretches:
+            if stretch.next < stretch.end:
+                return file, stretch, await self._read(file, stretch)
+        return None
+
+    async def _read(self, file: _File, stretch: _Stretch) -> Window:
+        """Raises `UnavailableError` for a file that cannot be read now."""
+        if file.mending.locked():  # another lane has found the damage
+            async with file.mending:
+                pass
+        store = file.store
+        windows = Windows(store, file.spool, self._log.body_bytes_max, self._clock)
+        try:
+            return await self._in_thread(windows.read, stretch.partition, stretch.next, stretch.end)
+        except DamagedError as error:
+            async with file.mending:
+                if file.store is store:
+                    await self._set_aside(file, error)
+            raise
+        except LogMisfitError as error:
+            text = f"{store.path} is gone, and {file.depth} records with it: bring it back or restart without it"
+            self._complain(file.claim.spool, text)
+            raise UnavailableError(text) from error
+
+    def _acknowledged(self, file: _File, stretch: _Stretch, window: Window) -> None:
+        count = window.through - window.first
+        stretch.next = window.through
+        stretch.oldest_us = max(stretch.oldest_us, window.received_us)
+        file.size -= window.size
+        self._bytes -= window.size
+        self._drained += count - window.lost
+        self._metrics.spooled.add(_DRAINED, count - window.lost)
+        if window.lost:
+            self._metrics.spooled.add(_LOST, window.lost)
+            _log.error(
+                "spooled records are lost: their file was damaged, and receipts and books say so",
+                extra={
+                    "spool": str(file.spool),
+                    "partition": stretch.partition,
+                    "records": f"{window.first} to {window.through - 1}",
+                },
+            )
+        if not file.depth and file.size and file is not self._own:
+            self._bytes -= file.size  # of what was lost
+            file.size = 0
+
+    def _release(self, lane: _Lane) -> None:
+        """Everything spooled is in the log: what waited for that goes there itself, and so does all to come."""
+        waiting, lane.cut_over = lane.cut_over or [], None
+        lane.task = None
+        self._held.discard(lane.partition)
+        if not self._held:
+            after_s = round(self._clock.monotonic() - self._since, 1)
+            _log.info("the spool is drained", extra={"records": self._drained, "after_s": after_s})
+        for one in waiting:
+            self._waiting_bytes -= len(one.body)
+            self._append_to_log(lane, one)
+
+    def _append_to_log(self, lane: _Lane, waiting: _Waiting) -> None:
+        if self.holds(lane.partition):  # one before it was refused, and spooled
+            self._write(lane, waiting)
+            return
+        try:
+            inner = self._log.append(lane.partition, waiting.body)
+        except SluiceError as error:
+            self._went(lane, waiting, error)
+        else:
+            inner.add_done_callback(lambda done: self._went(lane, waiting, done.exception() or done.result()))
+
+    def _went(self, lane: _Lane, waiting: _Waiting, told: int | BaseException) -> None:
+        """A record that waited for the cut-over went to the log, or could not."""
+        if isinstance(told, int):
+            if not waiting.future.done():
+                waiting.future.set_result(Kept(b"", told))
+        elif isinstance(told, OverloadedError) and self._log.trouble is None:
+            if not waiting.future.done():
+                waiting.future.set_exception(told)
+        else:
+            body = waiting.body
+            if isinstance(told, OutcomeUnknownError):
+                body = encode(msgspec.structs.replace(decode(body), version=VERSION, in_doubt=True))
+            self._write(lane, waiting._replace(body=body))
+
+    def _give_up_cut_over(self, lane: _Lane) -> None:
+        """The log cannot be used after all: what waited is spooled."""
+        waiting, lane.cut_over = lane.cut_over or [], None
+        for one in waiting:
+            self._waiting_bytes -= len(one.body)
+            self._write(lane, one)
+
+    # ------------------------------------------------------------ files
+
+    async def _adopt(self) -> None:
+        """Take over what dead processes left, as far as it can be read now."""
+        ours = {file.claim.spool for file in self._files()}
+        count_max = ADOPTED_MAX - len(self._adopted)
+        try:
+            claims = await self._in_thread(abandoned, self._directory, ours, count_max)
+        except OSError as error:
+            self._complain(_NO_SPOOL, f"{self._directory} cannot be read: {error}")
+            return
+        for claim in claims:
+            try:
+                await self._adopt_one(claim)
+            except UnavailableError as error:
+                self._complain(claim.spool, str(error))
+                claim.release()
+
+    async def _adopt_one(self, claim: Claim) -> None:
+        """Raises `UnavailableError`."""
+        store = Store(claim.path)
+        try:
+            content = await self._in_thread(claim.look, store)
+            oldest = await self._in_thread(_oldest, store, content)
+        except DamagedError as error:
+            await self._in_thread(store.close)
+            self._complain(claim.spool, str(error))
+            await self._in_thread(claim.set_aside, self._log.partitions)
+            self._metrics.spool_damaged_files.inc()
+            store = Store(claim.path)
+            content = await self._in_thread(claim.look, store)
+            oldest = {}
+        except UnavailableError:
+            await self._in_thread(store.close)
+            raise
+        file = _File(claim, store, content)
+        _log.warning(
+            "a spool that another process left is drained",
+            extra={"file": str(store.path), "records": sum(end - start for start, end in content.bounds.values())},
+        )
+        self._adopted.append(file)
+        self._bytes += file.size
+        for partition, (start, end) in content.bounds.items():
+            if start < end:
+                stretch = file.stretches[partition] = _Stretch(partition, start, end, oldest.get(partition, 0))
+                self._take_on(file, stretch)
+        if file.depth and file.partitions != len(self._lanes):
+            self._moved.append(file)
+            for lane in self._lanes:
+                self._hold(lane)
+
+    def _take_on(self, file: _File, stretch: _Stretch) -> None:
+        """Drain before what this process spools itself."""
+        lane = self._lanes[stretch.partition % len(self._lanes)]
+        own = lane.stretches[-1:] if lane.stretches and lane.stretches[-1][0] is self._own else []
+        lane.stretches[len(lane.stretches) - len(own) :] = [(file, stretch), *own]
+        self._hold(lane)
+
+    async def _forget_drained(self) -> None:
+        """Delete adopted files that are drained, and in others what is."""
+        for file in [file for file in (*self._adopted, *self._retired) if not file.depth and not file.uncertain]:
+            for lane in self._lanes:
+                lane.stretches = [one for one in lane.stretches if one[0] is not file]
+            for files in (self._adopted, self._retired, self._moved):
+                if file in files:
+                    files.remove(file)
+            await self._in_thread(file.store.close)
+            await self._in_thread(file.claim.delete)
+            _log.info("a spool is drained and deleted", extra={"spool": str(file.spool)})
+        for file in self._files():
+            drained = {stretch.partition: stretch.next for stretch in file.stretches.values() if stretch.next}
+            if file.log is not None:
+                await file.log.landed(drained)
+            elif drained and not file.mending.locked():
+                with contextlib.suppress(UnavailableError, OutcomeUnknownError, LogMisfitError):
+                    await self._in_thread(file.store.prune, drained, PRUNE_WAIT_S)
+
+    async def _set_aside(self, file: _File, error: DamagedError) -> None:
+        """Go on with what can be read of a damaged file. Raises `UnavailableError` when that cannot be written."""
+        self._complain(file.claim.spool, str(error))
+        if file.log is not None:
+            log, file.log = file.log, None
+            if file is self._own:
+                self._own = None
+                self._retired.append(file)
+            await log.close()
+            file.uncertain = False  # what the file holds is about to be seen
+        await self._in_thread(file.store.close)
+        await self._in_thread(file.claim.set_aside, file.partitions)
+        store = Store(file.claim.path)
+        content = await self._in_thread(file.claim.look, store)
+        for partition, stretch in file.stretches.items():
+            stretch.end = max(stretch.end, content.bounds[partition].end)
+        file.store = store
+        self._metrics.spool_damaged_files.inc()
+
+    async def _look_behind(self) -> None:
+        """See whether records stand in the own file that it did not say it had kept."""
+        file = self._own
+        if file is None or not file.uncertain or file.log is None or file.log.trouble is not None:
+            return
+        with contextlib.suppress(UnavailableError):
+            bounds = await file.log.bounds()
+            file.uncertain = False
+            for lane in self._lanes:
+                stretch = file.stretches[lane.partition]
+                if bounds[lane.partition].end > stretch.end:
+                    stretch.end = bounds[lane.partition].end
+                    self._hold(lane)
+
+    def _files(self) -> Iterator[_File]:
+        yield from self._adopted
+        yield from self._retired
+        if self._own is not None:
+            yield self._own
+
+    def _complain(self, spool: UUID, text: str) -> None:
+        """Once for each cause."""
+        if self._complaints.get(spool) != text:
+            self._complaints[spool] = text
+            _log.error("a spool cannot be drained now; it is kept and tried again", extra={"reason": text})
+
+    # ------------------------------------------------------------ the rest
+
+    def _age_s(self) -> float:
+        oldest = [
+            stretch.oldest_us
+            for lane in self._lanes
+            for _, stretch in lane.stretches
+            if stretch.next < stretch.end and stretch.oldest_us
+        ]
+        return max(0.0, (self._now_us() - min(oldest)) / 1e6) if oldest else 0.0
+
+    def _now_us(self) -> int:
+        return self._clock.now_us() - PG_EPOCH_US
+
+    def _publish(self) -> None:
+        metrics = self._metrics
+        metrics.spool_depth_records.set(sum(lane.depth for lane in self._lanes))
+        metrics.spool_depth_bytes.set(self._bytes)
+        metrics.spool_age_seconds.set(self._age_s())
+        metrics.spool_partitions.set(len(self._held))
+
+    async def _in_thread(self, call: Callable[..., T], *arguments: object) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, functools.partial(call, *arguments))
+
+
+_APPENDED: Final = ("appended",)
+_DRAINED: Final = ("drained",)
+_LOST: Final = ("lost",)
+_NO_SPOOL: Final = UUID(int=0)
+
+
+def _oldest(store: Store, content: Content) -> dict[int, int]:
+    """When the oldest record of each partition was received, as far as that can be read."""
+    found = {}
+    for partition, (start, end) in content.bounds.items():
+        part = store.read_on(partition, start, 1) if start < end else None
+        if part is not None and part.bodies:
+            with contextlib.suppress(UndecodableError, UnknownVersionError):
+                found[partition] = decode(part.bodies[0]).received_at
+    return found
+
+
+def _refused(loop: asyncio.AbstractEventLoop, reason: str) -> "asyncio.Future[Kept]":
+    future: asyncio.Future[Kept] = loop.create_future()
+    future.set_exception(UnavailableError(reason))
+    return future
+
+
+def _overloaded(loop: asyncio.AbstractEventLoop, waiting: int) -> "asyncio.Future[Kept]":
+    future: asyncio.Future[Kept] = loop.create_future()
+    future.set_exception(OverloadedError(f"{waiting} bytes wait for the spool (SLUICE_LOG_QUEUE_BYTES_MAX)"))
+    return future

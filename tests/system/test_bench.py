@@ -1,0 +1,28 @@
+"""`sluice bench pipeline` on the real parts, a small run: its figures are whole, and too short for verdicts."""
+
+import json
+
+from runtime.secrets import new_ring
+from tests.databases import Database
+from tests.system.roles import clean_environment, sluice
+
+SMALL = ("--readings=4000", "--series=40", "--connections=4", "--singles=1000", "--single-connections=8")
+
+
+def test_a_small_run_measures_everything(bare_database: Database, services: dict[str, str]) -> None:
+    environment = clean_environment(
+        **bare_database.environment,
+        SLUICE_LOG_URL=services["SLUICE_LOG_URL"],
+        SLUICE_SECRET_KEYS=str(new_ring()),
+    )
+
+    told = json.loads(sluice(environment, "bench", "pipeline", "--json", *SMALL))
+
+    pipeline, landing = told["pipeline"], told["landing"]
+    assert (pipeline["readings"], pipeline["requests"], landing["readings"]) == (4000, 40, 4000)
+    assert all(us > 0 for us in pipeline["cpu_us_per_reading_by_part"].values())
+    assert all(pipeline[name]["p95"] > 0 for name in ("receipt_to_row_ms", "receipt_to_commit_under_load_ms"))
+    assert min(landing["readings_per_s"], landing["worker_us"], landing["postgresql_us"], landing["to_copy"]) > 0
+    assert [single["connections"] for single in told["singles"]] == [4, 4, 8, 8]
+    assert all(single["to_bare"] > 0 for single in told["singles"])
+    assert {target["met"] for target in told["targets"][:-1]} == {None}

@@ -1,0 +1,107 @@
+"""The parts of `sluice verify` that need no database: entries that sort, values that are equal, books that differ."""
+
+import random
+import struct
+from pathlib import Path
+
+import pytest
+
+from workers.verify import tally
+from workers.verify.claims import KEY_BYTES, WIDTH, Sorter, Texts, entries, move, unpack, unpack_key
+from workers.verify.ledger import differing
+from workers.verify.matching import is_same_number
+from workers.verify.tally import Booked
+
+
+def claimed(series: int, times: list[int], *, place: tuple[int, int] = (0, 0), base: int = 0) -> bytearray:
+    count = len(times)
+    values = struct.pack(f">{count}d", *map(float, range(count)))
+    return entries(series, struct.pack(f">{count}q", *times), values, place, base, 7, 1)
+
+
+def test_an_entry_holds_what_it_was_made_of() -> None:
+    block = claimed(5, [-3, 2**62, 9], place=(1023, 2**40), base=4)
+    found = [unpack(bytes(block[at : at + WIDTH])) for at in range(0, len(block), WIDTH)]
+    assert [(one.series_id, one.ts, one.partition, one.position, one.item) for one in found] == [
+        (5, time, 1023, 2**40, 4 + at) for at, time in enumerate([-3, 2**62, 9])
+    ]
+    assert [(struct.unpack(">d", one.value)[0], one.group, one.flags) for one in found] == [
+        (0.0, 7, 1),
+        (1.0, 7, 1),
+        (2.0, 7, 1),
+    ]
+    move(block, 1, -(2**62))
+    assert unpack(bytes(block[WIDTH : 2 * WIDTH])).ts == -(2**62)
+    assert unpack_key(bytes(block[:KEY_BYTES])) == (5, -3)
+
+
+@pytest.mark.parametrize("entries_max", [10, 97, 100_000])
+def test_any_number_sorts_by_series_time_and_place(tmp_path: Path, entries_max: int) -> None:
+    chance = random.Random(7)
+    sorter = Sorter(tmp_path, "test", entries_max)
+    expected = []
+    for number in range(1_500):
+        series, partition, position = chance.randint(1, 9), chance.randint(0, 3), chance.randint(0, 10**9)
+        times = [chance.randint(-50, 50) for _ in range(chance.randint(1, 3))]
+        sorter.add(claimed(series, times, place=(partition, position), base=number))
+        expected += [(series, time, partition, position, number + at) for at, time in enumerate(times)]
+    found = [unpack(entry) for entry in sorter.in_order()]
+    assert [(one.series_id, one.ts, one.partition, one.position, one.item) for one in found] == sorted(expected)
+
+
+def test_texts_come_back(tmp_path: Path) -> None:
+    texts = Texts(tmp_path)
+    places = {text: texts.add(text) for text in ("", "eco", "été", "x" * 70_000)}
+    assert {text: texts.get(place).decode() for text, place in places.items()} == {text: text for text in places}
+    texts.close()
+
+
+@pytest.mark.parametrize(
+    ("value", "standing", "same"),
+    [
+        (1.0, 1.0, True),
+        (0.0, -0.0, True),
+        (100.0, 100.0 * (1 + 9e-10), True),
+        (100.0, 100.0 * (1 + 2e-9), False),
+        (1e-300, 0.0, False),
+        (5e-324, -5e-324, False),
+        (1.7976931348623157e308, -1.7976931348623157e308, False),
+    ],
+)
+def test_values_are_equal_as_landing_has_it(value: float, standing: float, same: bool) -> None:
+    assert is_same_number(value, standing) is same
+    assert is_same_number(standing, value) is same
+
+
+def found(**counts: int) -> list[int]:
+    row = [0] * 11
+    for name, count in counts.items():
+        row[getattr(tally, name)] = count
+    return row
+
+
+BOOKED = Booked(received=10, stored=5, duplicates=2, conflicts=1, quarantined=2)
+AS_BOOKED = {"RECEIVED": 10, "FOUND": 7, "REPEATED": 2, "TOLD": 2, "CONFLICTS": 1, "QUARANTINED": 2}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, []),
+        ({"QUARANTINED": 0, "DISCARDED": 1, "EXPIRED": 1}, []),
+        ({"FOUND": 5, "REPEATED": 0, "RETIRED": 2}, []),
+        ({"REPEATED": 1, "OPEN": 1}, []),
+        ({"REPEATED": 0, "OPEN": 1}, ["by the records"]),
+        ({"REPEATED": 3, "OPEN": 1}, ["by the records"]),
+        ({"RECEIVED": 11}, ["received 10 in the ledger, 11 in the log"]),
+        ({"FOUND": 6, "LOST": 1}, []),
+        ({"FOUND": 6}, ["in the store"]),
+        ({"CONFLICTS": 0}, ["in quarantine"]),
+        ({"TOLD": 1}, ["in the outcomes"]),
+    ],
+)
+def test_a_row_of_the_ledger_differs(changes: dict[str, int], said: list[str]) -> None:
+    differences = differing(found(**AS_BOOKED | changes), BOOKED)
+    assert len(differences) == len(said)
+    assert all(words in difference for words, difference in zip(said, differences, strict=True))
+    assert differing(found(**AS_BOOKED | changes), BOOKED._replace(received=9, stored=5))

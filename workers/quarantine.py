@@ -1,0 +1,135 @@
+"""Keeps the quarantine within bounds: of each organisation so many held rows and for so long, of all others a while.
+
+What goes for that reason leaves its payload behind and counts as `expired` in the books of the hour it came in. Every
+worker tries; whoever has the lock does it, step by step, and lets go in between. Left out: what comes in
+(`workers.landing`).
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Any, Final
+from uuid import UUID
+
+from runtime.postgres import UNAVAILABLE, PostgresSettings, connect
+from workers.metrics import QuarantineMetrics
+from workers.settings import QuarantineSettings
+
+_log = logging.getLogger("sluice.quarantine")
+
+ROLE: Final = "sluice_worker"
+LOCK: Final = 0x736C_7569_6365_0003
+
+_LOCK: Final = "SELECT pg_try_advisory_xact_lock($1)"
+_STANDING: Final = """
+SELECT organisation_id, count(*) AS rows, min(received_at) < now() - make_interval(days => $1) AS is_old
+FROM quarantine WHERE state = 'held' GROUP BY organisation_id
+"""
+_EXPIRE: Final = """
+SELECT leave_quarantine(ARRAY(
+    SELECT quarantine_id FROM quarantine
+    WHERE state = 'held' AND {whose} AND received_at < now() - make_interval(days => $2)
+    ORDER BY received_at, quarantine_id LIMIT $3 FOR UPDATE SKIP LOCKED), 'expired', $4)
+"""
+_ITS: Final = _EXPIRE.format(whose="organisation_id = $1")
+_NOBODY_S: Final = _EXPIRE.format(whose="$1::uuid IS NULL AND organisation_id IS NULL")
+_FORGET: Final = """
+DELETE FROM quarantine WHERE quarantine_id IN (
+    SELECT quarantine_id FROM quarantine
+    WHERE state IN ('released', 'discarded', 'expired') AND changed_at < now() - make_interval(days => $1)
+    ORDER BY changed_at LIMIT $2 FOR UPDATE SKIP LOCKED)
+"""
+
+
+class Bounds:
+    """One worker's part. `run` is all of it; it ends by being cancelled and never fails."""
+
+    def __init__(self, postgres: PostgresSettings, settings: QuarantineSettings, metrics: QuarantineMetrics) -> None:
+        self._postgres = postgres
+        self._settings = settings
+        self._metrics = metrics
+
+    async def run(self) -> None:
+        """Look every now and then, for ever."""
+        trouble = ""
+        while True:
+            try:
+                await self.keep()
+                trouble = ""
+            except Exception as error:
+                # Nothing waits for it: what could not be done is done the next time.
+                if str(error) != trouble:
+                    _log.warning("the quarantine's bounds could not be kept", exc_info=True)
+                trouble = str(error)
+            await asyncio.sleep(self._settings.quarantine_check_s)
+
+    async def keep(self) -> None:
+        """Once through everything, unless another worker is at it. Raises what the database raises."""
+        connection = await connect(self._postgres, role=ROLE, application="sluice quarantine")
+        try:
+            async with _alone(connection):
+                standing = await connection.fetch(_STANDING, self._settings.quarantine_held_days_max)
+            self._metrics.held.set(sum(row["rows"] for row in standing))
+            await self._expire_old(connection, [row["organisation_id"] for row in standing if row["is_old"]])
+            await self._expire_excess(connection, {row["organisation_id"]: row["rows"] for row in standing})
+            await self._forget(connection)
+        except _OthersTurn:
+            pass
+        finally:
+            with suppress(*UNAVAILABLE):
+                await connection.close()
+
+    async def _expire_old(self, connection: Any, organisations: list[UUID | None]) -> None:
+        settings = self._settings
+        days, step = settings.quarantine_held_days_max, settings.quarantine_step_rows
+        note = f"held for {days} days: SLUICE_QUARANTINE_HELD_DAYS_MAX"
+        while organisations:
+            gone = [await self._expire(connection, one, days, step, note) for one in organisations]
+            organisations = [one for one, count in zip(organisations, gone, strict=True) if count == step]
+
+    async def _expire_excess(self, connection: Any, held: dict[UUID | None, int]) -> None:
+        """The oldest of each organisation that has too many, a step of each in turn."""
+        settings = self._settings
+        most, step = settings.quarantine_held_rows_max, settings.quarantine_step_rows
+        note = f"{most} newer ones are held: SLUICE_QUARANTINE_HELD_ROWS_MAX"
+        excess = {one: rows - most for one, rows in held.items() if rows > most}
+        while excess:
+            for organisation, rows in list(excess.items()):
+                asked = min(step, rows)
+                gone = await self._expire(connection, organisation, 0, asked, note)
+                excess[organisation] -= gone
+                if gone < asked or not excess[organisation]:
+                    del excess[organisation]
+
+    async def _expire(self, connection: Any, organisation: UUID | None, days: int, rows: int, note: str) -> int:
+        statement = _NOBODY_S if organisation is None else _ITS
+        async with _alone(connection):
+            gone: int = await connection.fetchval(statement, organisation, days, rows, note)
+        self._metrics.expired.inc(gone)
+        return gone
+
+    async def _forget(self, connection: Any) -> None:
+        """Rows that say what became of a reading whose record the log does not hold any more."""
+        days, step = self._settings.quarantine_gone_days, self._settings.quarantine_step_rows
+        deleted = step
+        while deleted == step:
+            async with _alone(connection):
+                status = await connection.execute(_FORGET, days, step)
+            deleted = int(status.rpartition(" ")[2])
+
+
+class _OthersTurn(Exception):  # noqa: N818 - no error: it unwinds to the pass
+    """Another worker has the lock."""
+
+
+@asynccontextmanager
+async def _alone(connection: Any) -> AsyncIterator[None]:
+    """A transaction under the lock, which a process that stops in it does not keep for long.
+
+    Raises `_OthersTurn`.
+    """
+    async with connection.transaction():
+        if not await connection.fetchval(_LOCK, LOCK):
+            raise _OthersTurn
+        yield

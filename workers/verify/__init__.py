@@ -1,0 +1,5 @@
+"""`sluice verify`: whether every reading of the log is where the promise says, and every stored row came from it.
+
+Read in this order: `run` (the passes, and what can be judged), `reading` (records into claims), `claims` (sorting
+them), `matching` (claims against rows), `ledger` (counts against the books), `store` (what the database is asked).
+"""
