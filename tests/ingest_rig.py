@@ -211,7 +211,7 @@ async def _followed(service: IngestService) -> None:
 def install(server: Server, template: str, directory: Path) -> Iterator[Installation]:
     """For a fixture: dropped when it ends."""
     database = asyncio.run(server.create(f"test_{uuid7().hex}", template))
-    settings = LogSettings(log_url=f"sqlite:///{directory}/log", log_linger_ms=0)
+    settings = LogSettings(log_url=f"sqlite:///{directory}/log", log_linger_ms=0, log_keep_landed_h=0)
     asyncio.run(_make_log(database, settings))
     yield Installation(database, settings)
     asyncio.run(server.drop(database.name))
