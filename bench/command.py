@@ -116,6 +116,8 @@ def hostile(requests: int, attackers: int, seed: int, as_json: bool, services: P
               help="Seconds that each fault is there.")  # fmt: skip
 @click.option("--rate", type=click.IntRange(100, 1_000_000), help="Readings a second; else half the machine's.")
 @click.option("--only", metavar="NAME,…", help="Some of the faults.")
+@click.option("--logs", type=click.Path(file_okay=False, path_type=Path), metavar="DIR",
+              help="Where what the roles log is kept, by fault.")  # fmt: skip
 @click.option("--list", "is_listed", is_flag=True, help="Print the names of all faults, and do nothing else.")
 @_json_option
 @click.option(
@@ -126,14 +128,21 @@ def hostile(requests: int, attackers: int, seed: int, as_json: bool, services: P
     help="Where Kafka and databases of the run's own are made, and removed again: it kills them.",
 )
 def faults(
-    seconds: float, hold: float, rate: int | None, only: str | None, is_listed: bool, as_json: bool, services: Path
+    seconds: float,
+    hold: float,
+    rate: int | None,
+    only: str | None,
+    logs: Path | None,
+    is_listed: bool,
+    as_json: bool,
+    services: Path,
 ) -> None:
     """Break each part under load, and look every acknowledged reading up; status 1 if one is lost or doubled."""
     if is_listed:
         click.echo("\n".join(FAULTS))
         return
     names = tuple(only.split(",")) if only else tuple(FAULTS)
-    suite = faults_bench.measure(faults_bench.Options(seconds, hold, rate, names), services)
+    suite = faults_bench.measure(faults_bench.Options(seconds, hold, rate, names, logs=logs), services)
     click.echo(orjson.dumps(faults_object(suite)).decode() if as_json else faults_tables(suite))
     sys.exit(0 if suite.kept else 1)
 

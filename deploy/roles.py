@@ -21,7 +21,7 @@ from ingest.http.compose import make_replayer, make_service
 from ingest.http.service import IngestService
 from ingest.limits import Limits, LimitSettings
 from ingest.metrics import IngestMetrics
-from ingest.registry import Connections
+from ingest.registry import Connections, ask
 from ingest.replay import Replayer
 from ingest.settings import IngestSettings, ReplaySettings, SpoolSettings
 from ingest.spool.spool import Spool
@@ -42,6 +42,9 @@ from workers.ledger import LedgerTotals
 from workers.metrics import LandingMetrics, LedgerMetrics, QuarantineMetrics
 from workers.quarantine import Bounds
 from workers.settings import LandingSettings, LedgerSettings, QuarantineSettings
+
+_GENERATIONS: Final = "SELECT source FROM log_generations ORDER BY created_at"
+_GENERATIONS_WAIT_S: Final = 5.0
 
 
 @dataclass(frozen=True)
@@ -183,7 +186,7 @@ async def make_ingest(process: Process, log: Log, ring: KeyRing) -> IngestServic
     settings = process.settings
     clock, metrics = SystemClock(), IngestMetrics()
     pool = await process.pool("sluice_ingest")
-    spool = make_spool(process, log, metrics)
+    spool = await make_spool(process, log, pool, metrics)
     service = make_service(
         log=log,
         pool=pool,
@@ -206,15 +209,22 @@ async def make_ingest(process: Process, log: Log, ring: KeyRing) -> IngestServic
     return service
 
 
-def make_spool(process: Process, log: Log, metrics: IngestMetrics) -> Spool | None:
-    """None where the settings want none."""
+async def make_spool(process: Process, log: Log, pool: Connections, metrics: IngestMetrics) -> Spool | None:
+    """None where the settings want none.
+
+    A spool lies by the generation of its log: another installation with the same directory does not drain it.
+    """
     settings = process.settings.get(SpoolSettings)
     if not settings.spool:
         return None
-    data_dir = Path(process.settings.get(DeploySettings).data_dir)
+    place = Path(process.settings.get(DeploySettings).data_dir, "spool")
+    if settings.spool_dir:
+        place = Path(settings.spool_dir)
+    rows = await process.patiently("generations", lambda: ask(pool, _GENERATIONS, timeout_s=_GENERATIONS_WAIT_S))
     return Spool(
         log=log,
-        directory=Path(settings.spool_dir or data_dir / "spool").absolute(),
+        directory=place / str(log.source),
+        elders=[place / str(row["source"]) for row in rows if row["source"] != log.source],
         settings=settings,
         log_settings=process.settings.get(LogSettings),
         clock=SystemClock(),
@@ -284,16 +294,17 @@ async def work_on(process: Process, log: Log) -> None:
 
 def make_bounds(settings: Settings) -> Bounds:
     quarantine = settings.get(QuarantineSettings)
-    check_bounds(quarantine, settings.get(LogSettings))
+    check_memory(quarantine, settings.get(LogSettings), settings.get(SpoolSettings))
     return Bounds(settings.get(PostgresSettings), quarantine, QuarantineMetrics())
 
 
-def check_bounds(quarantine: QuarantineSettings, log: LogSettings) -> None:
-    """Raises `ConfigurationError` where what has left the quarantine would be forgotten before it was checked."""
-    if quarantine.quarantine_gone_days * 24 <= log.log_retention_h:
+def check_memory(quarantine: QuarantineSettings, log: LogSettings, spool: SpoolSettings) -> None:
+    """Raises `ConfigurationError` where it would be forgotten what became of records that can still come."""
+    needed_h = 24 + spool.spool_age_max_s / 3600 + log.log_retention_h
+    if quarantine.books_memory_days * 24 <= needed_h:
         raise ConfigurationError(
-            f"SLUICE_QUARANTINE_GONE_DAYS={quarantine.quarantine_gone_days} is no longer than the log keeps records, "
-            f"SLUICE_LOG_RETENTION_H={log.log_retention_h}: `sluice verify` could not tell what became of them"
+            f"SLUICE_BOOKS_MEMORY_DAYS={quarantine.books_memory_days} is too short: a record can come up to "
+            f"{needed_h:.0f} h after its request (a day, SLUICE_SPOOL_AGE_MAX_S and SLUICE_LOG_RETENTION_H)"
         )
 
 

@@ -44,6 +44,10 @@ class IngestSettings:
         least=0,
         why="Named requests whose answers a process remembers, up to 4 kB each; landing knows all of them.",
     )
+    log_retention_share: float = setting(
+        0.8, unit="of its time", least=0.1, most=1.0,
+        why="When what has not landed has been in the log for so much of its retention, readings are refused (503).",
+    )  # fmt: skip
     receipt_ttl_s: float = setting(7 * 86_400.0, unit="s", least=60, why="How long a receipt can be asked about.")
     credential_cache_entries_max: int = setting(
         200_000, unit="entries", least=100, why="Known credentials kept in memory; about 0.4 kB each."

@@ -203,7 +203,7 @@ async def _followed(service: IngestService) -> None:
     """Until then what is looked up is not kept."""
     async with asyncio.timeout(DEADLINE_S):
         while True:
-            if service._credentials._epoch >= 0:
+            if service._callers._credentials._epoch >= 0:
                 return
             await asyncio.sleep(0.002)
 

@@ -5,7 +5,7 @@ Left out: what is expected of an outage.
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,11 +88,19 @@ class SpoolRig:
             await log.close()
 
     @asynccontextmanager
-    async def spool(self, log: Any, clock: Clock | None = None, **settings: Any) -> AsyncIterator[Spool]:
+    async def spool(
+        self,
+        log: Any,
+        clock: Clock | None = None,
+        directory: str = "spool",
+        elders: Sequence[str] = (),
+        **settings: Any,
+    ) -> AsyncIterator[Spool]:
         self.registry = CollectorRegistry()  # of the newest
         spool = Spool(
             log=log,
-            directory=self.spool_directory,
+            directory=self.directory / directory,
+            elders=[self.directory / elder for elder in elders],
             settings=SpoolSettings(**settings),
             log_settings=self.log_settings,
             clock=clock or SystemClock(),

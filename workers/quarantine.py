@@ -34,12 +34,22 @@ SELECT leave_quarantine(ARRAY(
 """
 _ITS: Final = _EXPIRE.format(whose="organisation_id = $1")
 _NOBODY_S: Final = _EXPIRE.format(whose="$1::uuid IS NULL AND organisation_id IS NULL")
-_FORGET: Final = """
+# What is remembered only for records that may still come, or be read again.
+_FORGET: Final = (
+    """
 DELETE FROM quarantine WHERE quarantine_id IN (
     SELECT quarantine_id FROM quarantine
     WHERE state IN ('released', 'discarded', 'expired') AND changed_at < now() - make_interval(days => $1)
-    ORDER BY changed_at LIMIT $2 FOR UPDATE SKIP LOCKED)
-"""
+    ORDER BY changed_at LIMIT $2 FOR UPDATE SKIP LOCKED)""",
+    """
+DELETE FROM idempotency_keys WHERE ctid = ANY (ARRAY(
+    SELECT ctid FROM idempotency_keys WHERE received_at < now() - make_interval(days => $1)
+    ORDER BY received_at LIMIT $2))""",
+    """
+DELETE FROM moved_readings WHERE ctid = ANY (ARRAY(
+    SELECT ctid FROM moved_readings WHERE landed_at < now() - make_interval(days => $1)
+    ORDER BY landed_at LIMIT $2))""",
+)
 
 
 class Bounds:
@@ -111,12 +121,13 @@ class Bounds:
 
     async def _forget(self, connection: Any) -> None:
         """Rows that say what became of a reading whose record the log does not hold any more."""
-        days, step = self._settings.quarantine_gone_days, self._settings.quarantine_step_rows
-        deleted = step
-        while deleted == step:
-            async with _alone(connection):
-                status = await connection.execute(_FORGET, days, step)
-            deleted = int(status.rpartition(" ")[2])
+        days, step = self._settings.books_memory_days, self._settings.quarantine_step_rows
+        for statement in _FORGET:
+            deleted = step
+            while deleted == step:
+                async with _alone(connection):
+                    status = await connection.execute(statement, days, step)
+                deleted = int(status.rpartition(" ")[2])
 
 
 class _OthersTurn(Exception):  # noqa: N818 - no error: it unwinds to the pass

@@ -137,13 +137,14 @@ class QuarantineSettings:
     quarantine_held_days_max: int = setting(
         90, unit="days", least=1, most=36_500, why="What nobody has looked at for a quarter is not missed."
     )
-    quarantine_gone_days: int = setting(
+    books_memory_days: int = setting(
         30,
         unit="days",
         least=1,
         most=36_500,
-        why="How long a row that has left says what became of it: longer than the log keeps records "
-        "(SLUICE_LOG_RETENTION_H), because `sluice verify` asks for those.",
+        why="How long it is remembered what left the quarantine, which requests were named, and which readings made "
+        "way: longer than a record can still come, or be asked about by `sluice verify` (a day, the spool's age and "
+        "the log's retention).",
     )
     quarantine_check_s: float = setting(
         60.0, unit="s", least=0.05, why="How often the bounds are looked at, by each worker; one at a time does it."

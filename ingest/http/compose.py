@@ -4,12 +4,15 @@ from collections.abc import Callable
 
 from ingest.admit import Admission
 from ingest.credentials import Credentials, Listener
+from ingest.http.callers import Callers
 from ingest.http.service import IngestService
+from ingest.keeping import Keeper
 from ingest.limits import Limits
 from ingest.metrics import IngestMetrics
 from ingest.receipts import Receipts
 from ingest.registry import Connections
 from ingest.replay import Replayer
+from ingest.retention import RetentionGuard
 from ingest.settings import IngestSettings, ReplaySettings
 from ingest.spool.spool import Spool
 from runtime.clock import Clock
@@ -30,16 +33,16 @@ def make_service(
     spool: Spool | None = None,
 ) -> IngestService:
     """A service ready to be started; `pool` and `listener` act as the role sluice_ingest."""
+    credentials = Credentials(pool, listener, settings, clock, metrics)
+    guard = RetentionGuard(log, pool, settings.log_retention_share)
     return IngestService(
-        log=log,
-        credentials=Credentials(pool, listener, settings, clock, metrics),
+        keeper=Keeper(log, spool, guard, metrics),
+        callers=Callers(credentials, TokenHasher(ring), limits, settings.trusted_proxies, metrics),
         receipts=Receipts(Seal(ring, "receipts"), pool, clock, settings.receipt_ttl_s),
-        hasher=TokenHasher(ring),
         limits=limits,
         settings=settings,
         clock=clock,
         metrics=metrics,
-        spool=spool,
     )
 
 

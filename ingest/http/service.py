@@ -1,7 +1,7 @@
 """The ingest face: from a request to records that are durable, and the answer that says so.
 
-`handle` is the whole face; `ingest.http.server` puts it on a socket, and `sluice up` beside the API. Left out: how
-credentials are kept, readings judged, and bodies read.
+`handle` is the whole face; `runtime.http.server` puts it on a socket, and `sluice up` beside the API. Left out: who
+may send (`callers`), how readings are judged (`ingest.admit`) and kept (`ingest.keeping`), bodies (`bodies`).
 """
 
 import asyncio
@@ -12,36 +12,32 @@ from collections.abc import Awaitable, Callable, Iterable
 from time import perf_counter
 from typing import Final
 from urllib.parse import unquote
-from uuid import UUID
 
 import msgspec
 import orjson
 from aiohttp import web
 from msgspec.structs import replace
 
-from ingest.addresses import Proxies
-from ingest.admit import Admission, Admitted, Rejection, Sender
-from ingest.credentials import KNOWN, Credentials, Grant, UnknownTokenError
+from ingest.admit import Admission, Rejection, Sender
+from ingest.credentials import Grant
 from ingest.formats import measurements_json, shelly_get
-from ingest.formats.shape import BodyError, Submission, storable
+from ingest.formats.shape import BodyError, Submission
 from ingest.http.answers import Refusal, limited
 from ingest.http.bodies import Room, check_size, read_body
+from ingest.http.callers import SENDERS, SUSPENDED, ByDevice, Callers, bearer
 from ingest.idempotency import BadKeyError, ConflictError, Repeats, name_request
+from ingest.keeping import Durable, Keeper, Part, RecordTooLargeError
 from ingest.limits import LimitExceededError, Limits
 from ingest.metrics import IngestMetrics
 from ingest.overload import Overload
-from ingest.receipts import Place, Receipt, ReceiptError, Receipts, State
+from ingest.receipts import Receipt, ReceiptError, Receipts, State
 from ingest.settings import IngestSettings
-from ingest.spool.spool import Kept, Spool
 from runtime.clock import Clock
 from runtime.errors import OutcomeUnknownError, OverloadedError, UnavailableError
 from runtime.http.answers import Answer
-from runtime.log.port import Log
-from runtime.secrets import API_KEY_PREFIX, DEVICE_PREFIX, GATEWAY_PREFIX, TokenHasher, plausible_token
 from schemas import record as records
 from schemas.errors import ReadingCode, RequestCode
 from schemas.record import Idempotency
-from schemas.topics import partition_of
 
 _log = logging.getLogger("sluice.ingest")
 
@@ -49,46 +45,7 @@ INGEST_PATH: Final = "/v1/ingest"
 SHELLY_PATH: Final = "/v1/ingest/shelly/"
 RECEIPTS_PATH: Final = "/v1/receipts/"
 
-#: A receipt names each one's record, and has to fit into the URL that asks for it.
-_DEVICES_MAX: Final = 400
-_DEVICE_NAME_MAX: Final = 64
 _GC_THRESHOLDS: Final = (50_000, 20, 50)
-_SENDERS: Final = ("device", "gateway")
-
-
-_Submissions = dict[bytes, list[tuple[int, Submission]]]
-
-
-class _ByDevice(msgspec.Struct):
-    """Each device's submissions with the index of their first measurement, and what belongs to no device."""
-
-    devices: _Submissions
-    suspended: _Submissions
-    """Of devices that may not send: refused, but kept."""
-    strays: list[Rejection]
-
-
-class _Part(msgspec.Struct):
-    """One device's part of a request: as it came, with the indexes of first measurements, and judged."""
-
-    device: bytes
-    submissions: list[tuple[int, Submission]]
-    admitted: Admitted
-
-
-class _Durable(msgspec.Struct):
-    """What became of a request's records."""
-
-    places: list[Place] = []
-    accepted: int = 0
-    spooled: bool = False
-    failed: list[tuple[_Part, Exception]] = []
-
-    def add(self, place: Place) -> None:
-        if place.spool:
-            self.spooled = True
-        self.places.append(place)
-        self.accepted += place.accepted
 
 
 class IngestService:
@@ -97,33 +54,25 @@ class IngestService:
     def __init__(
         self,
         *,
-        log: Log,
-        credentials: Credentials,
+        keeper: Keeper,
+        callers: Callers,
         receipts: Receipts,
-        hasher: TokenHasher,
         limits: Limits,
         settings: IngestSettings,
         clock: Clock,
         metrics: IngestMetrics,
-        spool: Spool | None = None,
     ) -> None:
-        self._log = log
-        self._spool = spool
-        # A record that goes through the spool is told its place there before it goes to the log.
-        self._record_bytes_max = log.body_bytes_max - records.ORIGIN_BYTES_MAX
+        self._keeper = keeper
+        self._callers = callers
         self._metrics = metrics
-        self._credentials = credentials
         self._receipts = receipts
-        self._hasher = hasher
         self._limits = limits
-        self._proxies = Proxies(settings.trusted_proxies)
         self._overload = Overload(settings.overload_lag_ms / 1000, metrics.loop_lag_seconds.observe)
         self._settings = settings
         self._clock = clock
         self._admission = Admission(
             future_us=round(settings.reading_future_s * 1e6), year_floor=settings.reading_year_floor
         )
-        self._source = log.source.bytes
         self._room = Room(settings.http_in_flight_bytes_max)
         self._repeats: Repeats[Answer] = Repeats(settings.idempotency_entries_max, clock)
         self._received_us = 0
@@ -141,9 +90,8 @@ class IngestService:
         gc.collect()
         gc.freeze()
         gc.set_threshold(*_GC_THRESHOLDS)
-        await self._credentials.start()
-        if self._spool is not None:
-            await self._spool.start()
+        await self._callers.start()
+        await self._keeper.start()
         self._tasks = [
             asyncio.create_task(self._keep_house(), name="ingest housekeeping"),
             asyncio.create_task(self._overload.watch(), name="ingest overload"),
@@ -153,16 +101,15 @@ class IngestService:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._spool is not None:
-            await self._spool.close()
+        await self._keeper.stop()
         self._publish()
-        await self._credentials.stop()
+        await self._callers.stop()
         self._limits.close()
 
     @property
     def trouble(self) -> str | None:
         """Why requests cannot be served right now; None when they can."""
-        return self._log.trouble if self._spool is None or self._spool.refusal is not None else None
+        return self._keeper.trouble
 
     async def _keep_house(self) -> None:
         while True:
@@ -171,7 +118,7 @@ class IngestService:
 
     def _publish(self) -> None:
         self._metrics.in_flight_bytes.set(self._room.taken)
-        self._metrics.log_queued_bytes.set(self._log.queued_bytes)
+        self._metrics.log_queued_bytes.set(self._keeper.queued_bytes)
         self._metrics.connections.set(self.connections())
         self._metrics.overloaded.set(self._overload.is_on)
         self._metrics.publish()
@@ -232,8 +179,8 @@ class IngestService:
         settings, room = self._settings, self._room
         # Refused before any work is done: neither token nor body has been looked at.
         check_size(request, settings.body_bytes_max, room)
-        token = _bearer(request)
-        grant = self._known(token, _SENDERS) or await self._look_up(request, token, _SENDERS)
+        token = bearer(request)
+        grant = self._callers.known(token, SENDERS) or await self._callers.look_up(request, token, SENDERS)
         self._limits.request(grant, arrived_us)
         body = await read_body(
             request, bytes_max=settings.body_bytes_max, timeout_s=settings.http_body_timeout_s, room=room
@@ -262,14 +209,14 @@ class IngestService:
             found = shelly_get.decode(query)
         except BodyError as error:
             raise Refusal(error.code, str(error)) from None
-        token = token or found.token or _bearer(request)
-        grant = self._known(token, _SENDERS) or await self._look_up(request, token, _SENDERS)
+        token = token or found.token or bearer(request)
+        grant = self._callers.known(token, SENDERS) or await self._callers.look_up(request, token, SENDERS)
         self._limits.request(grant, arrived_us)
         return await self._taking(request, request_id, arrived_us, grant, [found.submission], query.encode())
 
     async def _receipt(self, request: web.BaseRequest, request_id: str, path: str, query: str) -> Answer:
-        token, kinds = _bearer(request), (*_SENDERS, "api_key")
-        grant = self._known(token, kinds) or await self._look_up(request, token, kinds)
+        token, kinds = bearer(request), (*SENDERS, "api_key")
+        grant = self._callers.known(token, kinds) or await self._callers.look_up(request, token, kinds)
         self._limits.request(grant, self._clock.now_us())
         text = unquote(path.removeprefix(RECEIPTS_PATH))
         try:
@@ -282,79 +229,6 @@ class IngestService:
         except UnavailableError as error:
             raise Refusal(RequestCode.REGISTRY_UNAVAILABLE, str(error)) from error
         return Answer(200, orjson.dumps({"receipt": text} | msgspec.to_builtins(status)), request_id)
-
-    # ------------------------------------------------------------ who
-
-    def _known(self, token: str | None, kinds: tuple[str, ...]) -> Grant | None:
-        """The grant of a token that can be believed without asking; None for one that has to be asked about."""
-        if not token:
-            return None
-        grant = self._credentials.cached(self._hasher.digest(token))
-        if grant is None:
-            return None
-        self._metrics.credential_lookups.add(KNOWN)
-        return _fitting(grant, kinds)
-
-    async def _look_up(self, request: web.BaseRequest, token: str | None, kinds: tuple[str, ...]) -> Grant:
-        headers = request.headers
-        address = self._proxies.client(
-            request.remote, headers.getall("X-Forwarded-For", ()), headers.getall("Forwarded", ())
-        )
-        self._limits.check_stranger(address)
-        try:
-            # The checksum turns away what was never a token of ours before anybody is asked.
-            if token and any(plausible_token(token, prefix) for prefix in _PREFIXES):
-                return _fitting(await self._credentials.find(self._hasher.digests(token)), kinds)
-        except UnknownTokenError:
-            pass
-        except UnavailableError as error:
-            raise Refusal(RequestCode.REGISTRY_UNAVAILABLE, str(error)) from error
-        self._limits.count_stranger(address)
-        if not token:
-            raise Refusal(RequestCode.AUTH_REQUIRED, "send `Authorization: Bearer <token>`, or `token=` in the query")
-        raise Refusal(RequestCode.TOKEN_INVALID, "the token is unknown, revoked or expired")
-
-    async def _devices(self, grant: Grant, header: str | None, submissions: list[Submission]) -> _ByDevice:
-        if header is None:
-            _check_names(submissions)
-        devices: _Submissions = {}
-        suspended: _Submissions = {}
-        strays: list[Rejection] = []
-        first = 0
-        for submission in submissions:
-            name = header if header is not None else submission.device
-            device, code, message = await self._device(grant, name)
-            if device is None:
-                strays += [
-                    Rejection(index, str(code), message)
-                    for index in range(first, first + len(submission.measurements))
-                ]
-            else:
-                group = devices if code is None else suspended
-                group.setdefault(device, []).append((first, submission))
-            first += len(submission.measurements)
-        if not devices and not suspended and strays:
-            raise Refusal(RequestCode.DEVICE_MISMATCH, strays[0].message)
-        return _ByDevice(devices, suspended, strays)
-
-    async def _device(self, grant: Grant, name: object) -> tuple[bytes | None, ReadingCode | None, str]:
-        """The device of this name, and why its readings are refused, if they are."""
-        mismatch = ReadingCode.DEVICE_MISMATCH
-        if grant.device is not None:
-            if name is None or name == grant.local_id or _is_id(name, grant.device):
-                return grant.device, None, ""
-            return None, mismatch, "`device` is not the device of this token"
-        if type(name) is not str or not 0 < len(name) <= _DEVICE_NAME_MAX or not storable(name):
-            return None, mismatch, "a gateway names the `device` that each reading belongs to"
-        try:
-            found = await self._credentials.site_device(grant, name)
-        except UnavailableError as error:
-            raise Refusal(RequestCode.REGISTRY_UNAVAILABLE, str(error)) from error
-        if found.suspended:
-            return found.device, ReadingCode.DEVICE_SUSPENDED, _SUSPENDED
-        if found.device is None:
-            return None, mismatch, "no device of this name at the gateway's site"
-        return found.device, None, ""
 
     # ------------------------------------------------------------ what
 
@@ -419,8 +293,7 @@ class IngestService:
     ) -> Answer:
         """Judge a request's submissions, make what is good durable, and answer."""
         count = self._checked_count(submissions)
-        spooling = self._log.trouble is not None
-        if spooling and (self._spool is None or self._spool.refusal is not None):
+        if self._keeper.trouble is not None:
             raise _refusal_of([])
         self._limits.volume(grant, count, size)
         header = request.headers.get("X-Device-Id")
@@ -430,17 +303,19 @@ class IngestService:
             parts = [self._judge(request_id, received_us, grant, grant.device, [(0, submissions[0])])]
             is_suspended, rejections = False, list[Rejection]()
         else:
-            by_device = await self._devices(grant, header, submissions)
+            by_device = await self._callers.devices(grant, header, submissions)
             parts = self._admit(request_id, self._reserve(arrived_us, count), grant, by_device)
             is_suspended, rejections = not by_device.devices, by_device.strays
         if name is not None:
             parts = [_named(part, name) for part in parts]
         began = perf_counter()
-        durable = await self._keep(self._encode(parts), spooling=spooling)
-        self._observe(durable, perf_counter() - began)
+        durable = await self._keep(parts)
+        if not durable.places:
+            raise _refusal_of([error for _, error in durable.failed])
+        self._metrics.append_seconds.observe(perf_counter() - began)
         if is_suspended:
             # Only now: what a suspended device sent stands in the log, on its way to the quarantine.
-            raise Refusal(RequestCode.DEVICE_SUSPENDED, _SUSPENDED)
+            raise Refusal(RequestCode.DEVICE_SUSPENDED, SUSPENDED)
         for part in parts:
             rejections += part.admitted.rejections
         for part, _ in durable.failed:
@@ -467,8 +342,8 @@ class IngestService:
         request_id: str,
         received_us: int,
         grant: Grant,
-        by_device: _ByDevice,
-    ) -> list[_Part]:
+        by_device: ByDevice,
+    ) -> list[Part]:
         parts = [
             self._judge(request_id, received_us, grant, device, submissions)
             for device, submissions in by_device.devices.items()
@@ -479,12 +354,12 @@ class IngestService:
                 Sender(grant.organisation, device),
                 self._admission.window(received_us, grant.retention_days),
                 ReadingCode.DEVICE_SUSPENDED,
-                _SUSPENDED,
+                SUSPENDED,
                 record_id=self._record_id(),
                 request_id=request_id,
                 way="http",
             )
-            parts.append(_Part(device, submissions, refused))
+            parts.append(Part(device, submissions, refused))
         return parts
 
     def _judge(
@@ -494,7 +369,7 @@ class IngestService:
         grant: Grant,
         device: bytes,
         submissions: list[tuple[int, Submission]],
-    ) -> _Part:
+    ) -> Part:
         admitted = self._admission.admit(
             submissions,
             Sender(grant.organisation, device),
@@ -503,77 +378,20 @@ class IngestService:
             request_id=request_id,
             way="http",
         )
-        return _Part(device, submissions, admitted)
+        return Part(device, submissions, admitted)
 
     def _record_id(self) -> bytes:
         self._records += 1
         return self._record_prefix + self._records.to_bytes(8, "big")
 
-    def _encode(self, parts: list[_Part]) -> list[tuple[_Part, bytes]]:
-        """The records, all of them before any is appended: the log takes none that is larger than its batches."""
-        encoded = [(part, records.encode(part.admitted.record)) for part in parts]
-        for _, body in encoded:
-            if len(body) > self._record_bytes_max:
-                message = f"the readings of one device fill {len(body)} bytes, up to {self._record_bytes_max} fit"
-                raise Refusal(RequestCode.BODY_TOO_LARGE, f"{message}: split the request")
-        return encoded
-
-    async def _keep(self, encoded: list[tuple[_Part, bytes]], *, spooling: bool) -> _Durable:
-        """Make records durable: in the log, or in the spool if that cannot be reached or has older ones waiting."""
-        appended = [self._append(part, body, spooling) for part, body in encoded]
-        durable = _Durable()
-        rescued: list[tuple[_Part, int, Exception, asyncio.Future[Kept]]] = []
-        for (part, body), (partition, future, direct) in zip(encoded, appended, strict=True):
-            try:
-                durable.add(_place(partition, await future, part))
-            except (OverloadedError, UnavailableError, OutcomeUnknownError) as error:
-                again = self._rescue(partition, part, body, error) if direct else None
-                if again is None:
-                    durable.failed.append((part, error))
-                else:
-                    rescued.append((part, partition, error, again))
-        for part, partition, failure, again in rescued:
-            try:
-                durable.add(_place(partition, await again, part))
-            except (OverloadedError, UnavailableError, OutcomeUnknownError):
-                durable.failed.append((part, failure))
-        return durable
-
-    def _rescue(self, partition: int, part: _Part, body: bytes, error: Exception) -> "asyncio.Future[Kept] | None":
-        """What the log failed to take goes to the spool, if there is one that does."""
-        if self._spool is None:
-            return None
-        return self._spool.rescue(partition, part.admitted.record, body, error)
-
-    def _append(
-        self, part: _Part, body: bytes, spooling: bool
-    ) -> "tuple[int, asyncio.Future[int] | asyncio.Future[Kept], bool]":
-        """The record's partition, the future of its position, and whether that is one in the log itself.
-
-        The future is a failed one where the record was not even queued.
-        """
-        partition = partition_of(part.device, self._log.partitions)
-        if self._spool is not None and (spooling or self._spool.holds(partition)):
-            return partition, self._spool.append(partition, body), False
+    async def _keep(self, parts: list[Part]) -> Durable:
         try:
-            return partition, self._log.append(partition, body), True
-        except (OverloadedError, UnavailableError) as error:
-            future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-            future.set_exception(error)
-            return partition, future, True
-
-    def _observe(self, durable: _Durable, seconds: float) -> None:
-        """Count what became of a request's records. Raises a refusal when none is known to be durable."""
-        metrics = self._metrics
-        for _, error in durable.failed:
-            metrics.records.add(_UNKNOWN if isinstance(error, OutcomeUnknownError) else _NOT_WRITTEN)
-        if not durable.places:
-            raise _refusal_of([error for _, error in durable.failed])
-        metrics.records.add(_DURABLE, len(durable.places))
-        metrics.append_seconds.observe(seconds)
+            return await self._keeper.keep(self._keeper.encode(parts))
+        except RecordTooLargeError as error:
+            raise Refusal(RequestCode.BODY_TOO_LARGE, f"{error}: split the request") from None
 
     def _answer(
-        self, request_id: str, grant: Grant, durable: _Durable, rejections: list[Rejection]
+        self, request_id: str, grant: Grant, durable: Durable, rejections: list[Rejection]
     ) -> tuple[Answer, Receipt | None]:
         accepted = durable.accepted
         for rejection in rejections:
@@ -584,7 +402,7 @@ class IngestService:
             refusal = Refusal(RequestCode.ALL_REFUSED, "every reading was refused")
             return refusal.answer(request_id, rejected=_listed(rejections)), None
         self._metrics.readings.add(_ACCEPTED, accepted)
-        receipt = Receipt(self._source, grant.organisation, durable.places)
+        receipt = Receipt(self._keeper.source, grant.organisation, durable.places)
         listed = orjson.dumps(_listed(rejections)) if rejections else b"[]"
         body = b'{"accepted":%d,"rejected":%s,"receipt":"%s","durable":"%s"}' % (
             accepted,
@@ -627,23 +445,12 @@ _NO_REQUEST: Final = {
     500: (RequestCode.INTERNAL, "this is our fault, not yours"),
 }
 _ACCEPTED: Final = ("accepted", "")
-_DURABLE: Final = ("durable",)
-_NOT_WRITTEN: Final = ("not_written",)
-_UNKNOWN: Final = ("unknown",)
-_PREFIXES: Final = (DEVICE_PREFIX, GATEWAY_PREFIX, API_KEY_PREFIX)
-_SUSPENDED: Final = "the device is suspended"
 _NAMED_TWICE: Final = "another request with this Idempotency-Key, and another content, came within 24 hours"
 _ANSWER_KEPT_MAX: Final = 4_096
 _Route = Callable[[web.BaseRequest, str, str, str], Awaitable[Answer]]
 
 
-def _place(partition: int, kept: int | Kept, part: _Part) -> Place:
-    if isinstance(kept, int):
-        return Place(partition, kept, part.admitted.accepted)
-    return Place(partition, kept.position, part.admitted.accepted, kept.spool)
-
-
-def _named(part: _Part, name: Idempotency) -> _Part:
+def _named(part: Part, name: Idempotency) -> Part:
     record = replace(part.admitted.record, version=records.VERSION, idempotency=name)
     return replace(part, admitted=replace(part.admitted, record=record))
 
@@ -661,38 +468,6 @@ def _behind() -> Refusal:
     return Refusal(RequestCode.OVERLOADED, "this process is behind with its work: try again later", close=True)
 
 
-def _fitting(grant: Grant, kinds: tuple[str, ...]) -> Grant:
-    if grant.kind not in kinds:
-        message = "an API key reads; readings are sent with a device's or gateway's token"
-        raise Refusal(RequestCode.FORBIDDEN, message)
-    if grant.suspended:
-        raise Refusal(RequestCode.DEVICE_SUSPENDED, _SUSPENDED)
-    return grant
-
-
-def _bearer(request: web.BaseRequest) -> str | None:
-    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-    return token.strip() if scheme.lower() == "bearer" else None
-
-
-def _is_id(name: object, device: bytes) -> bool:
-    if type(name) is not str:
-        return False
-    try:
-        return UUID(name.removeprefix("dev_")).bytes == device
-    except ValueError:
-        return False
-
-
-def _check_names(submissions: list[Submission]) -> None:
-    """Raises a refusal for more devices than a request may have, before any of them is looked up."""
-    if len(submissions) > _DEVICES_MAX:
-        names = {submission.device for submission in submissions if type(submission.device) is str}
-        if len(names) > _DEVICES_MAX:
-            message = f"a request has readings of up to {_DEVICES_MAX} devices, not {len(names)}: split it"
-            raise Refusal(RequestCode.TOO_MANY_READINGS, message)
-
-
 def _listed(rejections: Iterable[Rejection]) -> list[dict[str, object]]:
     ordered = sorted(rejections, key=lambda one: one.index)
     return [
@@ -700,7 +475,7 @@ def _listed(rejections: Iterable[Rejection]) -> list[dict[str, object]]:
     ]
 
 
-def _not_durable(part: _Part) -> list[Rejection]:
+def _not_durable(part: Part) -> list[Rejection]:
     """The readings of a record that may not be in the log, as refusals that a repeat can mend."""
     refused = {rejection.index for rejection in part.admitted.rejections}
     message = "could not be made durable: send it again"

@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
@@ -126,9 +126,12 @@ class Spool:
         log_settings: LogSettings,
         clock: Clock,
         metrics: IngestMetrics,
+        elders: Sequence[Path] = (),
     ) -> None:
+        """`elders`: where spools of the log's earlier generations lie, to be drained into this one."""
         self._log = log
         self._directory = directory
+        self._elders = elders
         self._settings = settings
         self._log_settings = log_settings
         self._clock = clock
@@ -507,12 +510,13 @@ class Spool:
     async def _adopt(self) -> None:
         """Take over what dead processes left, as far as it can be read now."""
         ours = {file.claim.spool for file in self._files()}
-        count_max = ADOPTED_MAX - len(self._adopted)
-        try:
-            claims = await self._in_thread(abandoned, self._directory, ours, count_max)
-        except OSError as error:
-            self._complain(_NO_SPOOL, f"{self._directory} cannot be read: {error}")
-            return
+        claims: list[Claim] = []
+        for directory in (*self._elders, self._directory):
+            count_max = ADOPTED_MAX - len(self._adopted) - len(claims)
+            try:
+                claims += await self._in_thread(abandoned, directory, ours, count_max)
+            except OSError as error:
+                self._complain(_NO_SPOOL, f"{directory} cannot be read: {error}")
         for claim in claims:
             try:
                 await self._adopt_one(claim)

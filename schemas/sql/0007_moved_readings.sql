@@ -11,6 +11,8 @@ CREATE TABLE moved_readings (
     item      int NOT NULL,          -- which reading of the record
     series_id int NOT NULL,
     ts        timestamptz NOT NULL,
+    landed_at timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (record_id, item)
 );
-GRANT SELECT, INSERT, UPDATE ON moved_readings TO sluice_worker;
+CREATE INDEX moved_readings_by_age ON moved_readings (landed_at);
+GRANT SELECT, INSERT, UPDATE, DELETE ON moved_readings TO sluice_worker;

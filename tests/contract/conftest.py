@@ -68,7 +68,8 @@ class SqlitePlace:
         self.directory = directory
 
     def settings(self, **overrides: Any) -> LogSettings:
-        return LogSettings(**{"log_url": f"sqlite:///{self.directory}", "log_keep_landed_h": 0} | overrides)
+        fields: dict[str, Any] = {"log_url": f"sqlite:///{self.directory}", "log_keep_landed_h": 0}
+        return LogSettings(**fields | overrides)
 
     def path(self, expected: Expected) -> Path:
         return self.directory / f"{expected.name}.db"

@@ -98,7 +98,7 @@ def test_without_the_database_who_is_known_goes_on_and_who_is_not_may_try_again(
 
 
 async def _noticed(face: Face, *, away: bool = True) -> bool:
-    return (face.service._credentials.trouble is not None) == away
+    return (face.service._callers._credentials.trouble is not None) == away
 
 
 async def _status(face: Face, token: str, status: int) -> bool:

@@ -70,7 +70,7 @@ def test_what_was_not_made_durable_may_be_sent_again_under_its_key(
         tenant = await installation.tenant()
         async with installation.face() as face:
             with monkeypatch.context() as patch:
-                patch.setattr(IngestService, "_observe", _fails)
+                patch.setattr(IngestService, "_keep", _fails)
                 assert (await post(face, tenant, ONE, "k")).status == 500
             assert (await post(face, tenant, ONE, "k")).status == 202
 

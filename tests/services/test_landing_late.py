@@ -98,6 +98,24 @@ def test_an_unknown_append_that_was_spooled_as_well_lands_once(any_database: Dat
     run(test())
 
 
+def test_the_original_may_come_after_its_spooled_copy(any_database: Database, tmp_path: Path) -> None:
+    """Its sender was killed, and what it had sent reached the log late."""
+
+    async def test() -> None:
+        async with open_rig(any_database, sqlite_url(tmp_path)) as rig:
+            (device,) = await rig.register(partition=0)
+            readings = power((NOW, 1.0), (NOW + 1, 2.0), quality=Quality.TIME_STAMPED)
+            texts = channel("mode", [(NOW, "eco")], unit="", quality=Quality.TIME_STAMPED)
+            direct = record(device, readings, texts)
+            copy = replace(direct, version=VERSION, origin=Origin(SPOOL, 0, 0, 1), in_doubt=True)
+            await rig.land(copy)
+            await rig.land(direct)
+            assert [(time, value) for _, _, time, value, _ in await rig.readings()] == [(NOW, 1.0), (NOW + 1, 2.0)]
+            assert await rig.ledger() == (6, 3, 3, 0, 0)
+
+    run(test())
+
+
 def test_a_declared_gap_is_counted_and_passed_over(any_database: Database, tmp_path: Path) -> None:
     async def test() -> None:
         async with open_rig(any_database, sqlite_url(tmp_path)) as rig:

@@ -10,7 +10,8 @@ import asyncpg
 import pytest
 from prometheus_client import CollectorRegistry
 
-from deploy.roles import check_bounds
+from deploy.roles import check_memory
+from ingest.settings import SpoolSettings
 from runtime.errors import ConfigurationError
 from runtime.ids import uuid7
 from runtime.log import LogSettings
@@ -110,7 +111,7 @@ def test_what_has_left_is_remembered_for_a_while(database: Database) -> None:
                     state,
                     days,
                 )
-        await keeper.keep(quarantine_gone_days=30, quarantine_step_rows=2)
+        await keeper.keep(books_memory_days=30, quarantine_step_rows=2)
         left = await quarantine.superuser("SELECT state, count(*)::int FROM quarantine GROUP BY 1")
         assert {*map(tuple, left)} == {(state, 1) for state in states[:3]} | {(state, 2) for state in states[3:]}
 
@@ -170,7 +171,7 @@ def test_it_goes_on_after_the_database_was_away(database: Database) -> None:
 
 
 def test_it_is_refused_to_forget_what_the_log_still_has() -> None:
-    log, quarantine = LogSettings(), QuarantineSettings(quarantine_gone_days=7)
-    with pytest.raises(ConfigurationError, match=r"SLUICE_QUARANTINE_GONE_DAYS=7 .* SLUICE_LOG_RETENTION_H=168"):
-        check_bounds(quarantine, log)
-    check_bounds(QuarantineSettings(quarantine_gone_days=8), log)
+    log, quarantine = LogSettings(), QuarantineSettings(books_memory_days=7)
+    with pytest.raises(ConfigurationError, match=r"SLUICE_BOOKS_MEMORY_DAYS=7 .*SLUICE_LOG_RETENTION_H"):
+        check_memory(quarantine, log, SpoolSettings())
+    check_memory(QuarantineSettings(books_memory_days=12), log, SpoolSettings())

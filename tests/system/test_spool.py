@@ -49,7 +49,7 @@ class Stage:
 
     @property
     def spools(self) -> list[Path]:
-        return list((self.directory / "spool").glob("*"))
+        return list((self.directory / "spool").glob("*/*"))
 
     def ingest(self, **variables: str) -> Role:
         return start_role(self.environment | variables, "ingest", "--listen", "127.0.0.1:0")

@@ -231,6 +231,24 @@ def test_what_waits_for_the_cut_over_is_spooled_when_that_fails(tmp_path: Path) 
 # ---------------------------------------------------------------- the next process
 
 
+def test_spools_of_earlier_generations_are_drained_and_those_of_others_are_left_alone(tmp_path: Path) -> None:
+    async def test() -> None:
+        rig = await SpoolRig.make(tmp_path)
+        async with rig.log() as log:
+            log.trouble = AWAY
+            for place, first in (("earlier", 0), ("another", 100)):
+                async with rig.spool(log, directory=place) as spool:
+                    await spooled(spool, 100, first=first)
+            log.trouble = None
+            async with rig.spool(log, elders=["earlier", "never"]) as spool:
+                await drained(spool)
+                assert (await land(log)).all == [*range(100)]
+        assert not list((tmp_path / "earlier").iterdir())
+        assert list((tmp_path / "another").glob("*.spool"))
+
+    run(test())
+
+
 def test_the_backlog_of_a_killed_process_is_adopted_drained_and_deleted(tmp_path: Path) -> None:
     async def test() -> None:
         rig = await SpoolRig.make(tmp_path)

@@ -41,8 +41,9 @@ ON CONFLICT DO NOTHING"""
 # The ledger tells of the hour in which a reading was first received, whenever it is released.
 _RELEASE: Final = """
 WITH released AS (
-    UPDATE quarantine SET state = 'released', payload = '', original_payload = NULL, changed_at = now()
-    WHERE quarantine_id = ANY ($1::uuid[]) AND state = 'replaying'
+    UPDATE quarantine q SET state = 'released', payload = '', original_payload = NULL, changed_at = now()
+    FROM unnest($1::uuid[], $2::uuid[]) AS n (quarantine_id, replay_id)
+    WHERE q.quarantine_id = n.quarantine_id AND q.replay_id = n.replay_id AND q.state = 'replaying'
     RETURNING organisation_id, source, partition,
         date_bin('1 hour', received_at, timestamptz '2000-01-01 00:00:00Z') AS hour),
 told AS (
@@ -55,8 +56,13 @@ SELECT count(*) FROM released"""
 _HOLD_AGAIN: Final = """
 UPDATE quarantine q SET state = 'held', attempts = q.attempts + 1, code = n.code, message = n.message,
     changed_at = now(), replay_requested_at = NULL, replay_id = NULL, replay_due_at = NULL
-FROM unnest($1::uuid[], $2::text[], $3::text[]) AS n (quarantine_id, code, message)
-WHERE q.quarantine_id = n.quarantine_id AND q.state = 'replaying'"""
+FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[]) AS n (quarantine_id, replay_id, code, message)
+WHERE q.quarantine_id = n.quarantine_id AND q.replay_id = n.replay_id AND q.state = 'replaying'"""
+
+# Where readings with times of our making stand whose record may come once more, and be taken for another one.
+_DOUBTED: Final = """
+INSERT INTO moved_readings (record_id, item, series_id, ts)
+SELECT * FROM unnest($1::uuid[], $2::int[], $3::int[], $4::timestamptz[]) ON CONFLICT DO NOTHING"""
 
 
 class SpoolJumpError(SluiceError):
@@ -113,7 +119,8 @@ class Memory:
         """Whether the log has lost records of this partition: a spool's may be among them."""
         self.spools: dict[SpoolPart, int] = {}
         self.named: dict[bytes, Named] = {}
-        self.released: set[bytes] = set()
+        self.released: dict[bytes, bytes] = {}
+        """Rows, each with the id of the record that releases it."""
 
     def expected(self, spool: SpoolPart) -> int:
         """The sequence number that must come next."""
@@ -140,6 +147,8 @@ class Late:
         self.names: list[Question] = []
         self.held_again: dict[bytes, tuple[str, str]] = {}
         """Rows whose replay was refused: code and message."""
+        self.doubted: list[tuple[bytes, int, int, int]] = []
+        """Record id, number, series and time of readings that may come once more."""
         self.repeats = 0
         """Records that had landed already."""
 
@@ -169,7 +178,7 @@ class Late:
         if answers.replaying.get(row) != question.record.record_id or memory.is_released(row):
             self.repeats += 1
             return False
-        memory.released.add(row)
+        memory.released[row] = question.record.record_id
         return True
 
     def earlier(self, question: Question, named: Idempotency, answers: Answers) -> Named | None:
@@ -205,19 +214,21 @@ async def write(connection: Any, source: UUID, plan: "Plan") -> None:
     if late.names:
         made = await connection.execute(_NAMES, *_columns(_name_row(source, question) for question in late.names))
         _expect("idempotency keys", int(made.rpartition(" ")[2]), len(late.names))
+    if late.doubted:
+        await connection.execute(_DOUBTED, *_columns((UUID(bytes=record), *where) for record, *where in late.doubted))
     await _write_replays(connection, plan)
 
 
 async def _write_replays(connection: Any, plan: "Plan") -> None:
-    released = {row for part in plan.parts.values() for row in part.memory.released}
+    replays = {row: by for part in plan.parts.values() for row, by in part.memory.released.items()}
     again = plan.late.held_again
     if again:
-        rows = ((UUID(bytes=row), code, message) for row, (code, message) in again.items())
+        rows = ((UUID(bytes=row), UUID(bytes=replays[row]), *why) for row, why in again.items())
         held = await connection.execute(_HOLD_AGAIN, *_columns(rows))
         _expect("rows held again", int(held.rpartition(" ")[2]), len(again))
-    done = [UUID(bytes=row) for row in released - again.keys()]
+    done = [(UUID(bytes=row), UUID(bytes=by)) for row, by in replays.items() if row not in again]
     if done:
-        _expect("rows released", await connection.fetchval(_RELEASE, done), len(done))
+        _expect("rows released", await connection.fetchval(_RELEASE, *_columns(done)), len(done))
 
 
 def hold_again(late: Late, row: QuarantineRow, replays: bytes) -> None:

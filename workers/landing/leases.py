@@ -73,6 +73,8 @@ class Leases:
         """Held beyond the fair share: to be given up when the transaction under way has ended."""
         self.changed = asyncio.Event()
         """`held` or `surplus` is not what it was; cleared by who acts on it."""
+        self.silence = asyncio.Event()
+        """A renewal was not answered: what else waits for the database may wait in vain. Cleared by who acts on it."""
         self.trouble: str | None = "no lease was asked for yet"
 
     @property
@@ -189,9 +191,12 @@ class Leases:
     def _failed(self, error: Exception) -> None:
         self.close()
         self._metrics.lease_renewals.labels("failed").inc()
+        reason = str(error) or f"the database does not answer ({type(error).__name__})"
         if self.trouble is None or not self.held:
-            _log.warning("leases cannot be renewed, landing waits for the database", extra={"reason": str(error)})
-        self.trouble = f"leases cannot be renewed: {error or type(error).__name__}"
+            _log.warning("leases cannot be renewed, landing waits for the database", extra={"reason": reason})
+        self.trouble = f"leases cannot be renewed: {reason}"
+        if isinstance(error, TimeoutError):
+            self.silence.set()
 
     async def _end(self, session: Session) -> None:
         """End another session. Raises `LeaseLapsedError` when it does not end in time."""

@@ -170,7 +170,8 @@ class Pipeline:
         bytes_max = self._settings.landing_read_bytes_max
         try:
             while True:
-                await self._registry.refresh()
+                async with asyncio.timeout(self._settings.landing_transaction_timeout_s):
+                    await self._registry.refresh()
                 await self._take(await self._reader.read(bytes_max=bytes_max, wait_s=_READ_WAIT_S))
         except BehindRetentionError:
             # What lies before the gap lands first: the log may no longer have that either.
@@ -282,10 +283,11 @@ class Pipeline:
         plan = self.growing
         if plan is None or not plan.records:
             return
-        while not plan.is_settled:
-            await self._settle(plan)
-        if not await self._registry.has_hypertables():
-            await self._registry.ensure_weeks(plan.weeks())
+        async with asyncio.timeout(self._settings.landing_transaction_timeout_s):
+            while not plan.is_settled:
+                await self._settle(plan)
+            if not await self._registry.has_hypertables():
+                await self._registry.ensure_weeks(plan.weeks())
         if self.growing is plan:
             self._is_ready = True
             self._news.set()

@@ -281,7 +281,10 @@ class Plan:
                     continue
                 if earlier is not None:
                     part.rejected[at] = _NAMED_TWICE
+            oldest = part.oldest_received
             self._take(part, record, at, place)
+            if record.replays:
+                part.oldest_received = oldest  # how long it lay in quarantine is no delay of landing
 
     def judged(
         self, outcome: int, duplicates: Sequence[int], conflicts: Sequence[int], message: str = _CONFLICT
@@ -342,7 +345,8 @@ class Plan:
         device, received_at = record.device, record.received_at
         limits = self._limits.get(record.organisation)
         slots, oldest = _NO_SLOTS, 0
-        if limits is not None and not record.notes and not part.rejected and at >= part.careful_until:
+        is_doubted = place is not None and record.in_doubt
+        if limits is not None and not (record.notes or part.rejected or is_doubted) and at >= part.careful_until:
             slots, oldest = part.cache.slots, received_at - limits.retention_us
         latest = received_at + self._bounds.future_us
         base = 0
@@ -401,7 +405,7 @@ class Plan:
             self._wait(spot, key if slot is None else None)
         else:
             window = record.received_at - limits.retention_us, record.received_at + self._bounds.future_us
-            by_one = spot.is_careful or record.notes
+            by_one = spot.is_careful or record.notes or record.in_doubt
             if by_one or not self._take_fresh(part, spot.channel, slot, *window):
                 self._take_each(spot, slot, *window)
 
@@ -438,6 +442,9 @@ class Plan:
             if not is_fresh and time <= latest and flags and flags[index] & TIME_MADE_UP:
                 newest += 1  # it may have to move on: the next one must not be taken for fresh there
             self._note(spot, index, slot)
+            if spot.record.in_doubt and flags and flags[index] & TIME_MADE_UP:
+                known = spot.record.record_id, spot.base + index, part.cache.ids[slot], time
+                self.late.doubted.append(known)
         part.moved(slot, newest)
         series_id = part.cache.ids[slot]
         if type(channel.values) is list:

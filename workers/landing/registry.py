@@ -110,6 +110,11 @@ class Registry:
         if connection is not None:
             connection.terminate()
 
+    def interrupt(self) -> None:
+        """Cut the connection under whoever waits for an answer on it."""
+        if self._connection is not None:
+            self._connection.terminate()
+
     async def refresh(self) -> None:
         """Read the limits of every organisation in use again, when their time has come."""
         if self._clock.monotonic() >= self._limits_until:

@@ -150,6 +150,11 @@ class Store:
         if connection is not None:
             connection.terminate()
 
+    def interrupt(self) -> None:
+        """Cut the connection under whoever waits for an answer on it, and whoever asks on it next."""
+        if self._connection is not None:
+            self._connection.terminate()
+
     async def standing(self, partitions: Iterable[int]) -> dict[int, Standing]:
         """Where these partitions stand."""
         async with asyncio.timeout(self._settings.landing_transaction_timeout_s):

@@ -106,6 +106,7 @@ class LandingWorker:
                 beside = [
                     group.create_task(self._leases.run(), name="landing leases"),
                     group.create_task(self._watch_lag(), name="landing lag"),
+                    group.create_task(self._watch_silence(), name="landing silence"),
                 ]
                 await self._until_stopped(working, stop)
                 for task in beside:
@@ -300,7 +301,7 @@ class LandingWorker:
 
     def _report(self, cause: Cause, error: Exception) -> None:
         """Say it when it begins and when it changes, not with every attempt."""
-        reason = f"{_SAYING[cause]}: {error or type(error).__name__}"
+        reason = f"{_SAYING[cause]}: {str(error) or type(error).__name__}"
         if reason != self._failure:
             level = logging.ERROR if cause is Cause.DATABASE else logging.WARNING
             _log.log(level, "landing was interrupted and is tried again", extra={"reason": reason})
@@ -365,6 +366,14 @@ class LandingWorker:
                 )
             self._look_again()
             await asyncio.sleep(self._settings.landing_lag_period_s)
+
+    async def _watch_silence(self) -> None:
+        """An answer that was lost on its way would be waited for until its time-out, long after the way is open."""
+        while True:
+            await self._leases.silence.wait()
+            self._leases.silence.clear()
+            self._store.interrupt()
+            self._registry.interrupt()
 
     def _look_again(self) -> None:
         """An operator may have resolved what partitions wait for: take them up again from what the database says."""

@@ -1,0 +1,164 @@
+"""Making records durable: in the log, or in the spool while that cannot be reached or has older ones waiting.
+
+Nothing is taken while the log is about to delete what has not landed. Left out: what is answered, and the spool.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+from ingest.admit import Admitted
+from ingest.formats.shape import Submission
+from ingest.metrics import IngestMetrics
+from ingest.receipts import Place
+from ingest.retention import RetentionGuard
+from ingest.spool.spool import Kept, Spool
+from runtime.errors import OutcomeUnknownError, OverloadedError, SluiceError, UnavailableError
+from runtime.log.port import Log
+from schemas import record as records
+from schemas.topics import partition_of
+
+FAILURES: Final = (OverloadedError, UnavailableError, OutcomeUnknownError)
+
+_DURABLE: Final = ("durable",)
+_NOT_WRITTEN: Final = ("not_written",)
+_UNKNOWN: Final = ("unknown",)
+
+
+class RecordTooLargeError(SluiceError):
+    """One device's readings of a request fill more than a record may."""
+
+
+class Part(msgspec.Struct):
+    """One device's part of a request: as it came, with the indexes of first measurements, and judged."""
+
+    device: bytes
+    submissions: list[tuple[int, Submission]]
+    admitted: Admitted
+
+
+class Durable(msgspec.Struct):
+    """What became of a request's records."""
+
+    places: list[Place] = []
+    accepted: int = 0
+    spooled: bool = False
+    failed: list[tuple[Part, Exception]] = []
+
+    def add(self, place: Place) -> None:
+        if place.spool:
+            self.spooled = True
+        self.places.append(place)
+        self.accepted += place.accepted
+
+
+class Keeper:
+    """What one process keeps records with; `start` begins, `stop` ends it."""
+
+    def __init__(self, log: Log, spool: Spool | None, guard: RetentionGuard | None, metrics: IngestMetrics) -> None:
+        self._log = log
+        self._spool = spool
+        self._guard = guard
+        self._metrics = metrics
+        self._guarding: asyncio.Task[None] | None = None
+        self.source = log.source.bytes
+        # A record that goes through the spool is told its place there before it goes to the log.
+        self._record_bytes_max = log.body_bytes_max - records.ORIGIN_BYTES_MAX
+
+    async def start(self) -> None:
+        if self._spool is not None:
+            await self._spool.start()
+        if self._guard is not None:
+            self._guarding = asyncio.create_task(self._guard.run(), name="log retention")
+
+    async def stop(self) -> None:
+        if self._guarding is not None:
+            self._guarding.cancel()
+            await asyncio.gather(self._guarding, return_exceptions=True)
+        if self._spool is not None:
+            await self._spool.close()
+
+    @property
+    def queued_bytes(self) -> int:
+        return self._log.queued_bytes
+
+    @property
+    def trouble(self) -> str | None:
+        """Why nothing can be made durable right now; None when it can."""
+        if self._guard is not None and self._guard.trouble is not None:
+            return self._guard.trouble
+        trouble = self._log.trouble
+        if trouble is None or self._spool is None:
+            return trouble
+        refusal = self._spool.refusal
+        return None if refusal is None else f"{trouble}; {refusal}"
+
+    def encode(self, parts: Sequence[Part]) -> list[tuple[Part, bytes]]:
+        """The records, all of them before any is kept. Raises `RecordTooLargeError`."""
+        encoded = [(part, records.encode(part.admitted.record)) for part in parts]
+        for _, body in encoded:
+            if len(body) > self._record_bytes_max:
+                raise RecordTooLargeError(
+                    f"the readings of one device fill {len(body)} bytes, up to {self._record_bytes_max} fit"
+                )
+        return encoded
+
+    async def keep(self, encoded: list[tuple[Part, bytes]]) -> Durable:
+        """Where each record stands, or why it may not."""
+        spooling = self._log.trouble is not None
+        appended = [self._append(part, body, spooling) for part, body in encoded]
+        durable = Durable()
+        rescued: list[tuple[Part, int, Exception, asyncio.Future[Kept]]] = []
+        for (part, body), (partition, future, direct) in zip(encoded, appended, strict=True):
+            try:
+                durable.add(_place(partition, await future, part))
+            except FAILURES as error:
+                again = self._rescue(partition, part, body, error) if direct else None
+                if again is None:
+                    durable.failed.append((part, error))
+                else:
+                    rescued.append((part, partition, error, again))
+        for part, partition, failure, again in rescued:
+            try:
+                durable.add(_place(partition, await again, part))
+            except FAILURES:
+                durable.failed.append((part, failure))
+        self._count(durable)
+        return durable
+
+    def _append(
+        self, part: Part, body: bytes, spooling: bool
+    ) -> "tuple[int, asyncio.Future[int] | asyncio.Future[Kept], bool]":
+        """The record's partition, the future of its position, and whether that is one in the log itself.
+
+        The future is a failed one where the record was not even queued.
+        """
+        partition = partition_of(part.device, self._log.partitions)
+        if self._spool is not None and (spooling or self._spool.holds(partition)):
+            return partition, self._spool.append(partition, body), False
+        try:
+            return partition, self._log.append(partition, body), True
+        except (OverloadedError, UnavailableError) as error:
+            future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+            future.set_exception(error)
+            return partition, future, True
+
+    def _rescue(self, partition: int, part: Part, body: bytes, error: Exception) -> "asyncio.Future[Kept] | None":
+        """What the log failed to take goes to the spool, if there is one that does."""
+        if self._spool is None:
+            return None
+        return self._spool.rescue(partition, part.admitted.record, body, error)
+
+    def _count(self, durable: Durable) -> None:
+        for _, error in durable.failed:
+            self._metrics.records.add(_UNKNOWN if isinstance(error, OutcomeUnknownError) else _NOT_WRITTEN)
+        if durable.places:
+            self._metrics.records.add(_DURABLE, len(durable.places))
+
+
+def _place(partition: int, kept: int | Kept, part: Part) -> Place:
+    if isinstance(kept, int):
+        return Place(partition, kept, part.admitted.accepted)
+    return Place(partition, kept.position, part.admitted.accepted, kept.spool)
