@@ -6,6 +6,7 @@
 import asyncio
 import random
 import struct
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -105,8 +106,12 @@ def test_pack(benchmark: BenchmarkFixture, pack: Callable[[Runs], int], count: i
 class Bench:
     """A log full of readings that nobody has landed, in a database of its own."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, repeated_every: int = 0) -> None:
+        """`repeated_every`: one record of so many stands in the log a second time, a round later."""
         self._directory = directory
+        self._repeated_every = repeated_every
+        self._repeats: list[tuple[int, bytes]] = []
+        self.appended = 0
         self._runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
         self._stack = AsyncExitStack()
         self.rig: Rig
@@ -143,14 +148,19 @@ class Bench:
             self.batches.append(runs.sorted())
 
     async def _append(self, devices: list[Device], start: int, runs: Runs) -> None:
-        futures = []
+        futures = [self.rig.log.append(*one) for one in self._repeats]
+        repeats: list[tuple[int, bytes]] = []
         for number, device in enumerate(devices):
             record = _record(device, start, CHANNELS, READINGS)
-            partition = partition_of(record.device, PARTITIONS)
-            futures.append(self.rig.log.append(partition, encode(record)))
+            partition, body = partition_of(record.device, PARTITIONS), encode(record)
+            futures.append(self.rig.log.append(partition, body))
+            if self._repeated_every and number % self._repeated_every == 0:
+                repeats.append((partition, body))
             for ordinal, channel in enumerate(record.channels):
                 assert isinstance(channel.values, bytes)
                 runs.add(number * CHANNELS + ordinal, channel.times, channel.values, 0)
+        self._repeats = repeats
+        self.appended += len(futures) * CHANNELS * READINGS
         await asyncio.gather(*futures)
 
 
@@ -185,3 +195,21 @@ def test_a_log_of_two_million_readings(
     assert benchmark.stats is not None
     seconds = benchmark.stats.stats.min
     benchmark.extra_info["readings_per_s"] = round(sum(batch.count for batch in bench.batches) / seconds)
+
+
+def test_one_record_in_ten_sent_twice(benchmark: BenchmarkFixture, tmp_path: Path) -> None:
+    """Against the rate without, in one run: `extra_info` has both and their ratio."""
+    rates = {}
+    for every in (0, 10):
+        directory = tmp_path / str(every)
+        directory.mkdir()
+        bench = Bench(directory, repeated_every=every)
+        bench.open()
+        began = time.perf_counter()
+        if every:
+            benchmark.pedantic(bench.run, args=(_land,), rounds=1)  # type: ignore[no-untyped-call]
+        else:
+            bench.run(_land)
+        rates[every] = bench.appended / (time.perf_counter() - began)
+        bench.close()
+    benchmark.extra_info |= {"without": round(rates[0]), "with": round(rates[10]), "ratio": rates[10] / rates[0]}
