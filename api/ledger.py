@@ -17,29 +17,17 @@ from api.errors import invalid_parameter
 from api.parameters import Span, known_once, one_of, span
 from api.settings import ApiSettings
 from runtime.secrets import BadSealError, Seal
+from schemas.ledger import COLUMNS, SUMS
 
 PATH: Final = "/api/v1/ledger"
 
 _PARAMETERS: Final = frozenset({"from", "to", "by", "limit", "cursor"})
 HOUR, DAY, TOTAL = "hour", "day", "total"
 _BY: Final = (HOUR, DAY, TOTAL)
-_COLUMNS: Final = (
-    "received",
-    "stored",
-    "duplicates",
-    "conflicts",
-    "quarantined",
-    "replayed",
-    "discarded",
-    "expired",
-    "erased",
-    "lost",
-)
-_SUMS: Final = ", ".join(f"coalesce(sum({column}), 0)::bigint AS {column}" for column in _COLUMNS)
 
 
 def _with_sums(sql: str) -> str:
-    return sql.format(sums=_SUMS)
+    return sql.format(sums=SUMS)
 
 
 # Row-level security leaves the session's organisation, whose rows stand together in the index.
@@ -112,7 +100,7 @@ async def _read(connection: Any, by: str, wanted: Span, after: datetime | None) 
 
 def shown(row: Any) -> dict[str, Any]:
     """A row of the answer. `in_quarantine`: set aside, and neither released nor gone by a rule since."""
-    counts = {column: row[column] for column in _COLUMNS}
+    counts = {column: row[column] for column in COLUMNS}
     fates = counts["stored"] + counts["duplicates"] + counts["conflicts"] + counts["quarantined"]
     left = counts["replayed"] + counts["discarded"] + counts["expired"]
     in_quarantine = counts["conflicts"] + counts["quarantined"] - left

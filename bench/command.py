@@ -142,7 +142,7 @@ def faults(
         click.echo("\n".join(FAULTS))
         return
     names = tuple(only.split(",")) if only else tuple(FAULTS)
-    suite = faults_bench.measure(faults_bench.Options(seconds, hold, rate, names, logs=logs), services)
+    suite = faults_bench.measure(faults_bench.Options(seconds, hold, rate, names=names, logs=logs), services)
     click.echo(orjson.dumps(faults_object(suite)).decode() if as_json else faults_tables(suite))
     sys.exit(0 if suite.kept else 1)
 

@@ -73,7 +73,12 @@ class Link:
             writer.write(data)
             return
         late.append(data)
-        asyncio.get_running_loop().call_later(self.delay_s, lambda: writer.write(late.popleft()))
+        asyncio.get_running_loop().call_later(self.delay_s, self._arrive_late, writer)
+
+    def _arrive_late(self, writer: asyncio.StreamWriter) -> None:
+        data = self._late[writer].popleft()
+        if not writer.is_closing():
+            writer.write(data)
 
     def release(self) -> None:
         """Let what was held arrive, even if its client has gone."""

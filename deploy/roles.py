@@ -21,9 +21,10 @@ from ingest.http.compose import make_replayer, make_service
 from ingest.http.service import IngestService
 from ingest.limits import Limits, LimitSettings
 from ingest.metrics import IngestMetrics
+from ingest.paced.lane import PacedLane
 from ingest.registry import Connections, ask
 from ingest.replay import Replayer
-from ingest.settings import IngestSettings, ReplaySettings, SpoolSettings
+from ingest.settings import IngestSettings, PacedSettings, ReplaySettings, SpoolSettings
 from ingest.spool.spool import Spool
 from runtime.clock import SystemClock
 from runtime.errors import ConfigurationError
@@ -186,7 +187,10 @@ async def make_ingest(process: Process, log: Log, ring: KeyRing) -> IngestServic
     settings = process.settings
     clock, metrics = SystemClock(), IngestMetrics()
     pool = await process.pool("sluice_ingest")
-    spool = await make_spool(process, log, pool, metrics)
+    places = await _spool_places(process, log, pool)
+    spool = make_spool(process, log, places, metrics)
+    limits = Limits(settings.get(LimitSettings), clock, Path(settings.get(DeploySettings).data_dir) / "limits")
+    lane = make_lane(process, log, spool, limits, pool, places, metrics)
     service = make_service(
         log=log,
         pool=pool,
@@ -194,37 +198,74 @@ async def make_ingest(process: Process, log: Log, ring: KeyRing) -> IngestServic
             settings.get(PostgresSettings), role="sluice_ingest", application=f"sluice {process.name}"
         ),
         ring=ring,
-        limits=Limits(settings.get(LimitSettings), clock, Path(settings.get(DeploySettings).data_dir) / "limits"),
+        limits=limits,
         settings=settings.get(IngestSettings),
         clock=clock,
         metrics=metrics,
         spool=spool,
+        lane=lane,
     )
     await service.start()
     process.teardown.add("ingest", service.stop)
+    process.run_beside("ingest tasks", service.watch())
+    process.health.note("credentials", lambda: service.note)
     if spool is not None:
         process.check_log_by(lambda: service.trouble)
         process.health.note("spool", lambda: spool.note)
+    if lane is not None:
+        process.health.note("paced", lambda: lane.note)
     process.run_beside("replay", make_replay(process, log, pool, metrics, spool).run())
     return service
 
 
-async def make_spool(process: Process, log: Log, pool: Connections, metrics: IngestMetrics) -> Spool | None:
-    """None where the settings want none.
+async def _spool_places(process: Process, log: Log, pool: Connections) -> list[Path]:
+    """Where the spools of the log's earlier generations lie, and last that of its own.
 
     A spool lies by the generation of its log: another installation with the same directory does not drain it.
     """
+    place = Path(process.settings.get(DeploySettings).data_dir, "spool")
+    if directory := process.settings.get(SpoolSettings).spool_dir:
+        place = Path(directory)
+    rows = await process.patiently("generations", lambda: ask(pool, _GENERATIONS, timeout_s=_GENERATIONS_WAIT_S))
+    return [*(place / str(row["source"]) for row in rows if row["source"] != log.source), place / str(log.source)]
+
+
+def make_spool(process: Process, log: Log, places: Sequence[Path], metrics: IngestMetrics) -> Spool | None:
+    """None where the settings want none."""
     settings = process.settings.get(SpoolSettings)
     if not settings.spool:
         return None
-    place = Path(process.settings.get(DeploySettings).data_dir, "spool")
-    if settings.spool_dir:
-        place = Path(settings.spool_dir)
-    rows = await process.patiently("generations", lambda: ask(pool, _GENERATIONS, timeout_s=_GENERATIONS_WAIT_S))
     return Spool(
         log=log,
-        directory=place / str(log.source),
-        elders=[place / str(row["source"]) for row in rows if row["source"] != log.source],
+        directory=places[-1],
+        elders=places[:-1],
+        settings=settings,
+        log_settings=process.settings.get(LogSettings),
+        clock=SystemClock(),
+        metrics=metrics,
+    )
+
+
+def make_lane(
+    process: Process,
+    log: Log,
+    spool: Spool | None,
+    limits: Limits,
+    pool: Connections,
+    places: Sequence[Path],
+    metrics: IngestMetrics,
+) -> PacedLane | None:
+    """None where the settings want none; its files lie beside the spool's."""
+    settings = process.settings.get(PacedSettings)
+    if not settings.paced:
+        return None
+    return PacedLane(
+        log=log,
+        spool=spool,
+        limits=limits,
+        pool=pool,
+        directory=places[-1] / "paced",
+        elders=[place / "paced" for place in places[:-1]],
         settings=settings,
         log_settings=process.settings.get(LogSettings),
         clock=SystemClock(),
@@ -294,17 +335,22 @@ async def work_on(process: Process, log: Log) -> None:
 
 def make_bounds(settings: Settings) -> Bounds:
     quarantine = settings.get(QuarantineSettings)
-    check_memory(quarantine, settings.get(LogSettings), settings.get(SpoolSettings))
+    check_memory(quarantine, settings.get(LogSettings), settings.get(SpoolSettings), settings.get(PacedSettings))
     return Bounds(settings.get(PostgresSettings), quarantine, QuarantineMetrics())
 
 
-def check_memory(quarantine: QuarantineSettings, log: LogSettings, spool: SpoolSettings) -> None:
+def check_memory(
+    quarantine: QuarantineSettings, log: LogSettings, spool: SpoolSettings, paced: PacedSettings
+) -> None:
     """Raises `ConfigurationError` where it would be forgotten what became of records that can still come."""
-    needed_h = 24 + spool.spool_age_max_s / 3600 + log.log_retention_h
+    # What is paced goes from its lane straight to the log.
+    waits_s = max(spool.spool_age_max_s, paced.paced_age_max_s)
+    needed_h = 24 + waits_s / 3600 + log.log_retention_h
     if quarantine.books_memory_days * 24 <= needed_h:
         raise ConfigurationError(
             f"SLUICE_BOOKS_MEMORY_DAYS={quarantine.books_memory_days} is too short: a record can come up to "
-            f"{needed_h:.0f} h after its request (a day, SLUICE_SPOOL_AGE_MAX_S and SLUICE_LOG_RETENTION_H)"
+            f"{needed_h:.0f} h after its request (a day, SLUICE_SPOOL_AGE_MAX_S or SLUICE_PACED_AGE_MAX_S, and "
+            "SLUICE_LOG_RETENTION_H)"
         )
 
 

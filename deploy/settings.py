@@ -7,7 +7,7 @@ from typing import Final
 
 from api.settings import ApiSettings
 from ingest.limits import LimitSettings
-from ingest.settings import IngestSettings, ReplaySettings, SpoolSettings
+from ingest.settings import IngestSettings, PacedSettings, ReplaySettings, SpoolSettings
 from runtime.http.server import HttpSettings
 from runtime.lifecycle import LifecycleSettings
 from runtime.log import LogSettings
@@ -27,7 +27,9 @@ class DeploySettings:
     """How the parts are put together on a machine."""
 
     data_dir: str = setting(
-        ".sluice", why="Where `sluice up` keeps its database, log and keys, and ingest what was used of its limits."
+        ".sluice",
+        why="Where `sluice up` keeps its database, log and keys, and ingest its spool and counts: a disk that stays, "
+        "the same for all processes of a machine.",
     )
     public_url: str = setting("", why="How devices reach the ingest face, for what is printed; unset: its address.")
     log_partitions: int = setting(
@@ -58,6 +60,7 @@ GROUPS: Final = (
     TlsSettings,
     IngestSettings,
     SpoolSettings,
+    PacedSettings,
     LimitSettings,
     ReplaySettings,
     LandingSettings,

@@ -134,22 +134,23 @@ class Credentials:
         self._pending: dict[bytes, tuple[list[bytes], asyncio.Future[Grant | None]]] = {}
         self._wanted = asyncio.Event()
         self._moved = asyncio.Event()
-        self._tasks: list[asyncio.Task[None]] = []
+        self.tasks: list[asyncio.Task[None]] = []
+        """None of them ends by itself."""
 
     async def start(self) -> None:
         """Begin to follow. Does not wait for the database."""
         self._moved.set()  # nothing is kept before the first epoch has been read: at once
         self._followed_s = self._clock.monotonic()
-        self._tasks = [
+        self.tasks = [
             asyncio.create_task(self._follow(), name="credentials follow"),
             asyncio.create_task(self._listen(), name="credentials listen"),
             asyncio.create_task(self._look_up_forever(), name="credentials look-up"),
         ]
 
     async def stop(self) -> None:
-        for task in self._tasks:
+        for task in self.tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*self.tasks, return_exceptions=True)
         for _, future in self._pending.values():
             if not future.done():
                 future.set_exception(UnavailableError("the process is stopping"))

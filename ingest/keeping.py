@@ -11,7 +11,9 @@ import msgspec
 
 from ingest.admit import Admitted
 from ingest.formats.shape import Submission
+from ingest.limits import Cost, Sender
 from ingest.metrics import IngestMetrics
+from ingest.paced.lane import Item, PacedLane
 from ingest.receipts import Place
 from ingest.retention import RetentionGuard
 from ingest.spool.spool import Kept, Spool
@@ -46,6 +48,8 @@ class Durable(msgspec.Struct):
     accepted: int = 0
     spooled: bool = False
     failed: list[tuple[Part, Exception]] = []
+    paced_until_us: int | None = None
+    """When records of the paced lane should be in the log, µs since 1970; None for others."""
 
     def add(self, place: Place) -> None:
         if place.spool:
@@ -57,9 +61,18 @@ class Durable(msgspec.Struct):
 class Keeper:
     """What one process keeps records with; `start` begins, `stop` ends it."""
 
-    def __init__(self, log: Log, spool: Spool | None, guard: RetentionGuard | None, metrics: IngestMetrics) -> None:
+    def __init__(
+        self,
+        log: Log,
+        spool: Spool | None,
+        guard: RetentionGuard | None,
+        metrics: IngestMetrics,
+        lane: PacedLane | None = None,
+    ) -> None:
         self._log = log
         self._spool = spool
+        self.lane = lane
+        self._paced = 0
         self._guard = guard
         self._metrics = metrics
         self._guarding: asyncio.Task[None] | None = None
@@ -70,6 +83,8 @@ class Keeper:
     async def start(self) -> None:
         if self._spool is not None:
             await self._spool.start()
+        if self.lane is not None:
+            await self.lane.start()
         if self._guard is not None:
             self._guarding = asyncio.create_task(self._guard.run(), name="log retention")
 
@@ -77,6 +92,8 @@ class Keeper:
         if self._guarding is not None:
             self._guarding.cancel()
             await asyncio.gather(self._guarding, return_exceptions=True)
+        if self.lane is not None:
+            await self.lane.close()
         if self._spool is not None:
             await self._spool.close()
 
@@ -128,6 +145,31 @@ class Keeper:
         self._count(durable)
         return durable
 
+    async def pace(self, lane: PacedLane, sender: Sender, encoded: list[tuple[Part, bytes]], cost: Cost) -> Durable:
+        """Where each record stands in the paced lane, or why it may not. Raises `LaneFullError`."""
+        durable = Durable()
+        # A gateway's devices wait apart from each other: were it always the same one that waits for the request to be
+        # permitted, the others would not be paced at all.
+        self._paced += 1
+        shares = _shares(cost, [part for part, _ in encoded], self._paced)
+        items = [
+            Item(partition_of(part.device, self._log.partitions), share, body)
+            for (part, body), share in zip(encoded, shares, strict=True)
+        ]
+        try:
+            taken = await lane.take(sender, items)
+        except UnavailableError as error:
+            durable.failed = [(part, error) for part, _ in encoded]
+        else:
+            for (part, _), (slot, future) in zip(encoded, taken, strict=True):
+                try:
+                    durable.add(_place(slot, await future, part))
+                except FAILURES as error:
+                    durable.failed.append((part, error))
+        durable.paced_until_us = lane.until_us(sender)
+        self._count(durable)
+        return durable
+
     def _append(
         self, part: Part, body: bytes, spooling: bool
     ) -> "tuple[int, asyncio.Future[int] | asyncio.Future[Kept], bool]":
@@ -156,6 +198,16 @@ class Keeper:
             self._metrics.records.add(_UNKNOWN if isinstance(error, OutcomeUnknownError) else _NOT_WRITTEN)
         if durable.places:
             self._metrics.records.add(_DURABLE, len(durable.places))
+
+
+def _shares(cost: Cost, parts: Sequence[Part], turn: int) -> list[Cost]:
+    """Of each part by its readings; what belongs to none, as the request itself, is one part's, each in its turn."""
+    counts = [sum(len(submission.measurements) for _, submission in part.submissions) for part in parts]
+    shares = [Cost(0, count, cost.bytes * count // cost.readings) for count in counts]
+    rest = (total - sum(amounts) for total, amounts in zip(cost, zip(*shares, strict=True), strict=True))
+    turn %= len(parts)
+    shares[turn] = Cost(*(amount + more for amount, more in zip(shares[turn], rest, strict=True)))
+    return shares
 
 
 def _place(partition: int, kept: int | Kept, part: Part) -> Place:

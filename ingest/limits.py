@@ -6,11 +6,11 @@ out: how a refusal is worded for a protocol, and where counts are kept (`ingest.
 """
 
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 from zlib import crc32
 
-from ingest.credentials import Grant
 from ingest.limits_table import COUNT_MAX, COUNTERS, MINUTE_US, Table, open_table
 from runtime.clock import Clock
 from runtime.settings import setting
@@ -94,6 +94,35 @@ Values = tuple[int, int, int]
 Overrides = tuple[int | None, ...]
 
 
+class Cost(NamedTuple):
+    """What is used of limits, in the order of `KINDS`."""
+
+    requests: int
+    readings: int
+    bytes: int
+
+
+class Sender(Protocol):
+    """Whose limits hold; a `Grant` is one. Ids are 16 bytes."""
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def organisation(self) -> bytes: ...
+
+    @property
+    def device(self) -> bytes | None: ...
+
+    @property
+    def site(self) -> bytes | None: ...
+
+    @property
+    def limits(self) -> Overrides | None:
+        """Its own overrides, then those of its organisation."""
+        ...
+
+
 class LimitExceededError(Exception):
     """More than a limit allows: nothing was done, and nothing was counted."""
 
@@ -111,6 +140,11 @@ class LimitExceededError(Exception):
                 f"the {scope}'s limit of {value} {kind.words} does not allow {wanted} more: "
                 f"{used} used, resets in {resets_in_s} s"
             )
+
+    def because(self, reason: str) -> "LimitExceededError":
+        """The same, with why it was not paced either."""
+        self.args = (f"{self}; {reason}",)
+        return self
 
 
 class Meter:
@@ -168,6 +202,21 @@ class Meter:
     def is_full(self, now_us: int) -> bool:
         return self.used(now_us) >= self._value
 
+    def left(self, share: float, now_us: int) -> int:
+        """How much more keeps use within a share of the limit: of a minute's, of what has passed of the minute."""
+        used = self.used(now_us)
+        if self._kind.window_us == MINUTE_US:
+            share *= (now_us - self._begins_us) / MINUTE_US
+        return max(0, ceil(self._value * share) - used)
+
+    def seconds_for(self, amount: int, share: float, now_us: int) -> float:
+        """How long so much will take at a share of the limit, which all processes use alike; 0 if left today."""
+        permitted = self._value * share
+        if self._kind.window_us == MINUTE_US:
+            return amount / permitted * self._kind.window_s * max(1, self._table.columns)
+        beyond = amount - self.left(share, now_us)
+        return 0.0 if beyond <= 0 else (self._ends_us - now_us) / 1e6 + beyond // permitted * self._kind.window_s
+
     def exceeded(self, wanted: int, now_us: int) -> LimitExceededError:
         used = self.used(now_us)
         resets_in_s = max(1, -((now_us - self._ends_us) // 1_000_000))
@@ -219,13 +268,13 @@ class Limits:
 
     # ------------------------------------------------------------ those we know
 
-    def request(self, grant: Grant, now_us: int) -> None:
+    def request(self, grant: Sender, now_us: int) -> None:
         """Count a request. Raises `LimitExceededError`."""
         for meter in (meters := self._account(grant).requests):
             if not meter.take(1, now_us):
                 raise _refused(meters, meter, 1, now_us)
 
-    def volume(self, grant: Grant, readings: int, size: int) -> None:
+    def volume(self, grant: Sender, readings: int, size: int) -> None:
         """Count a request's readings and bytes: both, or none. Raises `LimitExceededError`."""
         account = self._account(grant)
         now_us = self._clock.now_us()
@@ -238,14 +287,36 @@ class Limits:
                     counted.spare += readings
                 raise _refused(account.bytes, meter, size, now_us)
 
-    def _account(self, grant: Grant) -> _Account:
+    def pay(self, sender: Sender, owed: Cost, share: float) -> Cost:
+        """Count as much of what is owed as a share of the limits has left by now; what is still owed then."""
+        account, now_us = self._account(sender), self._clock.now_us()
+        return Cost(
+            owed.requests - _taken(account.requests, owed.requests, share, now_us),
+            owed.readings - _taken(account.readings, owed.readings, share, now_us),
+            owed.bytes - _taken(account.bytes, owed.bytes, share, now_us),
+        )
+
+    def seconds_for(self, sender: Sender, cost: Cost, share: float) -> float:
+        """How long it will take until so much is permitted at a share of the limits, if nobody else uses them."""
+        account, now_us = self._account(sender), self._clock.now_us()
+        kinds = (account.requests, account.readings, account.bytes)
+        return max(
+            (
+                meter.seconds_for(amount, share, now_us)
+                for meters, amount in zip(kinds, cost, strict=True)
+                for meter in meters
+            ),
+            default=0.0,
+        )
+
+    def _account(self, grant: Sender) -> _Account:
         key = grant.device or grant.site or grant.organisation
         account = self._accounts.get(key)
         if account is None or account.overrides is not grant.limits:
             account = self._open(key, account, grant)
         return account
 
-    def _open(self, key: bytes, present: _Account | None, grant: Grant) -> _Account:
+    def _open(self, key: bytes, present: _Account | None, grant: Sender) -> _Account:
         if present is not None and present.overrides == grant.limits:
             present.overrides = grant.limits
             return present
@@ -324,6 +395,17 @@ def _values(overrides: Overrides, otherwise: Values) -> Values:
         default if own is None else own for own, default in zip(overrides, otherwise, strict=True)
     )
     return requests, readings, size
+
+
+def _taken(meters: tuple[Meter, ...], wanted: int, share: float, now_us: int) -> int:
+    """How much was counted, with all of them or none."""
+    amount = wanted and min([wanted, *(meter.left(share, now_us) for meter in meters)])
+    if amount:
+        for meter in meters:
+            if not meter.take(amount, now_us):  # another process was first
+                _refused(meters, meter, amount, now_us)
+                return 0
+    return amount
 
 
 def _refused(meters: tuple[Meter, ...], refusing: Meter, amount: int, now_us: int) -> LimitExceededError:

@@ -179,6 +179,39 @@ class IngestMetrics:
             multiprocess_mode="livesum",
             registry=registry,
         )
+        self.paced = _Tally(
+            Counter(
+                "sluice_ingest_paced_records",
+                "Records of the paced lane: accepted though a limit was exceeded, drained into the log when it"
+                " permitted them, or lost in a damaged file and declared so.",
+                ["outcome"],
+                registry=registry,
+            )
+        )
+        self.paced_depth_records = Gauge(
+            "sluice_ingest_paced_depth_records",
+            "Records in the paced lane that wait until limits permit them.",
+            multiprocess_mode="livesum",
+            registry=registry,
+        )
+        self.paced_depth_bytes = Gauge(
+            "sluice_ingest_paced_depth_bytes",
+            "Their bytes; SLUICE_PACED_BYTES_MAX bounds them per process.",
+            multiprocess_mode="livesum",
+            registry=registry,
+        )
+        self.paced_age_seconds = Gauge(
+            "sluice_ingest_paced_age_seconds",
+            "Since the oldest of them was received; who is later than SLUICE_PACED_AGE_MAX_S gets no more in.",
+            multiprocess_mode="livemax",
+            registry=registry,
+        )
+        self.paced_senders = Gauge(
+            "sluice_ingest_paced_senders",
+            "Devices, and sites with gateways, that have a backlog there, added up over processes.",
+            multiprocess_mode="livesum",
+            registry=registry,
+        )
         self.connections = Gauge(
             "sluice_ingest_connections", "Open client connections.", multiprocess_mode="livesum", registry=registry
         )
@@ -192,6 +225,7 @@ class IngestMetrics:
             self.records,
             self.credential_lookups,
             self.spooled,
+            self.paced,
         ):
             tally.publish()
         self.replays.publish()

@@ -107,3 +107,35 @@ class SpoolSettings:
         259_200.0, unit="s", least=1,
         why="Beyond it 503: nobody has noticed for three days. Idempotency keys are kept this much longer.",
     )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class PacedSettings:
+    """The paced lane: backlogs over their limits that ask to be let in at the permitted rate (respond-async)."""
+
+    paced: bool = setting(True, why="Off: `Prefer: respond-async` is ignored, and what is over a limit gets 429.")
+    paced_share: float = setting(
+        0.9, unit="share", least=0.01, most=1,
+        why="Of a limit, how much backlogs may use: of a minute's, of what has passed of the minute. The rest is left"
+        " to live requests.",
+    )  # fmt: skip
+    paced_bytes_max: int = setting(
+        500_000_000, unit="bytes", least=100_000,
+        why="Records waiting, per process, in `paced` beside the spool; beyond it 429. A million small requests.",
+    )  # fmt: skip
+    paced_organisation_share: float = setting(
+        0.5, unit="share", least=0.01, most=1,
+        why="Of the lane's bytes and slots, how much one organisation may take: the others have room left.",
+    )  # fmt: skip
+    paced_sender_bytes_max: int = setting(
+        20_000_000, unit="bytes", least=10_000,
+        why="Of one device, or one site's gateways: a day of readings in 1-second steps of ten channels.",
+    )  # fmt: skip
+    paced_age_max_s: float = setting(
+        86_400.0, unit="s", least=1,
+        why="A backlog that would take longer at its rate, or has waited longer, gets 429: it needs a higher limit.",
+    )  # fmt: skip
+    paced_slots_max: int = setting(
+        512, unit="senders", least=1, most=1_024,
+        why="With a backlog at once, per process, spread over the log's partitions; beyond it 429.",
+    )  # fmt: skip

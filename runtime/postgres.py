@@ -106,7 +106,7 @@ async def connect(
     Raises `UnavailableError`, `ConfigurationError`.
     """
     dsn = url or _required(settings)
-    variable = OWNER_VARIABLE if dsn == settings.database_owner_url else VARIABLE
+    variable = OWNER_VARIABLE if url is not None and url == settings.database_owner_url else VARIABLE
     try:
         connection = await asyncpg.connect(
             dsn,
@@ -196,7 +196,7 @@ def _away(error: Exception, variable: str, dsn: str) -> Exception:
         return ConfigurationError(f"{variable}: {unreadable}")
     if isinstance(error, ssl.SSLError):
         return UnavailableError(f"{variable}: no TLS with the database: {error}")
-    return UnavailableError(f"the database cannot be reached: {error}")
+    return UnavailableError(f"the database cannot be reached: {str(error) or type(error).__name__}")
 
 
 def _unreadable(dsn: str) -> str | None:
@@ -230,4 +230,4 @@ class Probe:
                 await self._pool.fetchval("SELECT 1", timeout=PROBE_TIMEOUT_S)
                 self._reason = None
             except UNAVAILABLE as error:
-                self._reason = f"the database is away: {error or type(error).__name__}"
+                self._reason = f"the database is away: {str(error) or type(error).__name__}"

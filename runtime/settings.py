@@ -127,7 +127,9 @@ def _build(group: type, sources: _Sources, listing: list[Setting]) -> Any:
         value = field.default if found is None else _parse(variable, hints[field.name], found[0])
         _check_bounds(variable, value, field.metadata)
         values[field.name] = value
-        shown = MASK if field.metadata.get("secret") and value else _show(value)
+        # What everybody can read in the code is no secret, and tells more than its mask.
+        is_secret = field.metadata.get("secret") and value and found is not None
+        shown = MASK if is_secret else _show(value)
         listing.append(
             Setting(
                 variable,
@@ -181,9 +183,9 @@ def _parse_bool(text: str) -> bool:
 
 def _check_bounds(variable: str, value: Any, metadata: Mapping[str, Any]) -> None:
     least, most = metadata.get("least"), metadata.get("most")
-    if isinstance(value, (int, float)) and (
-        (least is not None and value < least) or (most is not None and value > most)
-    ):
-        raise ConfigurationError(
-            f"{variable}={value} is out of bounds: {least} to {most} {metadata['unit']}".rstrip()
-        )
+    if not isinstance(value, (int, float)):
+        return
+    # Written so that NaN, which is neither less nor more than anything, is out of bounds as well.
+    if not ((least is None or value >= least) and (most is None or value <= most) and value == value):
+        span = f"{least} to {most}" if most is not None else f"at least {least}"
+        raise ConfigurationError(f"{variable}={value} is out of bounds: {span} {metadata['unit']}".rstrip())

@@ -10,7 +10,7 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -34,6 +34,9 @@ _BACKOFF_MOST_S: Final = 10.0
 _STEADY_S: Final = 60.0
 _REPORT_EVERY_S: Final = 0.1
 _LINE_BYTES_MAX: Final = 64_000
+_REPORT_LENGTH_MAX: Final = 4_000
+#: Between what is not ready and what is noted.
+_NOTES: Final = "\t"
 
 
 # ---------------------------------------------------------------- the child's side
@@ -62,14 +65,13 @@ class Inherited:
 
 
 async def report(channel: socket.socket, health: Health, stop: asyncio.Event) -> None:
-    """Tell the parent what is not ready, whenever that changes; sets `stop` when the parent is gone."""
+    """Tell the parent what is not ready and what is noted, as it changes; sets `stop` when the parent is gone."""
     reader, writer = await asyncio.open_unix_connection(sock=channel)
     gone = asyncio.create_task(reader.read(), name="parent's end")
     told: str | None = None
     try:
         while not gone.done():
-            reasons = health.not_ready()
-            told = _tell(writer, "; ".join(f"{name}: {reason}" for name, reason in reasons.items()), told)
+            told = _tell(writer, f"{_line(health.not_ready())}{_NOTES}{_line(health.notes())}", told)
             await asyncio.wait({gone}, timeout=_REPORT_EVERY_S)
         _log.warning("the parent is gone")
         stop.set()
@@ -78,12 +80,15 @@ async def report(channel: socket.socket, health: Health, stop: asyncio.Event) ->
         writer.close()
 
 
-def _tell(writer: asyncio.StreamWriter, reasons: str, told: str | None) -> str:
-    if reasons != told:
-        # A newline ends the report; an empty one is "ready".
-        line = reasons.replace("\n", " ").encode()[: _LINE_BYTES_MAX // 2]
-        writer.write(line + b"\n")
-    return reasons
+def _line(reasons: Mapping[str, str]) -> str:
+    text = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+    return text.replace("\n", " ").replace(_NOTES, " ")[:_REPORT_LENGTH_MAX]
+
+
+def _tell(writer: asyncio.StreamWriter, report: str, told: str | None) -> str:
+    if report != told:
+        writer.write(f"{report}\n".encode())
+    return report
 
 
 # ---------------------------------------------------------------- the parent's side
@@ -96,6 +101,7 @@ class _Child:
     share: Path
     any_was_ready: asyncio.Event
     not_ready: str = "it is starting"
+    notes: str = ""
     ready: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def take_reports(self, channel: socket.socket) -> None:
@@ -103,7 +109,8 @@ class _Child:
         reader, writer = await asyncio.open_unix_connection(sock=channel, limit=_LINE_BYTES_MAX)
         try:
             while line := await reader.readline():
-                self.not_ready = line.decode(errors="replace").strip()
+                # What is not ready comes first: nothing there is "ready".
+                self.not_ready, _, self.notes = line.decode(errors="replace").strip("\n").partition(_NOTES)
                 if self.not_ready:
                     self.ready.clear()
                 else:
@@ -157,6 +164,7 @@ class Supervisor:
             "sluice_process_restarts", "Processes started again after they had ended", registry=self._registry
         )
         health.register("processes", self._not_ready)
+        health.note("processes", self._notes)
 
     def start(self) -> list["asyncio.Task[None]"]:
         """Start every child; the tasks returned end only with an error: the role cannot run."""
@@ -180,6 +188,15 @@ class Supervisor:
             _log.warning("the processes are being replaced already")
             return
         self._replacement = asyncio.create_task(self._replace_all(), name="replacement")
+
+    def _notes(self) -> str | None:
+        """What single processes say, those that are not ready while others are among it."""
+        said = [
+            f"process {slot}: {'; '.join(filter(None, (child.not_ready, child.notes)))}"
+            for slot, child in enumerate(self._slots)
+            if child is not None and (child.not_ready or child.notes)
+        ]
+        return "; ".join(said) or None
 
     def _not_ready(self) -> str | None:
         reasons = [

@@ -23,7 +23,8 @@ from ingest.http.compose import make_service
 from ingest.http.service import IngestService
 from ingest.limits import Limits, LimitSettings
 from ingest.metrics import IngestMetrics
-from ingest.settings import IngestSettings, SpoolSettings
+from ingest.paced.lane import PacedLane
+from ingest.settings import IngestSettings, PacedSettings, SpoolSettings
 from ingest.spool.spool import Spool
 from runtime.clock import Clock, SystemClock
 from runtime.http.server import HttpServer, HttpSettings
@@ -43,6 +44,7 @@ DEADLINE_S = 20.0
 PARTITIONS = 4
 HTTP_FIELDS = frozenset(one.name for one in fields(HttpSettings))
 SPOOL_FIELDS = frozenset(one.name for one in fields(SpoolSettings))
+PACED_FIELDS = frozenset(one.name for one in fields(PacedSettings))
 LIMIT_FIELDS = frozenset(one.name for one in fields(LimitSettings))
 #: Tests send as fast as they can, and mean no limit unless they set one.
 UNLIMITED = {name: 0 for name in LIMIT_FIELDS if not name.endswith("_max")}
@@ -142,18 +144,26 @@ class Installation:
         clock: Clock | None = None,
         listener: Listener | None = None,
         spool: Path | None = None,
+        lane: Path | None = None,
         log_queue_bytes_max: int = 64_000_000,
         **settings: Any,
     ) -> AsyncIterator["Face"]:
-        """One process's ingest, serving on a port of its own, with a spool in the directory `spool` if that is given.
+        """One process's ingest, serving on a port of its own.
 
-        `settings` are those of ingest, the spool, HTTP and limits.
+        It has a spool in the directory `spool`, and a paced lane in `lane`, if they are given.
+        `settings` are those of ingest, the spool, the lane, HTTP and limits.
         """
         if log is None:
             async with (
                 self.open_log(log_queue_bytes_max=log_queue_bytes_max) as own,
                 self.face(
-                    log=own, database_url=database_url, clock=clock, listener=listener, spool=spool, **settings
+                    log=own,
+                    database_url=database_url,
+                    clock=clock,
+                    listener=listener,
+                    spool=spool,
+                    lane=lane,
+                    **settings,
                 ) as face,
             ):
                 yield face
@@ -163,28 +173,46 @@ class Installation:
         http = {name: settings.pop(name) for name in list(settings) if name in HTTP_FIELDS}
         limits = UNLIMITED | {name: settings.pop(name) for name in list(settings) if name in LIMIT_FIELDS}
         spooling = SpoolSettings(**{name: settings.pop(name) for name in list(settings) if name in SPOOL_FIELDS})
+        pacing = PacedSettings(**{name: settings.pop(name) for name in list(settings) if name in PACED_FIELDS})
         ingest = IngestSettings(**settings)
         registry = CollectorRegistry()
         metrics = IngestMetrics(registry)
+        clock = clock or SystemClock()
+        counted = Limits(LimitSettings(**limits), clock, self.limits)
+        spooled = None
+        if spool is not None:
+            spooled = Spool(
+                log=log,
+                directory=spool,
+                settings=spooling,
+                log_settings=self.log_settings,
+                clock=clock,
+                metrics=metrics,
+            )
+        paced = None
+        if lane is not None:
+            paced = PacedLane(
+                log=log,
+                spool=spooled,
+                limits=counted,
+                pool=pool,
+                directory=lane,
+                settings=pacing,
+                log_settings=self.log_settings,
+                clock=clock,
+                metrics=metrics,
+            )
         service = make_service(
             log=log,
             pool=pool,
             listener=listener or Notifications(postgres, role=ROLE, application="test"),
             ring=self.ring,
-            limits=Limits(LimitSettings(**limits), clock or SystemClock(), self.limits),
+            limits=counted,
             settings=ingest,
-            clock=clock or SystemClock(),
+            clock=clock,
             metrics=metrics,
-            spool=None
-            if spool is None
-            else Spool(
-                log=log,
-                directory=spool,
-                settings=spooling,
-                log_settings=self.log_settings,
-                clock=clock or SystemClock(),
-                metrics=metrics,
-            ),
+            spool=spooled,
+            lane=paced,
         )
         listening = listen("TEST", "127.0.0.1:0")
         server = HttpServer(listening, service.handle, HttpSettings(**http), service.refuse)

@@ -3,33 +3,21 @@
 Every worker tells the same. Left out: whether the books tell the truth (`workers.verify`).
 """
 
-import asyncio
 import logging
 from contextlib import suppress
 from typing import Final
 
 from runtime.postgres import UNAVAILABLE, PostgresSettings, connect
+from schemas.ledger import COLUMNS, FATES, SUMS
 from workers.metrics import LedgerMetrics
 from workers.settings import LedgerSettings
+from workers.upkeep import repeat
 
 _log = logging.getLogger("sluice.ledger")
 
 ROLE: Final = "sluice_worker"
 
-COLUMNS: Final = (
-    "received",
-    "stored",
-    "duplicates",
-    "conflicts",
-    "quarantined",
-    "replayed",
-    "discarded",
-    "expired",
-    "erased",
-    "lost",
-)
-_SUMS: Final = ", ".join(f"coalesce(sum({column}), 0)::bigint AS {column}" for column in COLUMNS)
-_LAST_DAY: Final = " ".join(("SELECT", _SUMS, "FROM ledger WHERE hour > now() - interval '25 hours'"))
+_LAST_DAY: Final = " ".join(("SELECT", SUMS, "FROM ledger WHERE hour > now() - interval '25 hours'"))
 _LOST: Final = """
 SELECT (SELECT coalesce(sum(lost), 0) FROM log_positions)::bigint AS log,
        (SELECT coalesce(sum(end_sequence - first_sequence), 0) FROM spool_losses)::bigint AS spool
@@ -46,17 +34,7 @@ class LedgerTotals:
 
     async def run(self) -> None:
         """Look every now and then, for ever."""
-        trouble = ""
-        while True:
-            try:
-                await self.look()
-                trouble = ""
-            except Exception as error:
-                # Nothing waits for it: the next look tells as much.
-                if str(error) != trouble:
-                    _log.warning("the ledger could not be summed up", exc_info=True)
-                trouble = str(error)
-            await asyncio.sleep(self._settings.ledger_check_s)
+        await repeat(self.look, self._settings.ledger_check_s, _log, "the ledger could not be summed up")
 
     async def look(self) -> None:
         """Once. Raises what the database raises."""
@@ -73,7 +51,6 @@ class LedgerTotals:
             return
         for column in COLUMNS:
             self._metrics.readings.labels(column).set(sums[column])
-        fates = sums["stored"] + sums["duplicates"] + sums["conflicts"] + sums["quarantined"]
-        self._metrics.unaccounted.set(sums["received"] - fates)
+        self._metrics.unaccounted.set(sums["received"] - sum(sums[fate] for fate in FATES))
         for where in ("log", "spool"):
             self._metrics.lost_records.labels(where).set(lost[where])

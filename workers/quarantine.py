@@ -5,7 +5,6 @@ worker tries; whoever has the lock does it, step by step, and lets go in between
 (`workers.landing`).
 """
 
-import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -15,6 +14,7 @@ from uuid import UUID
 from runtime.postgres import UNAVAILABLE, PostgresSettings, connect
 from workers.metrics import QuarantineMetrics
 from workers.settings import QuarantineSettings
+from workers.upkeep import repeat
 
 _log = logging.getLogger("sluice.quarantine")
 
@@ -62,17 +62,7 @@ class Bounds:
 
     async def run(self) -> None:
         """Look every now and then, for ever."""
-        trouble = ""
-        while True:
-            try:
-                await self.keep()
-                trouble = ""
-            except Exception as error:
-                # Nothing waits for it: what could not be done is done the next time.
-                if str(error) != trouble:
-                    _log.warning("the quarantine's bounds could not be kept", exc_info=True)
-                trouble = str(error)
-            await asyncio.sleep(self._settings.quarantine_check_s)
+        await repeat(self.keep, self._settings.quarantine_check_s, _log, "the quarantine's bounds could not be kept")
 
     async def keep(self) -> None:
         """Once through everything, unless another worker is at it. Raises what the database raises."""

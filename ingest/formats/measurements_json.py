@@ -21,10 +21,11 @@ class _Typed(msgspec.Struct, gc=False):
 
 _decoder: Final = msgspec.json.Decoder(_Typed | list[_Typed])
 _INTEGER_DIGITS_MAX: Final = 400
-#: The names that must not stand twice in an object: decoders keep the last, and readings would be lost unsaid. More
-#: of them in a body than it has objects: one stands twice, or in a text.
-_MEASUREMENTS: Final = b'"measurements"'
-_VALUE: Final = b'"value"'
+#: The names that must not stand twice in an object: decoders keep the last, and readings would be lost unsaid, or be
+#: another's.
+_NAMES: Final = ("measurements", "value", "type", "device", "ts", "label", "unit")
+_OF_SUBMISSIONS: Final = (b'"measurements"', b'"device"')
+_OF_MEASUREMENTS: Final = (b'"value"', b'"type"')
 
 
 def decode(body: bytes) -> list[Submission]:
@@ -34,12 +35,23 @@ def decode(body: bytes) -> list[Submission]:
     except (msgspec.DecodeError, ValueError, RecursionError):
         return _decode_piecemeal(body)
     if type(typed) is not list:
-        if body.count(_MEASUREMENTS) > 1 or body.count(_VALUE) > len(typed.measurements):
+        if _may_double(body, 1, len(typed.measurements)):
             return _decode_piecemeal(body)
         return [Submission(typed.measurements, typed.device, typed.ts)]
-    if body.count(_MEASUREMENTS) > len(typed) or body.count(_VALUE) > sum([len(one.measurements) for one in typed]):
+    if _may_double(body, len(typed), sum([len(one.measurements) for one in typed])):
         return _decode_piecemeal(body)
     return [Submission(one.measurements, one.device, one.ts) for one in typed]
+
+
+def _may_double(body: bytes, submissions: int, measurements: int) -> bool:
+    """Whether a name stands in the body more often than it has objects for it: one stands twice, or in a text."""
+    for name in _OF_SUBMISSIONS:
+        if body.count(name) > submissions:
+            return True
+    for name in _OF_MEASUREMENTS:
+        if body.count(name) > measurements:
+            return True
+    return body.count(b'"ts"') > submissions + measurements
 
 
 def _decode_piecemeal(body: bytes) -> list[Submission]:
@@ -83,15 +95,13 @@ def _object(pairs: list[tuple[str, Any]]) -> "dict[str, Any] | _Doubled":
     if len(content) == len(pairs):
         return content
     names = [name for name, _ in pairs]
-    doubled = next((name for name in ("measurements", "value") if names.count(name) > 1), None)
+    doubled = next((name for name in _NAMES if names.count(name) > 1), None)
     return content if doubled is None else _Doubled(doubled, content)
 
 
 def _submission(content: object, where: str) -> Submission:
     if isinstance(content, _Doubled):
-        if content.name == "measurements":
-            raise BodyError(RequestCode.INVALID_BODY, f"`measurements` stands twice in {where}")
-        content = content.content
+        raise BodyError(RequestCode.INVALID_BODY, f"`{content.name}` stands twice in {where}")
     if not isinstance(content, dict):
         raise BodyError(RequestCode.INVALID_BODY, f"{where} is not an object with `measurements`")
     measurements = content.get("measurements")
@@ -102,11 +112,8 @@ def _submission(content: object, where: str) -> Submission:
 
 def _measurement(content: object) -> Measurement | Malformed:
     if isinstance(content, _Doubled):
-        if content.name == "value":
-            return Malformed(
-                ReadingCode.INVALID_MEASUREMENT, "`value` stands twice in a measurement", content.content
-            )
-        content = content.content
+        message = f"`{content.name}` stands twice in a measurement"
+        return Malformed(ReadingCode.INVALID_MEASUREMENT, message, content.content)
     if not isinstance(content, dict):
         return Malformed(ReadingCode.INVALID_MEASUREMENT, "a measurement is an object", content)
     return Measurement(

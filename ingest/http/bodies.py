@@ -63,6 +63,9 @@ async def read_body(request: web.BaseRequest, *, bytes_max: int, timeout_s: floa
     headers = request.headers
     if (kind := headers.get("Content-Type", "")) not in _TYPES:
         _check_type(kind)
+    if (coding := headers.get("Transfer-Encoding")) is not None and coding.strip().lower() != "chunked":
+        message = "a body comes as it is or chunked: what is packed says so in its Content-Encoding"
+        raise Refusal(RequestCode.UNSUPPORTED_ENCODING, message, close=True)
     encoding = headers.get("Content-Encoding", "")
     content = request.content
     try:

@@ -3,6 +3,7 @@
 Left out: how credentials are looked up and kept (`ingest.credentials`).
 """
 
+import asyncio
 from typing import Final
 from uuid import UUID
 
@@ -56,6 +57,15 @@ class Callers:
         self._limits = limits
         self._proxies = Proxies(trusted_proxies)
         self._metrics = metrics
+
+    @property
+    def tasks(self) -> "list[asyncio.Task[None]]":
+        return self._credentials.tasks
+
+    @property
+    def trouble(self) -> str | None:
+        """Why unknown tokens cannot be looked up right now; None when they can."""
+        return self._credentials.trouble
 
     async def start(self) -> None:
         await self._credentials.start()

@@ -9,6 +9,7 @@ from ingest.http.service import IngestService
 from ingest.keeping import Keeper
 from ingest.limits import Limits
 from ingest.metrics import IngestMetrics
+from ingest.paced.lane import PacedLane
 from ingest.receipts import Receipts
 from ingest.registry import Connections
 from ingest.replay import Replayer
@@ -31,12 +32,13 @@ def make_service(
     clock: Clock,
     metrics: IngestMetrics,
     spool: Spool | None = None,
+    lane: PacedLane | None = None,
 ) -> IngestService:
     """A service ready to be started; `pool` and `listener` act as the role sluice_ingest."""
     credentials = Credentials(pool, listener, settings, clock, metrics)
     guard = RetentionGuard(log, pool, settings.log_retention_share)
     return IngestService(
-        keeper=Keeper(log, spool, guard, metrics),
+        keeper=Keeper(log, spool, guard, metrics, lane),
         callers=Callers(credentials, TokenHasher(ring), limits, settings.trusted_proxies, metrics),
         receipts=Receipts(Seal(ring, "receipts"), pool, clock, settings.receipt_ttl_s),
         limits=limits,

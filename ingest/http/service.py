@@ -9,6 +9,8 @@ import gc
 import logging
 import os
 from collections.abc import Awaitable, Callable, Iterable
+from datetime import UTC, datetime
+from math import ceil
 from time import perf_counter
 from typing import Final
 from urllib.parse import unquote
@@ -25,11 +27,14 @@ from ingest.formats.shape import BodyError, Submission
 from ingest.http.answers import Refusal, limited
 from ingest.http.bodies import Room, check_size, read_body
 from ingest.http.callers import SENDERS, SUSPENDED, ByDevice, Callers, bearer
+from ingest.http.pacing import APPLIED, Paced, Pacer
+from ingest.http.preferences import WAIT_STORED, prefers
 from ingest.idempotency import BadKeyError, ConflictError, Repeats, name_request
 from ingest.keeping import Durable, Keeper, Part, RecordTooLargeError
 from ingest.limits import LimitExceededError, Limits
 from ingest.metrics import IngestMetrics
 from ingest.overload import Overload
+from ingest.paced.lane import LaneFullError
 from ingest.receipts import Receipt, ReceiptError, Receipts, State
 from ingest.settings import IngestSettings
 from runtime.clock import Clock
@@ -67,6 +72,7 @@ class IngestService:
         self._metrics = metrics
         self._receipts = receipts
         self._limits = limits
+        self._pacer = Pacer(limits, keeper.lane)
         self._overload = Overload(settings.overload_lag_ms / 1000, metrics.loop_lag_seconds.observe)
         self._settings = settings
         self._clock = clock
@@ -105,6 +111,17 @@ class IngestService:
         self._publish()
         await self._callers.stop()
         self._limits.close()
+
+    async def watch(self) -> None:
+        """Until one of its tasks ends, which none does by itself. Raises what ended it."""
+        done, _ = await asyncio.wait({*self._tasks, *self._callers.tasks}, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+
+    @property
+    def note(self) -> str | None:
+        """What keeps it from serving somebody, though not everybody."""
+        return self._callers.trouble
 
     @property
     def trouble(self) -> str | None:
@@ -181,7 +198,7 @@ class IngestService:
         check_size(request, settings.body_bytes_max, room)
         token = bearer(request)
         grant = self._callers.known(token, SENDERS) or await self._callers.look_up(request, token, SENDERS)
-        self._limits.request(grant, arrived_us)
+        paced = self._pacer.request(request, grant, arrived_us)
         body = await read_body(
             request, bytes_max=settings.body_bytes_max, timeout_s=settings.http_body_timeout_s, room=room
         )
@@ -190,7 +207,7 @@ class IngestService:
         room.take(size)
         try:
             submissions = measurements_json.decode(body)
-            return await self._taking(request, request_id, arrived_us, grant, submissions, body)
+            return await self._taking(request, request_id, arrived_us, grant, submissions, body, paced)
         except BodyError as error:
             raise Refusal(error.code, str(error)) from None
         finally:
@@ -211,8 +228,9 @@ class IngestService:
             raise Refusal(error.code, str(error)) from None
         token = token or found.token or bearer(request)
         grant = self._callers.known(token, SENDERS) or await self._callers.look_up(request, token, SENDERS)
-        self._limits.request(grant, arrived_us)
-        return await self._taking(request, request_id, arrived_us, grant, [found.submission], query.encode())
+        paced = self._pacer.request(request, grant, arrived_us)
+        submissions = [found.submission]
+        return await self._taking(request, request_id, arrived_us, grant, submissions, query.encode(), paced)
 
     async def _receipt(self, request: web.BaseRequest, request_id: str, path: str, query: str) -> Answer:
         token, kinds = bearer(request), (*SENDERS, "api_key")
@@ -240,15 +258,16 @@ class IngestService:
         grant: Grant,
         submissions: list[Submission],
         content: bytes,
+        paced: Paced | None,
     ) -> Awaitable[Answer]:
         key = request.headers.get("Idempotency-Key")
         if key is None:
-            return self._take(request, request_id, arrived_us, grant, submissions, len(content))
+            return self._take(request, request_id, arrived_us, grant, submissions, len(content), paced)
         try:
             name = name_request(key, grant.token_hash, content)
         except BadKeyError as error:
             raise Refusal(RequestCode.INVALID_PARAMETER, str(error)) from None
-        return self._take_once(request, request_id, arrived_us, grant, submissions, len(content), name)
+        return self._take_once(request, request_id, arrived_us, grant, submissions, len(content), paced, name)
 
     async def _take_once(
         self,
@@ -258,6 +277,7 @@ class IngestService:
         grant: Grant,
         submissions: list[Submission],
         size: int,
+        paced: Paced | None,
         name: Idempotency,
     ) -> Answer:
         """The answer to the request that this one repeats, as far as this process knows; else its own."""
@@ -273,7 +293,7 @@ class IngestService:
         except ConflictError:
             raise Refusal(RequestCode.IDEMPOTENCY_CONFLICT, _NAMED_TWICE) from None
         try:
-            answer = await self._take(request, request_id, arrived_us, grant, submissions, size, name)
+            answer = await self._take(request, request_id, arrived_us, grant, submissions, size, paced, name)
             # What is only partly durable is to be sent again: landing tells what it has.
             if b'"retryable":true' not in answer.content and len(answer.content) <= _ANSWER_KEPT_MAX:
                 first.answer.set_result(answer)
@@ -289,13 +309,14 @@ class IngestService:
         grant: Grant,
         submissions: list[Submission],
         size: int,
+        paced: Paced | None,
         name: Idempotency | None = None,
     ) -> Answer:
         """Judge a request's submissions, make what is good durable, and answer."""
         count = self._checked_count(submissions)
         if self._keeper.trouble is not None:
             raise _refusal_of([])
-        self._limits.volume(grant, count, size)
+        paced = self._pacer.volume(request, grant, count, size, paced)
         header = request.headers.get("X-Device-Id")
         if grant.device is not None and header is None and len(submissions) == 1 and submissions[0].device is None:
             # The usual request, without what several devices need.
@@ -309,7 +330,7 @@ class IngestService:
         if name is not None:
             parts = [_named(part, name) for part in parts]
         began = perf_counter()
-        durable = await self._keep(parts)
+        durable = await self._keep(parts, paced)
         if not durable.places:
             raise _refusal_of([error for _, error in durable.failed])
         self._metrics.append_seconds.observe(perf_counter() - began)
@@ -321,8 +342,7 @@ class IngestService:
         for part, _ in durable.failed:
             rejections += _not_durable(part)
         answer, receipt = self._answer(request_id, grant, durable, rejections)
-        prefer = request.headers.get("Prefer")
-        if prefer is not None and receipt is not None and "wait=stored" in prefer.replace(" ", ""):
+        if receipt is not None and paced is None and "Prefer" in request.headers and prefers(request, WAIT_STORED):
             return await self._wait(request_id, receipt, answer)
         return answer
 
@@ -384,11 +404,19 @@ class IngestService:
         self._records += 1
         return self._record_prefix + self._records.to_bytes(8, "big")
 
-    async def _keep(self, parts: list[Part]) -> Durable:
+    async def _keep(self, parts: list[Part], paced: Paced | None) -> Durable:
         try:
-            return await self._keeper.keep(self._keeper.encode(parts))
+            encoded = self._keeper.encode(parts)
         except RecordTooLargeError as error:
             raise Refusal(RequestCode.BODY_TOO_LARGE, f"{error}: split the request") from None
+        if paced is None:
+            return await self._keeper.keep(encoded)
+        try:
+            durable = await self._keeper.pace(paced.lane, paced.sender, encoded, paced.cost)
+        except LaneFullError as error:
+            raise paced.refused(str(error)) from None
+        self._pacer.kept(paced)
+        return durable
 
     def _answer(
         self, request_id: str, grant: Grant, durable: Durable, rejections: list[Rejection]
@@ -410,7 +438,11 @@ class IngestService:
             self._receipts.make(receipt).encode(),
             b"spool" if durable.spooled else b"log",
         )
-        return Answer(202, body, request_id), receipt
+        if durable.paced_until_us is None:
+            return Answer(202, body, request_id), receipt
+        until = datetime.fromtimestamp(ceil(durable.paced_until_us / 1e6), UTC)
+        body = b'%s,"paced":true,"paced_until":"%s"}' % (body[:-1], f"{until:%Y-%m-%dT%H:%M:%SZ}".encode())
+        return Answer(202, body, request_id, APPLIED), receipt
 
     async def _wait(self, request_id: str, receipt: Receipt, answer: Answer) -> Answer:
         """Hold the answer until the readings have landed; as it is when that takes too long or cannot be told."""

@@ -4,6 +4,7 @@ Every call blocks. Left out: when a window is sent, and what happens if that fai
 """
 
 import logging
+from collections.abc import Callable
 from hashlib import sha256
 from typing import Final, NamedTuple
 from uuid import UUID
@@ -49,8 +50,17 @@ class Window(NamedTuple):
 class Windows:
     """Makes the windows of one spool."""
 
-    def __init__(self, store: Store, spool: UUID, body_bytes_max: int, clock: Clock) -> None:
+    def __init__(
+        self,
+        store: Store,
+        spool: UUID,
+        body_bytes_max: int,
+        clock: Clock,
+        decode: Callable[[bytes], Record] = decode,
+    ) -> None:
+        """`decode` makes a record of what the store holds; raises as `schemas.record.decode`."""
         self._store = store
+        self._decode = decode
         self._spool = spool.bytes
         self._bytes_max = min(WINDOW_BYTES, body_bytes_max)
         self._clock = clock
@@ -67,7 +77,7 @@ class Windows:
         bodies, room, size, received_us = window.bodies, self._bytes_max, 0, 0
         for sequence, body in enumerate(part.bodies[: end - position], position):
             try:
-                record = decode(body)
+                record = self._decode(body)
             except UnknownVersionError as error:
                 raise UnavailableError(f"{self._store.path}: {error}; start the Sluice that made it") from error
             except UndecodableError:

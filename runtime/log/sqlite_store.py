@@ -110,8 +110,10 @@ def write_empty(path: Path, origin: Origin) -> None:
         connection.execute(f"PRAGMA user_version = {FORMAT}")
         connection.executescript(SCHEMA)
         row = (str(origin.identity), str(origin.source), origin.partitions)
+        connection.execute("BEGIN")
         connection.execute("INSERT INTO origin VALUES (1, ?, ?, ?)", row)
         connection.executemany("INSERT INTO heads VALUES (?, 0, 0)", ((n,) for n in range(origin.partitions)))
+        connection.execute("COMMIT")
         connection.execute("PRAGMA journal_mode = WAL")  # kept in the file, so it is set once
     finally:
         connection.close()

@@ -7,24 +7,13 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 
+from schemas.ledger import COLUMNS
 from tests.databases import Database
 from tests.services.test_api_readings import World, tenant, world
 from tests.support import run
 
 MIDNIGHT = datetime(2026, 11, 2, tzinfo=UTC)
 HOUR = timedelta(hours=1)
-COUNTS = (
-    "received",
-    "stored",
-    "duplicates",
-    "conflicts",
-    "quarantined",
-    "replayed",
-    "discarded",
-    "expired",
-    "erased",
-    "lost",
-)
 
 
 async def write(here: World, statement: str, *rows: tuple[Any, ...]) -> None:
@@ -39,7 +28,7 @@ async def book(
     places = ", ".join(f"${number}" for number in range(1, 15))
     await write(
         here,
-        f"INSERT INTO ledger (organisation_id, hour, source, partition, {', '.join(COUNTS)}) VALUES ({places})",
+        f"INSERT INTO ledger (organisation_id, hour, source, partition, {', '.join(COLUMNS)}) VALUES ({places})",
         (organisation or here.organisation, hour, UUID(int=1), partition, *counts, *[0] * (10 - len(counts))),
     )
 
@@ -69,7 +58,7 @@ def test_hours_days_and_the_total(any_database: Database) -> None:
             ]
             assert found["data"][1] == {
                 "start": "2026-11-02T00:00:00Z",
-                **dict(zip(COUNTS, (13, 7, 2, 2, 2, 1, 1, 1, 0, 0), strict=True)),
+                **dict(zip(COLUMNS, (13, 7, 2, 2, 2, 1, 1, 1, 0, 0), strict=True)),
                 "in_quarantine": 1,
                 "adds_up": True,
             }

@@ -11,7 +11,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from deploy.roles import check_memory
-from ingest.settings import SpoolSettings
+from ingest.settings import PacedSettings, SpoolSettings
 from runtime.errors import ConfigurationError
 from runtime.ids import uuid7
 from runtime.log import LogSettings
@@ -173,5 +173,5 @@ def test_it_goes_on_after_the_database_was_away(database: Database) -> None:
 def test_it_is_refused_to_forget_what_the_log_still_has() -> None:
     log, quarantine = LogSettings(), QuarantineSettings(books_memory_days=7)
     with pytest.raises(ConfigurationError, match=r"SLUICE_BOOKS_MEMORY_DAYS=7 .*SLUICE_LOG_RETENTION_H"):
-        check_memory(quarantine, log, SpoolSettings())
-    check_memory(QuarantineSettings(books_memory_days=12), log, SpoolSettings())
+        check_memory(quarantine, log, SpoolSettings(), PacedSettings())
+    check_memory(QuarantineSettings(books_memory_days=12), log, SpoolSettings(), PacedSettings())

@@ -138,8 +138,25 @@ def test_these_names_in_a_text_or_elsewhere_do_no_harm(text: str) -> None:
     assert only(json.dumps(body).encode()) == Measurement("state", text, text)
 
 
-def test_other_names_given_twice_count_as_the_last() -> None:
-    assert only(b'{"ts":1,"ts":2,"measurements":[{"type":"a","type":"b","value":1}]}').type == "b"
+@pytest.mark.parametrize("name", ["type", "value", "ts"])
+def test_a_name_given_twice_in_a_measurement_refuses_it_alone(name: str) -> None:
+    doubled = f'{{"type":"a","value":1,"ts":1,"{name}":2}}'
+    (submission,) = decode(f'{{"measurements":[{doubled},{{"type":"b","value":1,"ts":1}}],"ts":1}}'.encode())
+    first, second = submission.measurements
+    assert isinstance(first, Malformed)
+    assert first.message == f"`{name}` stands twice in a measurement"
+    assert second == Measurement("b", 1, ts=1)
+
+
+@pytest.mark.parametrize("name", ["measurements", "device", "ts"])
+def test_a_name_given_twice_in_a_body_refuses_the_body(name: str) -> None:
+    body = f'{{"device":"a","ts":1,"measurements":[{{"type":"a","value":1,"ts":1}}],"{name}":[]}}'
+    with pytest.raises(BodyError, match=f"`{name}` stands twice"):
+        decode(body.encode())
+
+
+def test_other_names_given_twice_are_nobodys_loss() -> None:
+    assert only(b'{"x":1,"x":2,"measurements":[{"type":"a","y":1,"y":2,"value":1}]}').type == "a"
 
 
 def test_a_lone_surrogate_is_left_to_be_judged() -> None:

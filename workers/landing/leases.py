@@ -74,7 +74,7 @@ class Leases:
         self.changed = asyncio.Event()
         """`held` or `surplus` is not what it was; cleared by who acts on it."""
         self.silence = asyncio.Event()
-        """A renewal was not answered: what else waits for the database may wait in vain. Cleared by who acts on it."""
+        """A renewal was not answered: what else waits for the database may wait in vain; who acts on it clears it."""
         self.trouble: str | None = "no lease was asked for yet"
 
     @property

@@ -71,7 +71,9 @@ class Pipeline:
         land: Callable[[Plan], Awaitable[None]],
         records_max: Callable[[], int],
         clock: Clock,
+        until: Mapping[int, int],
     ) -> None:
+        """`until`: if not empty, only these partitions are landed, up to these positions, and the run ends there."""
         self._holdings = holdings
         self._reader = reader
         self._registry = registry
@@ -84,7 +86,9 @@ class Pipeline:
             settings.landing_quarantine_payload_max,
             round(settings.landing_move_max_ms * 1000),
         )
-        self._next = {partition: holding.position for partition, holding in holdings.items()}
+        self._until = until
+        wanted = until or holdings
+        self._next = {partition: holdings[partition].position for partition in wanted}
         self._is_ending = False
         self._error: Exception | None = None
         self._is_ready = False
@@ -173,22 +177,39 @@ class Pipeline:
                 async with asyncio.timeout(self._settings.landing_transaction_timeout_s):
                     await self._registry.refresh()
                 await self._take(await self._reader.read(bytes_max=bytes_max, wait_s=_READ_WAIT_S))
+                if self._until and self._is_through():
+                    await self._landed_all()
+                    self.end()
+                    return
         except BehindRetentionError:
             # What lies before the gap lands first: the log may no longer have that either.
-            await self._offer()
-            while self.growing is not None or self.landing is not None:
-                self._room.clear()
-                await self._room.wait()
+            await self._landed_all()
             raise
+
+    def _is_through(self) -> bool:
+        waiting = self._waiting()
+        return all(partition in waiting or self._next[partition] >= end for partition, end in self._until.items())
+
+    async def _landed_all(self) -> None:
+        """Let what has been read be written, and wait for it."""
+        await self._offer()
+        while self.growing is not None or self.landing is not None:
+            self._room.clear()
+            await self._room.wait()
 
     async def _take(self, slices: list[Slice]) -> None:
         waiting = self._waiting()
         for read in slices:
             if read.partition not in self._waiting():
-                await self._plan(read)
+                await self._plan(self._wanted(read))
         await self._offer()
         if self._waiting() != waiting:
             await self._assign()
+
+    def _wanted(self, read: Slice) -> Slice:
+        if not self._until:
+            return read
+        return read._replace(bodies=read.bodies[: max(0, self._until[read.partition] - read.first)])
 
     def _waiting(self) -> set[int]:
         return {partition for partition, holding in self._holdings.items() if holding.is_waiting}

@@ -83,6 +83,8 @@ class LandingWorker:
         self._holdings: dict[int, Holding] = {}
         self._backoff = Backoff(settings.landing_retry_min_ms / 1000, settings.landing_retry_max_ms / 1000)
         self._records_max = settings.landing_batch_records_max
+        self._narrowed: dict[int, int] = {}
+        """Where the batch ended, by partition, of which a record was refused for its content."""
         window = settings.landing_undecodable_window_s
         self._undecodable = FloodGuard("SLUICE_LANDING_UNDECODABLE_MAX", settings.landing_undecodable_max, window)
         self._rejecting = FloodGuard(
@@ -158,6 +160,7 @@ class LandingWorker:
             land=self._land,
             records_max=lambda: self._records_max,
             clock=self._clock,
+            until=self._refused_together(),
         )
         ending = asyncio.create_task(_any_of(stop, self._leases.changed), name="landing end")
         ending.add_done_callback(lambda _: pipeline.end())
@@ -252,7 +255,7 @@ class LandingWorker:
         if self._failure is not None:
             self._failure = None
             _log.info("landing goes on", extra={"readings": plan.rows})
-        self._records_max = min(self._records_max * 2, self._settings.landing_batch_records_max)
+        self._widen(plan)
         await self._log.landed({part.partition: part.position for part in plan.parts.values()})
 
     def _count(self, plan: Plan, landed: Landed) -> None:
@@ -317,6 +320,7 @@ class LandingWorker:
         """Land in halves until the record at fault stands alone; then it is quarantined whole."""
         if plan.records > 1:
             self._records_max = max(1, plan.records // 2)
+            self._narrowed = {part.partition: part.position for part in _begun(plan)}
             return
         for part in _begun(plan):
             self._rejecting.note(part.organisations(), self._clock.monotonic())
@@ -326,6 +330,24 @@ class LandingWorker:
                 "the database refuses a record for its content, it is quarantined whole",
                 extra={"partition": part.partition, "position": part.expected, "reason": str(error)},
             )
+
+    def _refused_together(self) -> dict[int, int]:
+        """Where the batch ends, by partition, in which a record is looked for; it is found before others land."""
+        held = self._holdings
+        return {
+            partition: end
+            for partition, end in self._narrowed.items()
+            if partition in held and held[partition].position < end
+        }
+
+    def _widen(self, landed: Plan) -> None:
+        """Batches grow again once all that was refused together has landed: before, the next would be refused too."""
+        for part in landed.parts.values():
+            if part.position >= self._narrowed.get(part.partition, part.position + 1):
+                del self._narrowed[part.partition]
+        if not self._narrowed.keys() & self._holdings.keys():
+            self._narrowed.clear()
+            self._records_max = min(self._records_max * 2, self._settings.landing_batch_records_max)
 
     async def _skip(self, error: BehindRetentionError) -> float:
         """Never silently: what the log no longer has is counted where the books are."""

@@ -1,0 +1,10 @@
+"""The books' columns: what became of readings, counted per organisation, hour of receipt, source and partition."""
+
+from typing import Final
+
+#: Together they are what was received.
+FATES: Final = ("stored", "duplicates", "conflicts", "quarantined")
+#: What became later of the quarantined, or of what was stored.
+LATER: Final = ("replayed", "discarded", "expired", "erased", "lost")
+COLUMNS: Final = ("received", *FATES, *LATER)
+SUMS: Final = ", ".join(f"coalesce(sum({column}), 0)::bigint AS {column}" for column in COLUMNS)
