@@ -21,3 +21,22 @@ def test_a_scope_for_what_has_none_is_refused(kind: str) -> None:
     refused = CliRunner().invoke(main, ["token", kind, str(uuid4()), "--scope", "owner"])
     assert refused.exit_code == 2
     assert "No such option" in refused.output
+
+
+def test_the_help_names_every_command() -> None:
+    done = CliRunner().invoke(main, ["--help"])
+    assert done.exit_code == 0
+    for command in (
+        "up",
+        "ingest",
+        "worker",
+        "api",
+        "migrate",
+        "seed",
+        "token",
+        "limits",
+        "quarantine",
+        "verify",
+        "bench",
+    ):
+        assert f"\n  {command} " in done.output

@@ -6,7 +6,7 @@ the log still has it. Left out: who holds which partition, and what follows a fa
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -71,9 +71,9 @@ class Pipeline:
         land: Callable[[Plan], Awaitable[None]],
         records_max: Callable[[], int],
         clock: Clock,
-        until: Mapping[int, int],
+        until: Mapping[int, int] | None = None,
     ) -> None:
-        """`until`: if not empty, only these partitions are landed, up to these positions, and the run ends there."""
+        """`until`: if there are any, only these partitions are landed, up to these positions; then the run ends."""
         self._holdings = holdings
         self._reader = reader
         self._registry = registry
@@ -86,8 +86,8 @@ class Pipeline:
             settings.landing_quarantine_payload_max,
             round(settings.landing_move_max_ms * 1000),
         )
-        self._until = until
-        wanted = until or holdings
+        self._until = until or {}
+        wanted = self._until or holdings
         self._next = {partition: holdings[partition].position for partition in wanted}
         self._is_ending = False
         self._error: Exception | None = None
@@ -187,8 +187,10 @@ class Pipeline:
             raise
 
     def _is_through(self) -> bool:
-        waiting = self._waiting()
-        return all(partition in waiting or self._next[partition] >= end for partition, end in self._until.items())
+        return all(partition in self._waiting() or self._is_read(partition) for partition in self._until)
+
+    def _is_read(self, partition: int) -> bool:
+        return bool(self._until) and self._next[partition] >= self._until[partition]
 
     async def _landed_all(self) -> None:
         """Let what has been read be written, and wait for it."""
@@ -200,7 +202,7 @@ class Pipeline:
     async def _take(self, slices: list[Slice]) -> None:
         waiting = self._waiting()
         for read in slices:
-            if read.partition not in self._waiting():
+            if read.partition not in self._waiting() and not self._is_read(read.partition):
                 await self._plan(self._wanted(read))
         await self._offer()
         if self._waiting() != waiting:
@@ -209,7 +211,7 @@ class Pipeline:
     def _wanted(self, read: Slice) -> Slice:
         if not self._until:
             return read
-        return read._replace(bodies=read.bodies[: max(0, self._until[read.partition] - read.first)])
+        return read._replace(bodies=read.bodies[: self._until[read.partition] - read.first])
 
     def _waiting(self) -> set[int]:
         return {partition for partition, holding in self._holdings.items() if holding.is_waiting}
