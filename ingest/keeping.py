@@ -4,7 +4,7 @@ Nothing is taken while the log is about to delete what has not landed. Left out:
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Final
 
 import msgspec
@@ -122,8 +122,26 @@ class Keeper:
                 )
         return encoded
 
-    async def keep(self, encoded: list[tuple[Part, bytes]]) -> Durable:
+    def keep(self, encoded: list[tuple[Part, bytes]]) -> Awaitable[Durable]:
         """Where each record stands, or why it may not."""
+        # Nearly all requests are one record, which needs none of what several do.
+        return self._keep_one(*encoded[0]) if len(encoded) == 1 else self._keep_several(encoded)
+
+    async def _keep_one(self, part: Part, body: bytes) -> Durable:
+        durable = Durable()
+        partition, future, direct = self._append(part, body, self._log.trouble is not None)
+        try:
+            durable.add(_place(partition, await future, part))
+        except FAILURES as error:
+            again = self._rescue(partition, part, body, error) if direct else None
+            if again is None:
+                durable.failed.append((part, error))
+            else:
+                await _add_rescued(durable, part, partition, error, again)
+        self._count(durable)
+        return durable
+
+    async def _keep_several(self, encoded: list[tuple[Part, bytes]]) -> Durable:
         spooling = self._log.trouble is not None
         appended = [self._append(part, body, spooling) for part, body in encoded]
         durable = Durable()
@@ -138,10 +156,7 @@ class Keeper:
                 else:
                     rescued.append((part, partition, error, again))
         for part, partition, failure, again in rescued:
-            try:
-                durable.add(_place(partition, await again, part))
-            except FAILURES:
-                durable.failed.append((part, failure))
+            await _add_rescued(durable, part, partition, failure, again)
         self._count(durable)
         return durable
 
@@ -208,6 +223,15 @@ def _shares(cost: Cost, parts: Sequence[Part], turn: int) -> list[Cost]:
     turn %= len(parts)
     shares[turn] = Cost(*(amount + more for amount, more in zip(shares[turn], rest, strict=True)))
     return shares
+
+
+async def _add_rescued(
+    durable: Durable, part: Part, partition: int, failure: Exception, again: "asyncio.Future[Kept]"
+) -> None:
+    try:
+        durable.add(_place(partition, await again, part))
+    except FAILURES:
+        durable.failed.append((part, failure))
 
 
 def _place(partition: int, kept: int | Kept, part: Part) -> Place:

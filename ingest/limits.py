@@ -213,7 +213,7 @@ class Meter:
         """How long so much will take at a share of the limit, which all processes use alike; 0 if left today."""
         permitted = self._value * share
         if self._kind.window_us == MINUTE_US:
-            return amount / permitted * self._kind.window_s * max(1, self._table.columns)
+            return amount / permitted * self._kind.window_s * self._table.processes()
         beyond = amount - self.left(share, now_us)
         return 0.0 if beyond <= 0 else (self._ends_us - now_us) / 1e6 + beyond // permitted * self._kind.window_s
 

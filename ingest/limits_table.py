@@ -195,6 +195,22 @@ class Table:
         finally:
             os.close(descriptor)
 
+    def processes(self) -> int:
+        """How many are counting right now; a column stays when its process has ended."""
+        if self._directory is None:
+            return 1
+        return sum(number == self._number or self._is_used(number) for number in range(self._head[_COLUMNS]))
+
+    def _is_used(self, number: int) -> bool:
+        try:
+            descriptor = os.open(f"{self._directory}/column-{number}", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return False
+        try:
+            return not _lock_now(descriptor)
+        finally:
+            os.close(descriptor)
+
     def _join(self) -> None:
         """Map the columns of processes that have come since."""
         columns = self._head[_COLUMNS]

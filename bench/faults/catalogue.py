@@ -52,6 +52,7 @@ STARTED_TIMEOUT_S: Final = 60.0
 _IS_STORED: Final = """
 SELECT count(*) FROM readings JOIN series USING (series_id) WHERE device_id = $1 AND metric = $2 AND value = $3"""
 
+_SET_ASIDE: Final = "the database refuses a record for its content, it is quarantined whole"
 _AWAY_LOG: Final = "spooling: records are acknowledged from the local disk.*see to the log"
 _AWAY_DATABASE: Final = "landing was interrupted and is tried again.*the database is away or full"
 
@@ -200,7 +201,7 @@ async def _database_read_only(stage: Stage, _: Sender) -> AsyncIterator[None]:
 
 @_fault(
     "database-refuses-content",
-    "the database refuses a record for its content, it is quarantined whole",
+    _SET_ASIDE,
     refuses=("rejected_by_store",),
 )
 async def _database_refuses_content(stage: Stage, sender: Sender) -> AsyncIterator[None]:
@@ -212,6 +213,10 @@ async def _database_refuses_content(stage: Stage, sender: Sender) -> AsyncIterat
     async with stage.superuser() as connection:
         await connection.execute(f"ALTER TABLE readings ADD CONSTRAINT fault CHECK (value <> {value})")
         yield
+        deadline = time.monotonic() + STARTED_TIMEOUT_S
+        # A slow load has not sent it yet.
+        while _SET_ASIDE not in stage.said() and time.monotonic() < deadline:  # noqa: ASYNC110 - nothing else tells
+            await asyncio.sleep(LOOK_EVERY_S)
         await connection.execute("ALTER TABLE readings DROP CONSTRAINT fault")
 
 

@@ -156,6 +156,7 @@ async def run_fault(fault: Fault, rate: float, options: Options, instance: Insta
             stuck = ""
         except BenchError as error:
             stuck = str(error)
+        await stage.looked()
         verdict = await _check(fault, stage, sender.journal, began_us)
         verdict.wrong += [stuck] if stuck else []
         verdict.wrong += _ended(fault, stage)

@@ -243,6 +243,12 @@ class Stage:
             if connection is not None:
                 connection.terminate()
 
+    async def looked(self) -> None:
+        """Once `watch` has looked again."""
+        now = time.monotonic()
+        while not self.landing.moments or self.landing.moments[-1] < now:  # noqa: ASYNC110 - nothing else tells
+            await asyncio.sleep(LOOK_EVERY_S)
+
     async def settled(self, timeout_s: float) -> None:
         """Once no spool holds a record and all of the log has landed. Raises `BenchError` when it takes too long."""
         deadline = time.monotonic() + timeout_s

@@ -213,11 +213,11 @@ class IngestService:
         finally:
             room.taken -= size
 
-    async def _ingest_shelly(self, request: web.BaseRequest, request_id: str, path: str, query: str) -> Answer:
+    def _ingest_shelly(self, request: web.BaseRequest, request_id: str, path: str, query: str) -> Awaitable[Answer]:
         # Firmware that appends `&hum=…` to a URL without a query puts its parameters into the path.
         token, _, misplaced = path[len(SHELLY_PATH) :].partition("&")
         joined = f"{misplaced}&{query}" if misplaced else query
-        return await self._ingest_query(request, request_id, self._clock.now_us(), joined, token)
+        return self._ingest_query(request, request_id, self._clock.now_us(), joined, token)
 
     async def _ingest_query(
         self, request: web.BaseRequest, request_id: str, arrived_us: int, query: str, token: str | None
@@ -404,13 +404,14 @@ class IngestService:
         self._records += 1
         return self._record_prefix + self._records.to_bytes(8, "big")
 
-    async def _keep(self, parts: list[Part], paced: Paced | None) -> Durable:
+    def _keep(self, parts: list[Part], paced: Paced | None) -> Awaitable[Durable]:
         try:
             encoded = self._keeper.encode(parts)
         except RecordTooLargeError as error:
             raise Refusal(RequestCode.BODY_TOO_LARGE, f"{error}: split the request") from None
-        if paced is None:
-            return await self._keeper.keep(encoded)
+        return self._keeper.keep(encoded) if paced is None else self._pace(encoded, paced)
+
+    async def _pace(self, encoded: list[tuple[Part, bytes]], paced: Paced) -> Durable:
         try:
             durable = await self._keeper.pace(paced.lane, paced.sender, encoded, paced.cost)
         except LaneFullError as error:

@@ -25,6 +25,7 @@ SHORT = {
     # Longer than recovery is waited for: it must not be what recovery rests on.
     "SLUICE_LANDING_TRANSACTION_TIMEOUT_S": "300",
     "SLUICE_LOG_APPEND_TIMEOUT_MS": "1000",
+    "SLUICE_SHUTDOWN_TIMEOUT_MS": "5000",
 }
 OPTIONS = Options(seconds=5.0, hold=2.5, rate=RATE, tail=2.0, settings=SHORT)
 
