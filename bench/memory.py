@@ -48,7 +48,8 @@ async def _measure(devices: int, series: int, parts: Parts) -> MemoryFigures:
     progress(f"registering {devices} devices")
     connection = await asyncpg.connect(parts.database_url)
     try:
-        registered = await register(connection, parts.environment["SLUICE_SECRET_KEYS"], devices)
+        keys = parts.environment["SLUICE_SECRET_KEYS"]
+        registered = await register(connection, keys, devices, overrides=False)
     finally:
         await connection.close()
     books = Books(parts, registered.organisation)

@@ -40,8 +40,11 @@ class Registered:
     tokens: Sequence[str]
 
 
-async def register(connection: Any, secret_keys: str, count: int) -> Registered:
-    """Make an organisation with `count` devices. `connection` is a session of the login itself, without a role."""
+async def register(connection: Any, secret_keys: str, count: int, *, overrides: bool = True) -> Registered:
+    """Make an organisation with `count` devices. `connection` is a session of the login itself, without a role.
+
+    Without `overrides` each device has the limits that devices have unless somebody says otherwise.
+    """
     hasher = TokenHasher(KeyRing.parse(secret_keys))
     organisation, site = uuid7(), uuid7()
     async with connection.transaction():
@@ -57,7 +60,7 @@ async def register(connection: Any, secret_keys: str, count: int) -> Registered:
         async with connection.transaction():
             await _act_for(connection, organisation)
             await connection.execute(_DEVICES, organisation, some, list(range(first, first + len(some))))
-            await connection.execute(_LIMITS, organisation, some)
+            await connection.execute(_LIMITS, organisation, some if overrides else [])
             await connection.execute(_PLACES, organisation, some, site)
             await connection.execute(_CREDENTIALS, organisation, [uuid7() for _ in some], some, hashes)
     return Registered(organisation, devices, tokens)

@@ -27,6 +27,8 @@ _ENDS: Final = struct.Struct(">2q").unpack
 _SUSPECT_WEIGHT: Final = 4
 _QUARANTINE_WEIGHT: Final = 10
 _QUESTION_WEIGHT: Final = 4
+# Of a channel whose series is not known yet, which takes some kB until it is: a fleet's first batches stay small.
+_UNKNOWN_WEIGHT: Final = 50
 
 _NO_SLOTS: Final[Mapping[bytes, int]] = {}
 _CONFLICT: Final = "a reading of this series and time is stored already, with another value"
@@ -412,6 +414,7 @@ class Plan:
     def _wait(self, spot: Spot, key: bytes | None) -> None:
         record, channel = spot.record, spot.channel
         self._waiting.append(spot)
+        self.weight += _UNKNOWN_WEIGHT
         # Numbered in the order of arrival: of two readings with the same time the first stays.
         self._outcome(spot.part, spot.at, spot.place, record)
         if record.organisation not in self._limits:
