@@ -10,7 +10,7 @@ import math
 import re
 import struct
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
@@ -453,8 +453,12 @@ def _beyond(specification: Specification, value: float) -> _Refusal:
     )
 
 
-def _part_coinciding(columns: Iterable[_Column]) -> None:
+def _part_coinciding(columns: Collection[_Column]) -> None:
     """Move times of our making on by 1 µs where they would coincide with another of their series."""
+    if max([len(column.times) for column in columns]) == 1 and (
+        len(columns) == len({column.specification.series for column in columns})
+    ):
+        return
     by_series: dict[str, list[_Column]] = {}
     for column in columns:
         by_series.setdefault(column.specification.series, []).append(column)

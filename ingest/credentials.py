@@ -34,6 +34,8 @@ _UNKNOWN_TTL_S: Final = 60.0
 _SILENCE_S: Final = 10.0
 _CHANNEL: Final = "sluice_credentials"
 
+_NEVER: Final = float("inf")
+
 KNOWN: Final = ("known",)
 
 
@@ -198,7 +200,7 @@ class Credentials:
         return found
 
     def _expired(self, grant: Grant) -> bool:
-        return self._clock.now_us() >= grant.expires_s * 1e6
+        return grant.expires_s < _NEVER and self._clock.now_us() >= grant.expires_s * 1e6
 
     def _outdated(self, entry: Grant | SiteDevice) -> bool:
         changed = self._changed
@@ -257,9 +259,9 @@ class Credentials:
         rows = await self._fetch(_SITE_DEVICE, UUID(bytes=grant.site or bytes(16)), name, by_id)
         now = self._clock.monotonic()
         if not rows:
-            return SiteDevice(None, False, self._epoch, now, float("inf"))
+            return SiteDevice(None, False, self._epoch, now, _NEVER)
         row = rows[0]
-        ends = now + row["ends_in_s"] if row["ends_in_s"] is not None else float("inf")
+        ends = now + row["ends_in_s"] if row["ends_in_s"] is not None else _NEVER
         return SiteDevice(row["device_id"].bytes, row["status"] == "suspended", row["epoch"], now, ends)
 
     # ------------------------------------------------------------ look-ups, many at a time
@@ -315,7 +317,7 @@ class Credentials:
             row["local_id"] or "",
             row["status"] == "suspended",
             row["raw_retention_days"],
-            row["expires_s"] if row["expires_s"] is not None else float("inf"),
+            row["expires_s"] if row["expires_s"] is not None else _NEVER,
             row["token_hash"],
             row["epoch"],
             self._clock.monotonic(),

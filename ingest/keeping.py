@@ -112,27 +112,27 @@ class Keeper:
         refusal = self._spool.refusal
         return None if refusal is None else f"{trouble}; {refusal}"
 
-    def encode(self, parts: Sequence[Part]) -> list[tuple[Part, bytes]]:
-        """The records, all of them before any is kept. Raises `RecordTooLargeError`."""
-        encoded = [(part, records.encode(part.admitted.record)) for part in parts]
-        for _, body in encoded:
-            if len(body) > self._record_bytes_max:
-                raise RecordTooLargeError(
-                    f"the readings of one device fill {len(body)} bytes, up to {self._record_bytes_max} fit"
-                )
-        return encoded
-
-    def keep(self, encoded: list[tuple[Part, bytes]]) -> Awaitable[Durable]:
-        """Where each record stands, or why it may not."""
+    def keep(self, parts: Sequence[Part]) -> Awaitable[Durable]:
+        """Where each record stands, or why it may not. Raises `RecordTooLargeError` before any is kept."""
         # Nearly all requests are one record, which needs none of what several do.
-        return self._keep_one(*encoded[0]) if len(encoded) == 1 else self._keep_several(encoded)
+        if len(parts) == 1:
+            return self._keep_one(parts[0], self._encode(parts[0]))
+        return self._keep_several([(part, self._encode(part)) for part in parts])
+
+    def _encode(self, part: Part) -> bytes:
+        body = records.encode(part.admitted.record)
+        if len(body) > self._record_bytes_max:
+            message = f"the readings of one device fill {len(body)} bytes, up to {self._record_bytes_max} fit"
+            raise RecordTooLargeError(message)
+        return body
 
     async def _keep_one(self, part: Part, body: bytes) -> Durable:
-        durable = Durable()
         partition, future, direct = self._append(part, body, self._log.trouble is not None)
         try:
-            durable.add(_place(partition, await future, part))
+            place = _place(partition, await future, part)
+            durable = Durable([place], place.accepted, bool(place.spool))
         except FAILURES as error:
+            durable = Durable()
             again = self._rescue(partition, part, body, error) if direct else None
             if again is None:
                 durable.failed.append((part, error))
@@ -160,23 +160,26 @@ class Keeper:
         self._count(durable)
         return durable
 
-    async def pace(self, lane: PacedLane, sender: Sender, encoded: list[tuple[Part, bytes]], cost: Cost) -> Durable:
-        """Where each record stands in the paced lane, or why it may not. Raises `LaneFullError`."""
+    async def pace(self, lane: PacedLane, sender: Sender, parts: Sequence[Part], cost: Cost) -> Durable:
+        """Where each record stands in the paced lane, or why it may not.
+
+        Raises `RecordTooLargeError` and `LaneFullError`.
+        """
         durable = Durable()
         # A gateway's devices wait apart from each other: were it always the same one that waits for the request to be
         # permitted, the others would not be paced at all.
         self._paced += 1
-        shares = _shares(cost, [part for part, _ in encoded], self._paced)
+        shares = _shares(cost, parts, self._paced)
         items = [
-            Item(partition_of(part.device, self._log.partitions), share, body)
-            for (part, body), share in zip(encoded, shares, strict=True)
+            Item(partition_of(part.device, self._log.partitions), share, self._encode(part))
+            for part, share in zip(parts, shares, strict=True)
         ]
         try:
             taken = await lane.take(sender, items)
         except UnavailableError as error:
-            durable.failed = [(part, error) for part, _ in encoded]
+            durable.failed = [(part, error) for part in parts]
         else:
-            for (part, _), (slot, future) in zip(encoded, taken, strict=True):
+            for part, (slot, future) in zip(parts, taken, strict=True):
                 try:
                     durable.add(_place(slot, await future, part))
                 except FAILURES as error:

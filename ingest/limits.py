@@ -156,8 +156,8 @@ class Meter:
     """
 
     __slots__ = (
-        "_ahead", "_ahead_alone", "_begins_us", "_ends_us", "_key", "_kind", "_phase_us", "_row", "_scope", "_slot",
-        "_table", "_value", "_window", "spare",
+        "_ahead", "_ahead_alone", "_begins_us", "_key", "_kind", "_phase_us", "_row", "_scope", "_slot", "_table",
+        "_value", "_window", "ends_us", "spare",
     )  # fmt: skip
 
     def __init__(self, table: Table, key: bytes, scope: str, kind: Kind, value: int) -> None:
@@ -169,18 +169,18 @@ class Meter:
         self._ahead = value // _AHEAD_SHARE
         self._ahead_alone = value // _AHEAD_SHARE_ALONE if kind.window_us == MINUTE_US else self._ahead
         self._phase_us = crc32(key) % MINUTE_US if kind.window_us == MINUTE_US else 0
-        self._begins_us = self._ends_us = 0
+        self._begins_us = self.ends_us = 0
         self._row = self._slot = self._window = 0
         self.spare = 0
         """Counted, but not used yet; whoever took from the meter, and then did nothing, adds it here."""
 
     def take(self, amount: int, now_us: int) -> bool:
         """Whether so much more is allowed; then it is counted."""
-        if amount <= self.spare and now_us < self._ends_us:
+        if amount <= self.spare and now_us < self.ends_us:
             self.spare -= amount
             return True
         table = self._table
-        if not self._begins_us <= now_us < self._ends_us or not table.holds(self._row, self._key):
+        if not self._begins_us <= now_us < self.ends_us or not table.holds(self._row, self._key):
             self._turn(now_us)
         least = amount - self.spare
         count = table.own(self._slot, self._window)
@@ -195,7 +195,7 @@ class Meter:
     def used(self, now_us: int) -> int:
         """By all processes, with what the others have taken ahead."""
         table = self._table
-        if not self._begins_us <= now_us < self._ends_us or not table.holds(self._row, self._key):
+        if not self._begins_us <= now_us < self.ends_us or not table.holds(self._row, self._key):
             self._turn(now_us)
         return table.put(self._slot, self._window, table.own(self._slot, self._window)) - self.spare
 
@@ -215,11 +215,11 @@ class Meter:
         if self._kind.window_us == MINUTE_US:
             return amount / permitted * self._kind.window_s * self._table.processes()
         beyond = amount - self.left(share, now_us)
-        return 0.0 if beyond <= 0 else (self._ends_us - now_us) / 1e6 + beyond // permitted * self._kind.window_s
+        return 0.0 if beyond <= 0 else (self.ends_us - now_us) / 1e6 + beyond // permitted * self._kind.window_s
 
     def exceeded(self, wanted: int, now_us: int) -> LimitExceededError:
         used = self.used(now_us)
-        resets_in_s = max(1, -((now_us - self._ends_us) // 1_000_000))
+        resets_in_s = max(1, -((now_us - self.ends_us) // 1_000_000))
         return LimitExceededError(self._kind, self._scope, self._value, used, resets_in_s, wanted)
 
     def _turn(self, now_us: int) -> None:
@@ -227,7 +227,7 @@ class Meter:
         kind = self._kind
         window = (now_us + self._phase_us) // kind.window_us
         self._begins_us = window * kind.window_us - self._phase_us
-        self._ends_us = self._begins_us + kind.window_us
+        self.ends_us = self._begins_us + kind.window_us
         self._window = window
         self._row = self._table.find(self._key)
         self._slot = self._row * COUNTERS + kind.counter
@@ -271,7 +271,9 @@ class Limits:
     def request(self, grant: Sender, now_us: int) -> None:
         """Count a request. Raises `LimitExceededError`."""
         for meter in (meters := self._account(grant).requests):
-            if not meter.take(1, now_us):
+            if meter.spare and now_us < meter.ends_us:  # what `take` does first, without the call
+                meter.spare -= 1
+            elif not meter.take(1, now_us):
                 raise _refused(meters, meter, 1, now_us)
 
     def volume(self, grant: Sender, readings: int, size: int) -> None:
@@ -279,10 +281,14 @@ class Limits:
         account = self._account(grant)
         now_us = self._clock.now_us()
         for meter in account.readings:
-            if not meter.take(readings, now_us):
+            if readings <= meter.spare and now_us < meter.ends_us:
+                meter.spare -= readings
+            elif not meter.take(readings, now_us):
                 raise _refused(account.readings, meter, readings, now_us)
         for meter in account.bytes:
-            if not meter.take(size, now_us):
+            if size <= meter.spare and now_us < meter.ends_us:
+                meter.spare -= size
+            elif not meter.take(size, now_us):
                 for counted in account.readings:
                     counted.spare += readings
                 raise _refused(account.bytes, meter, size, now_us)

@@ -5,7 +5,7 @@ import zlib
 from typing import Final
 
 import zstandard
-from aiohttp import HttpVersion11, web
+from aiohttp import HttpVersion11, StreamReader, hdrs, web
 
 from ingest.http.answers import Refusal
 from schemas.errors import RequestCode
@@ -47,7 +47,7 @@ class Room:
 
 def check_size(request: web.BaseRequest, bytes_max: int, room: Room) -> None:
     """Raises a refusal when the Content-Length tells already that the body is too large, or too much right now."""
-    raw = request.headers.get("Content-Length")
+    raw = request.headers.get(hdrs.CONTENT_LENGTH)
     size = int(raw) if raw is not None and raw.isdecimal() and len(raw) < 20 else 0
     if size > bytes_max:
         raise too_large(bytes_max)
@@ -61,17 +61,17 @@ async def read_body(request: web.BaseRequest, *, bytes_max: int, timeout_s: floa
     While it comes it takes up `room`, as it comes; what is returned has not taken any.
     """
     headers = request.headers
-    if (kind := headers.get("Content-Type", "")) not in _TYPES:
+    if (kind := headers.get(hdrs.CONTENT_TYPE, "")) not in _TYPES:
         _check_type(kind)
-    if (coding := headers.get("Transfer-Encoding")) is not None and coding.strip().lower() != "chunked":
+    if (coding := headers.get(hdrs.TRANSFER_ENCODING)) is not None and coding.strip().lower() != "chunked":
         message = "a body comes as it is or chunked: what is packed says so in its Content-Encoding"
         raise Refusal(RequestCode.UNSUPPORTED_ENCODING, message, close=True)
-    encoding = headers.get("Content-Encoding", "")
+    encoding = headers.get(hdrs.CONTENT_ENCODING, "")
     content = request.content
     try:
         if content.is_eof():
             # The usual case: the body came with the head, and no timer is needed.
-            body = content.read_nowait()
+            body = _whole(content)
         else:
             async with asyncio.timeout(timeout_s):
                 body = await _read_slowly(request, bytes_max, room)
@@ -87,8 +87,19 @@ async def read_body(request: web.BaseRequest, *, bytes_max: int, timeout_s: floa
     return _unpack(body, encoding.strip().lower(), bytes_max) if encoding else body
 
 
+def _whole(content: StreamReader) -> bytes:
+    """All of a body that has come.
+
+    `read_nowait` has parser and transport go on even where they were not held up, which takes as long as the rest.
+    """
+    is_plain = type(content) is StreamReader and content.exception() is None
+    if is_plain and len(content._buffer) == 1 and not content._protocol._reading_paused:
+        return content._buffer.popleft()
+    return content.read_nowait()
+
+
 async def _read_slowly(request: web.BaseRequest, bytes_max: int, room: Room) -> bytes:
-    expected = request.version >= HttpVersion11 and request.headers.get("Expect", "").lower() == "100-continue"
+    expected = request.version >= HttpVersion11 and request.headers.get(hdrs.EXPECT, "").lower() == "100-continue"
     if expected and request.transport is not None:
         request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
     body = bytearray()

@@ -8,7 +8,7 @@ from typing import Final
 from uuid import UUID
 
 import msgspec
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from ingest.addresses import Proxies
 from ingest.admit import Rejection
@@ -86,7 +86,7 @@ class Callers:
     async def look_up(self, request: web.BaseRequest, token: str | None, kinds: tuple[str, ...]) -> Grant:
         headers = request.headers
         address = self._proxies.client(
-            request.remote, headers.getall("X-Forwarded-For", ()), headers.getall("Forwarded", ())
+            request.remote, headers.getall(hdrs.X_FORWARDED_FOR, ()), headers.getall(hdrs.FORWARDED, ())
         )
         self._limits.check_stranger(address)
         try:
@@ -155,7 +155,7 @@ def _fitting(grant: Grant, kinds: tuple[str, ...]) -> Grant:
 
 
 def bearer(request: web.BaseRequest) -> str | None:
-    scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+    scheme, _, token = request.headers.get(hdrs.AUTHORIZATION, "").partition(" ")
     return token.strip() if scheme.lower() == "bearer" else None
 
 

@@ -3,7 +3,9 @@
 from typing import Final
 
 from aiohttp import web
+from multidict import istr
 
+PREFER: Final = istr("Prefer")
 WAIT_STORED: Final = ("wait", "stored")
 RESPOND_ASYNC: Final = ("respond-async", "")
 
@@ -11,7 +13,7 @@ RESPOND_ASYNC: Final = ("respond-async", "")
 def prefers(request: web.BaseRequest, preference: tuple[str, str]) -> bool:
     """Whether a preference, a name in lower case and its value, stands in any of the request's headers."""
     return any(
-        _read(text) == preference for header in request.headers.getall("Prefer", ()) for text in header.split(",")
+        _read(text) == preference for header in request.headers.getall(PREFER, ()) for text in header.split(",")
     )
 
 

@@ -19,6 +19,7 @@ import msgspec
 import orjson
 from aiohttp import web
 from msgspec.structs import replace
+from multidict import istr
 
 from ingest.admit import Admission, Rejection, Sender
 from ingest.credentials import Grant
@@ -28,7 +29,7 @@ from ingest.http.answers import Refusal, limited
 from ingest.http.bodies import Room, check_size, read_body
 from ingest.http.callers import SENDERS, SUSPENDED, ByDevice, Callers, bearer
 from ingest.http.pacing import APPLIED, Paced, Pacer
-from ingest.http.preferences import WAIT_STORED, prefers
+from ingest.http.preferences import PREFER, WAIT_STORED, prefers
 from ingest.idempotency import BadKeyError, ConflictError, Repeats, name_request
 from ingest.keeping import Durable, Keeper, Part, RecordTooLargeError
 from ingest.limits import LimitExceededError, Limits
@@ -50,7 +51,26 @@ INGEST_PATH: Final = "/v1/ingest"
 SHELLY_PATH: Final = "/v1/ingest/shelly/"
 RECEIPTS_PATH: Final = "/v1/receipts/"
 
+# Looked up in every request: a header's name that knows its hash is found in half the time.
+_IDEMPOTENCY_KEY: Final = istr("Idempotency-Key")
+_X_DEVICE_ID: Final = istr("X-Device-Id")
+
 _GC_THRESHOLDS: Final = (50_000, 20, 50)
+
+
+class _Call(msgspec.Struct):
+    """A request that brings readings, while it is worked on."""
+
+    request: web.BaseRequest
+    request_id: str
+    arrived_us: int
+    grant: Grant
+    submissions: list[Submission]
+    size: int
+    """Of its body or query, unpacked."""
+    paced: Paced | None
+    """How it is paced; None for one that is not."""
+    name: Idempotency | None = None
 
 
 class IngestService:
@@ -207,7 +227,8 @@ class IngestService:
         room.take(size)
         try:
             submissions = measurements_json.decode(body)
-            return await self._taking(request, request_id, arrived_us, grant, submissions, body, paced)
+            call = _Call(request, request_id, arrived_us, grant, submissions, size, paced)
+            return await self._take_named(call, body)
         except BodyError as error:
             raise Refusal(error.code, str(error)) from None
         finally:
@@ -229,8 +250,9 @@ class IngestService:
         token = token or found.token or bearer(request)
         grant = self._callers.known(token, SENDERS) or await self._callers.look_up(request, token, SENDERS)
         paced = self._pacer.request(request, grant, arrived_us)
-        submissions = [found.submission]
-        return await self._taking(request, request_id, arrived_us, grant, submissions, query.encode(), paced)
+        content = query.encode()
+        call = _Call(request, request_id, arrived_us, grant, [found.submission], len(content), paced)
+        return await self._take_named(call, content)
 
     async def _receipt(self, request: web.BaseRequest, request_id: str, path: str, query: str) -> Answer:
         token, kinds = bearer(request), (*SENDERS, "api_key")
@@ -250,36 +272,17 @@ class IngestService:
 
     # ------------------------------------------------------------ what
 
-    def _taking(
-        self,
-        request: web.BaseRequest,
-        request_id: str,
-        arrived_us: int,
-        grant: Grant,
-        submissions: list[Submission],
-        content: bytes,
-        paced: Paced | None,
-    ) -> Awaitable[Answer]:
-        key = request.headers.get("Idempotency-Key")
+    def _take_named(self, call: _Call, content: bytes) -> Awaitable[Answer]:
+        key = call.request.headers.get(_IDEMPOTENCY_KEY)
         if key is None:
-            return self._take(request, request_id, arrived_us, grant, submissions, len(content), paced)
+            return self._take(call)
         try:
-            name = name_request(key, grant.token_hash, content)
+            call.name = name_request(key, call.grant.token_hash, content)
         except BadKeyError as error:
             raise Refusal(RequestCode.INVALID_PARAMETER, str(error)) from None
-        return self._take_once(request, request_id, arrived_us, grant, submissions, len(content), paced, name)
+        return self._take_once(call, call.name)
 
-    async def _take_once(
-        self,
-        request: web.BaseRequest,
-        request_id: str,
-        arrived_us: int,
-        grant: Grant,
-        submissions: list[Submission],
-        size: int,
-        paced: Paced | None,
-        name: Idempotency,
-    ) -> Answer:
+    async def _take_once(self, call: _Call, name: Idempotency) -> Answer:
         """The answer to the request that this one repeats, as far as this process knows; else its own."""
         try:
             while True:
@@ -289,11 +292,11 @@ class IngestService:
                 await asyncio.wait({first.answer})
                 if not first.answer.cancelled():
                     known = first.answer.result()
-                    return Answer(known.status, known.content, request_id, b"Idempotency-Replayed: true\r\n")
+                    return Answer(known.status, known.content, call.request_id, b"Idempotency-Replayed: true\r\n")
         except ConflictError:
             raise Refusal(RequestCode.IDEMPOTENCY_CONFLICT, _NAMED_TWICE) from None
         try:
-            answer = await self._take(request, request_id, arrived_us, grant, submissions, size, paced, name)
+            answer = await self._take(call)
             # What is only partly durable is to be sent again: landing tells what it has.
             if b'"retryable":true' not in answer.content and len(answer.content) <= _ANSWER_KEPT_MAX:
                 first.answer.set_result(answer)
@@ -301,34 +304,24 @@ class IngestService:
         finally:
             self._repeats.end(first)
 
-    async def _take(
-        self,
-        request: web.BaseRequest,
-        request_id: str,
-        arrived_us: int,
-        grant: Grant,
-        submissions: list[Submission],
-        size: int,
-        paced: Paced | None,
-        name: Idempotency | None = None,
-    ) -> Answer:
+    async def _take(self, call: _Call) -> Answer:
         """Judge a request's submissions, make what is good durable, and answer."""
+        grant, submissions, headers = call.grant, call.submissions, call.request.headers
         count = self._checked_count(submissions)
         if self._keeper.trouble is not None:
             raise _refusal_of([])
-        paced = self._pacer.volume(request, grant, count, size, paced)
-        header = request.headers.get("X-Device-Id")
+        paced = call.paced = self._pacer.volume(call.request, grant, count, call.size, call.paced)
+        header = headers.get(_X_DEVICE_ID)
         if grant.device is not None and header is None and len(submissions) == 1 and submissions[0].device is None:
             # The usual request, without what several devices need.
-            received_us = self._reserve(arrived_us, count)
-            parts = [self._judge(request_id, received_us, grant, grant.device, [(0, submissions[0])])]
+            parts = [self._judge(call, self._reserve(call.arrived_us, count), grant.device, [(0, submissions[0])])]
             is_suspended, rejections = False, list[Rejection]()
         else:
             by_device = await self._callers.devices(grant, header, submissions)
-            parts = self._admit(request_id, self._reserve(arrived_us, count), grant, by_device)
+            parts = self._admit(call, self._reserve(call.arrived_us, count), by_device)
             is_suspended, rejections = not by_device.devices, by_device.strays
-        if name is not None:
-            parts = [_named(part, name) for part in parts]
+        if call.name is not None:
+            parts = [_named(part, call.name) for part in parts]
         began = perf_counter()
         durable = await self._keep(parts, paced)
         if not durable.places:
@@ -341,9 +334,9 @@ class IngestService:
             rejections += part.admitted.rejections
         for part, _ in durable.failed:
             rejections += _not_durable(part)
-        answer, receipt = self._answer(request_id, grant, durable, rejections)
-        if receipt is not None and paced is None and "Prefer" in request.headers and prefers(request, WAIT_STORED):
-            return await self._wait(request_id, receipt, answer)
+        answer, receipt = self._answer(call, durable, rejections)
+        if receipt is not None and paced is None and PREFER in headers and prefers(call.request, WAIT_STORED):
+            return await self._wait(call.request_id, receipt, answer)
         return answer
 
     def _checked_count(self, submissions: list[Submission]) -> int:
@@ -357,45 +350,31 @@ class IngestService:
             raise Refusal(RequestCode.NO_READINGS, "the request holds no reading")
         return count
 
-    def _admit(
-        self,
-        request_id: str,
-        received_us: int,
-        grant: Grant,
-        by_device: ByDevice,
-    ) -> list[Part]:
+    def _admit(self, call: _Call, received_us: int, by_device: ByDevice) -> list[Part]:
         parts = [
-            self._judge(request_id, received_us, grant, device, submissions)
-            for device, submissions in by_device.devices.items()
+            self._judge(call, received_us, device, submissions) for device, submissions in by_device.devices.items()
         ]
         for device, submissions in by_device.suspended.items():
             refused = self._admission.refuse(
                 submissions,
-                Sender(grant.organisation, device),
-                self._admission.window(received_us, grant.retention_days),
+                Sender(call.grant.organisation, device),
+                self._admission.window(received_us, call.grant.retention_days),
                 ReadingCode.DEVICE_SUSPENDED,
                 SUSPENDED,
                 record_id=self._record_id(),
-                request_id=request_id,
+                request_id=call.request_id,
                 way="http",
             )
             parts.append(Part(device, submissions, refused))
         return parts
 
-    def _judge(
-        self,
-        request_id: str,
-        received_us: int,
-        grant: Grant,
-        device: bytes,
-        submissions: list[tuple[int, Submission]],
-    ) -> Part:
+    def _judge(self, call: _Call, received_us: int, device: bytes, submissions: list[tuple[int, Submission]]) -> Part:
         admitted = self._admission.admit(
             submissions,
-            Sender(grant.organisation, device),
-            self._admission.window(received_us, grant.retention_days),
+            Sender(call.grant.organisation, device),
+            self._admission.window(received_us, call.grant.retention_days),
             record_id=self._record_id(),
-            request_id=request_id,
+            request_id=call.request_id,
             way="http",
         )
         return Part(device, submissions, admitted)
@@ -406,22 +385,22 @@ class IngestService:
 
     def _keep(self, parts: list[Part], paced: Paced | None) -> Awaitable[Durable]:
         try:
-            encoded = self._keeper.encode(parts)
+            return self._keeper.keep(parts) if paced is None else self._pace(parts, paced)
         except RecordTooLargeError as error:
-            raise Refusal(RequestCode.BODY_TOO_LARGE, f"{error}: split the request") from None
-        return self._keeper.keep(encoded) if paced is None else self._pace(encoded, paced)
+            raise _too_large(error) from None
 
-    async def _pace(self, encoded: list[tuple[Part, bytes]], paced: Paced) -> Durable:
+    async def _pace(self, parts: list[Part], paced: Paced) -> Durable:
         try:
-            durable = await self._keeper.pace(paced.lane, paced.sender, encoded, paced.cost)
+            durable = await self._keeper.pace(paced.lane, paced.sender, parts, paced.cost)
+        except RecordTooLargeError as error:
+            raise _too_large(error) from None
         except LaneFullError as error:
             raise paced.refused(str(error)) from None
         self._pacer.kept(paced)
         return durable
 
-    def _answer(
-        self, request_id: str, grant: Grant, durable: Durable, rejections: list[Rejection]
-    ) -> tuple[Answer, Receipt | None]:
+    def _answer(self, call: _Call, durable: Durable, rejections: list[Rejection]) -> tuple[Answer, Receipt | None]:
+        request_id = call.request_id
         accepted = durable.accepted
         for rejection in rejections:
             self._metrics.readings.add(("refused", rejection.code))
@@ -431,7 +410,7 @@ class IngestService:
             refusal = Refusal(RequestCode.ALL_REFUSED, "every reading was refused")
             return refusal.answer(request_id, rejected=_listed(rejections)), None
         self._metrics.readings.add(_ACCEPTED, accepted)
-        receipt = Receipt(self._keeper.source, grant.organisation, durable.places)
+        receipt = Receipt(self._keeper.source, call.grant.organisation, durable.places)
         listed = orjson.dumps(_listed(rejections)) if rejections else b"[]"
         body = b'{"accepted":%d,"rejected":%s,"receipt":"%s","durable":"%s"}' % (
             accepted,
@@ -518,6 +497,10 @@ def _not_durable(part: Part) -> list[Rejection]:
         for index in range(first, first + len(submission.measurements))
         if index not in refused
     ]
+
+
+def _too_large(error: RecordTooLargeError) -> Refusal:
+    return Refusal(RequestCode.BODY_TOO_LARGE, f"{error}: split the request")
 
 
 def _refusal_of(errors: list[Exception]) -> Refusal:

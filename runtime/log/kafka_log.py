@@ -142,9 +142,10 @@ class KafkaLog:
 
     @property
     def trouble(self) -> str | None:
-        if self._trouble.reason is not None:
-            return self._trouble.reason
-        return next((reader.trouble.reason for reader in self._readers if reader.trouble.reason), None)
+        reason = self._trouble.reason
+        if reason is None and self._readers:
+            return next((reader.trouble.reason for reader in self._readers if reader.trouble.reason), None)
+        return reason
 
     async def _keep_watch(self) -> None:
         """See whether the topic is still the one that was opened, and when trouble is over."""
