@@ -16,15 +16,17 @@ from deploy.database import prepare
 from deploy.generation import READER_ROLE, Generation, Guard, active_generation, open_generation
 from runtime.errors import UnavailableError
 from runtime.health import Check, Health
+from runtime.http.server import HttpSettings
 from runtime.lifecycle import LifecycleSettings, Teardown, first_of
 from runtime.log import LateLog, LogSettings
 from runtime.log.port import Log
 from runtime.metrics import VARIABLE as METRICS_VARIABLE
-from runtime.metrics import MetricsServer, MetricsSettings, Render, render_own
+from runtime.metrics import MetricsServer, MetricsSettings, Render, metrics_tls, render_own
 from runtime.postgres import PostgresSettings, Probe, connect, open_pool
 from runtime.settings import Settings
 from runtime.sockets import address_of, listen
 from runtime.supervisor import Inherited, Supervisor, report
+from runtime.tls import TlsSettings
 
 _log = logging.getLogger("sluice.process")
 
@@ -99,8 +101,10 @@ class Process:
 
     async def expose(self, port_default: int, render: Render = render_own) -> None:
         """Serve probes and metrics, from now until everything else has ended."""
-        where = self.settings.get(MetricsSettings).metrics_listen or f"127.0.0.1:{port_default}"
-        server = MetricsServer(listen(METRICS_VARIABLE, where), self.health, render)
+        settings = self.settings.get(MetricsSettings)
+        tls = metrics_tls(settings, self.settings.get(TlsSettings))
+        listener = listen(METRICS_VARIABLE, settings.metrics_listen or f"127.0.0.1:{port_default}")
+        server = MetricsServer(listener, self.health, render, settings=self.settings.get(HttpSettings), tls=tls)
         await server.start()
         self.teardown.add("metrics", server.stop)
 

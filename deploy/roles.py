@@ -25,9 +25,11 @@ from ingest.paced.lane import PacedLane
 from ingest.registry import Connections, ask
 from ingest.replay import Replayer
 from ingest.settings import IngestSettings, PacedSettings, ReplaySettings, SpoolSettings
+from ingest.spool.ends import ends_in
 from ingest.spool.spool import Spool
 from runtime.clock import SystemClock
 from runtime.errors import ConfigurationError
+from runtime.http.refusals import count_refused
 from runtime.http.server import Handler, HttpServer, HttpSettings, Refuse
 from runtime.lifecycle import LifecycleSettings
 from runtime.log import LogSettings
@@ -143,6 +145,7 @@ async def serve(
         request_factory,
         tls=server_tls(settings.get(TlsSettings)),
         exempt=Proxies(settings.get(IngestSettings).trusted_proxies).networks,
+        refused=count_refused(process.name),
     )
     timeout_s = process.settings.get(LifecycleSettings).shutdown_timeout_ms / 1000
     process.teardown.add("http", lambda: server.stop(timeout_s))
@@ -188,7 +191,7 @@ async def make_ingest(process: Process, log: Log, ring: KeyRing) -> IngestServic
     clock, metrics = SystemClock(), IngestMetrics()
     pool = await process.pool("sluice_ingest")
     places = await _spool_places(process, log, pool)
-    spool = make_spool(process, log, places, metrics)
+    spool = make_spool(process, log, pool, places, metrics)
     limits = Limits(settings.get(LimitSettings), clock, Path(settings.get(DeploySettings).data_dir) / "limits")
     lane = make_lane(process, log, spool, limits, pool, places, metrics)
     service = make_service(
@@ -230,7 +233,9 @@ async def _spool_places(process: Process, log: Log, pool: Connections) -> list[P
     return [*(place / str(row["source"]) for row in rows if row["source"] != log.source), place / str(log.source)]
 
 
-def make_spool(process: Process, log: Log, places: Sequence[Path], metrics: IngestMetrics) -> Spool | None:
+def make_spool(
+    process: Process, log: Log, pool: Connections, places: Sequence[Path], metrics: IngestMetrics
+) -> Spool | None:
     """None where the settings want none."""
     settings = process.settings.get(SpoolSettings)
     if not settings.spool:
@@ -239,6 +244,7 @@ def make_spool(process: Process, log: Log, places: Sequence[Path], metrics: Inge
         log=log,
         directory=places[-1],
         elders=places[:-1],
+        end=ends_in(pool),
         settings=settings,
         log_settings=process.settings.get(LogSettings),
         clock=SystemClock(),
@@ -336,6 +342,7 @@ async def work_on(process: Process, log: Log) -> None:
 def make_bounds(settings: Settings) -> Bounds:
     quarantine = settings.get(QuarantineSettings)
     check_memory(quarantine, settings.get(LogSettings), settings.get(SpoolSettings), settings.get(PacedSettings))
+    check_receipts(quarantine, settings.get(IngestSettings))
     return Bounds(settings.get(PostgresSettings), quarantine, QuarantineMetrics())
 
 
@@ -351,6 +358,15 @@ def check_memory(
             f"SLUICE_BOOKS_MEMORY_DAYS={quarantine.books_memory_days} is too short: a record can come up to "
             f"{needed_h:.0f} h after its request (a day, SLUICE_SPOOL_AGE_MAX_S or SLUICE_PACED_AGE_MAX_S, and "
             "SLUICE_LOG_RETENTION_H)"
+        )
+
+
+def check_receipts(quarantine: QuarantineSettings, ingest: IngestSettings) -> None:
+    """Raises `ConfigurationError` where a receipt could be asked about longer than is known what became of it."""
+    if quarantine.books_memory_days * 86_400 < ingest.receipt_ttl_s:
+        raise ConfigurationError(
+            f"SLUICE_RECEIPT_TTL_S={ingest.receipt_ttl_s:g} is too long: what became of a record is remembered for "
+            f"SLUICE_BOOKS_MEMORY_DAYS={quarantine.books_memory_days}"
         )
 
 

@@ -10,16 +10,23 @@ from ingest.limits import LimitSettings
 from ingest.settings import IngestSettings, PacedSettings, ReplaySettings, SpoolSettings
 from runtime.http.server import HttpSettings
 from runtime.lifecycle import LifecycleSettings
-from runtime.log import LogSettings
+from runtime.log import LogSettings, check_log_url
 from runtime.logging import LoggingSettings
 from runtime.metrics import MetricsSettings
 from runtime.postgres import PostgresSettings
 from runtime.secrets import SecretSettings
 from runtime.settings import Settings, setting
 from runtime.tls import TlsSettings
+from runtime.urls import check_query, check_server, split_url
 from schemas.topics import PARTITIONS_DEFAULT
 from workers.settings import LandingSettings, LedgerSettings, QuarantineSettings
 from workers.verify.settings import VerifySettings
+
+
+def _check_mqtt_url(url: str) -> None:
+    parts = split_url(url, ("mqtt", "mqtts"))
+    check_server(parts)
+    check_query(parts, ())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +49,12 @@ class DeploySettings:
     closing_log_url: str = setting(
         "",
         secret=True,
+        check=check_log_url,
         why="For `sluice migrate --new-generation`: where the log to be closed stands, if not at SLUICE_LOG_URL.",
     )
-    mqtt_url: str = setting("", secret=True, why="mqtt://… or mqtts://… of a broker; no role reads from one yet.")
+    mqtt_url: str = setting(
+        "", secret=True, check=_check_mqtt_url, why="mqtt://… or mqtts://… of a broker; no role reads from one yet."
+    )
     worker_processes: int = setting(
         1, unit="processes", least=1, most=256, why="They share the partitions; one event loop uses one core."
     )

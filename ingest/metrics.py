@@ -5,7 +5,7 @@ lock and, with several processes, a write to a mapped file a value. Left out: ho
 """
 
 from bisect import bisect_left
-from typing import Final
+from typing import Final, Literal
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 
@@ -55,180 +55,143 @@ class IngestMetrics:
     """Metrics of the ingest role, in `registry`. Label values come from closed sets, never from a device."""
 
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
-        self.requests = _Tally(
-            Counter(
-                "sluice_ingest_requests",
-                "Requests answered, by route (ingest, shelly, receipt, none) and HTTP status.",
-                ["route", "status"],
-                registry=registry,
-            )
+        self._registry = registry
+        self._published: list[_Tally | _Durations] = []
+        self._declare_requests()
+        self._declare_outcomes()
+        self._declare_load()
+        self._declare_spool()
+        self._declare_paced()
+        self.connections = self._gauge("sluice_ingest_connections", "Open client connections.")
+
+    def publish(self) -> None:
+        """Hand over what was added since the last time; called once a second and before the end."""
+        for one in self._published:
+            one.publish()
+
+    # ------------------------------------------------------------ what there is
+
+    def _declare_requests(self) -> None:
+        self.requests = self._tally(
+            "sluice_ingest_requests",
+            "Requests answered, by route (ingest, shelly, receipt, none) and HTTP status.",
+            "route",
+            "status",
         )
-        self.readings = _Tally(
-            Counter(
-                "sluice_ingest_readings",
-                "Readings of answered requests: accepted, or refused with the reason that the client was told.",
-                ["outcome", "reason"],
-                registry=registry,
-            )
+        self.readings = self._tally(
+            "sluice_ingest_readings",
+            "Readings of answered requests: accepted, or refused with the reason that the client was told.",
+            "outcome",
+            "reason",
         )
-        self.body_bytes = _Tally(
-            Counter("sluice_ingest_body_bytes", "Bytes of request bodies, unpacked.", registry=registry)
+        self.body_bytes = self._tally("sluice_ingest_body_bytes", "Bytes of request bodies, unpacked.")
+
+    def _declare_outcomes(self) -> None:
+        self.records = self._tally(
+            "sluice_ingest_records",
+            "Records given to the log: durable, not_written for certain, or unknown.",
+            "outcome",
         )
-        self.records = _Tally(
-            Counter(
-                "sluice_ingest_records",
-                "Records given to the log: durable, not_written for certain, or unknown.",
-                ["outcome"],
-                registry=registry,
-            )
+        self.credential_lookups = self._tally(
+            "sluice_ingest_credential_lookups",
+            "Uses of a credential: known, known_as_unknown, or asked for in the database.",
+            "result",
         )
-        self.credential_lookups = _Tally(
-            Counter(
-                "sluice_ingest_credential_lookups",
-                "Uses of a credential: known, known_as_unknown, or asked for in the database.",
-                ["result"],
-                registry=registry,
-            )
+        self.replays = self._tally(
+            "sluice_ingest_replays",
+            "Quarantined readings taken up for a replay: durable, refused again, not_written for certain, or "
+            "unknown; the last two are taken up again.",
+            "outcome",
         )
-        self.replays = _Tally(
-            Counter(
-                "sluice_ingest_replays",
-                "Quarantined readings taken up for a replay: durable, refused again, not_written for certain, or "
-                "unknown; the last two are taken up again.",
-                ["outcome"],
-                registry=registry,
-            )
+        self.append_seconds = self._durations(
+            "sluice_ingest_append_seconds", "From giving a request's records to the log until all are durable."
         )
-        self.append_seconds = _Durations(
-            Histogram(
-                "sluice_ingest_append_seconds",
-                "From giving a request's records to the log until all are durable.",
-                buckets=_SECONDS,
-                registry=registry,
-            )
+        self.limited = self._tally(
+            "sluice_ingest_limited_requests",
+            "Requests answered 429, by the limit (requests_per_minute, readings_per_minute, bytes_per_day) and"
+            " whose it is (device, gateway, organisation, address).",
+            "limit",
+            "scope",
         )
-        self.limited = _Tally(
-            Counter(
-                "sluice_ingest_limited_requests",
-                "Requests answered 429, by the limit (requests_per_minute, readings_per_minute, bytes_per_day) and"
-                " whose it is (device, gateway, organisation, address).",
-                ["limit", "scope"],
-                registry=registry,
-            )
+
+    def _declare_load(self) -> None:
+        self.loop_lag_seconds = self._durations(
+            "sluice_ingest_loop_lag_seconds",
+            "How late the event loop was, ten times a second: what every request waits before it is looked at.",
         )
-        self.loop_lag_seconds = _Durations(
-            Histogram(
-                "sluice_ingest_loop_lag_seconds",
-                "How late the event loop was, ten times a second: what every request waits before it is looked at.",
-                buckets=_SECONDS,
-                registry=registry,
-            )
-        )
-        self.overloaded = Gauge(
+        self.overloaded = self._gauge(
             "sluice_ingest_overloaded",
             "Processes that answer 503 because their event loop is late (SLUICE_OVERLOAD_LAG_MS).",
-            multiprocess_mode="livesum",
-            registry=registry,
         )
-        self.in_flight_bytes = Gauge(
-            "sluice_ingest_in_flight_bytes",
-            "Bytes of request bodies being worked on.",
-            multiprocess_mode="livesum",
-            registry=registry,
+        self.in_flight_bytes = self._gauge(
+            "sluice_ingest_in_flight_bytes", "Bytes of request bodies being worked on."
         )
-        self.log_queued_bytes = Gauge(
-            "sluice_ingest_log_queued_bytes",
-            "Bytes of records whose durability is not known yet.",
-            multiprocess_mode="livesum",
-            registry=registry,
+        self.log_queued_bytes = self._gauge(
+            "sluice_ingest_log_queued_bytes", "Bytes of records whose durability is not known yet."
         )
-        self.spooled = _Tally(
-            Counter(
-                "sluice_ingest_spool_records",
-                "Records of the spool: appended, drained into the log, or lost in a damaged file and declared so.",
-                ["outcome"],
-                registry=registry,
-            )
+
+    def _declare_spool(self) -> None:
+        self.spooled = self._tally(
+            "sluice_ingest_spool_records",
+            "Records of the spool: appended, drained into the log, or lost in a damaged file and declared so.",
+            "outcome",
         )
         self.spool_damaged_files = Counter(
             "sluice_ingest_spool_damaged_files",
             "Spool files that were found damaged and set aside.",
-            registry=registry,
+            registry=self._registry,
         )
-        self.spool_depth_records = Gauge(
-            "sluice_ingest_spool_depth_records",
-            "Records in spools that have not been drained yet.",
-            multiprocess_mode="livesum",
-            registry=registry,
+        self.spool_depth_records = self._gauge(
+            "sluice_ingest_spool_depth_records", "Records in spools that have not been drained yet."
         )
-        self.spool_depth_bytes = Gauge(
-            "sluice_ingest_spool_depth_bytes",
-            "Their bytes; SLUICE_SPOOL_BYTES_MAX bounds them per process.",
-            multiprocess_mode="livesum",
-            registry=registry,
+        self.spool_depth_bytes = self._gauge(
+            "sluice_ingest_spool_depth_bytes", "Their bytes; SLUICE_SPOOL_BYTES_MAX bounds them per process."
         )
-        self.spool_age_seconds = Gauge(
+        self.spool_age_seconds = self._gauge(
             "sluice_ingest_spool_age_seconds",
             "Since the oldest of them was received; SLUICE_SPOOL_AGE_MAX_S bounds it.",
-            multiprocess_mode="livemax",
-            registry=registry,
+            mode="livemax",
         )
-        self.spool_partitions = Gauge(
+        self.spool_partitions = self._gauge(
             "sluice_ingest_spool_partitions",
             "Partitions whose new records go through a spool, added up over processes.",
-            multiprocess_mode="livesum",
-            registry=registry,
-        )
-        self.paced = _Tally(
-            Counter(
-                "sluice_ingest_paced_records",
-                "Records of the paced lane: accepted though a limit was exceeded, drained into the log when it"
-                " permitted them, or lost in a damaged file and declared so.",
-                ["outcome"],
-                registry=registry,
-            )
-        )
-        self.paced_depth_records = Gauge(
-            "sluice_ingest_paced_depth_records",
-            "Records in the paced lane that wait until limits permit them.",
-            multiprocess_mode="livesum",
-            registry=registry,
-        )
-        self.paced_depth_bytes = Gauge(
-            "sluice_ingest_paced_depth_bytes",
-            "Their bytes; SLUICE_PACED_BYTES_MAX bounds them per process.",
-            multiprocess_mode="livesum",
-            registry=registry,
-        )
-        self.paced_age_seconds = Gauge(
-            "sluice_ingest_paced_age_seconds",
-            "Since the oldest of them was received; who is later than SLUICE_PACED_AGE_MAX_S gets no more in.",
-            multiprocess_mode="livemax",
-            registry=registry,
-        )
-        self.paced_senders = Gauge(
-            "sluice_ingest_paced_senders",
-            "Devices, and sites with gateways, that have a backlog there, added up over processes.",
-            multiprocess_mode="livesum",
-            registry=registry,
-        )
-        self.connections = Gauge(
-            "sluice_ingest_connections", "Open client connections.", multiprocess_mode="livesum", registry=registry
         )
 
-    def publish(self) -> None:
-        """Hand over what was added since the last time; called once a second and before the end."""
-        for tally in (
-            self.requests,
-            self.readings,
-            self.body_bytes,
-            self.records,
-            self.credential_lookups,
-            self.spooled,
-            self.paced,
-        ):
-            tally.publish()
-        self.replays.publish()
-        self.limited.publish()
-        self.append_seconds.publish()
-        self.loop_lag_seconds.publish()
+    def _declare_paced(self) -> None:
+        self.paced = self._tally(
+            "sluice_ingest_paced_records",
+            "Records of the paced lane: accepted though a limit was exceeded, drained into the log when it"
+            " permitted them, or lost in a damaged file and declared so.",
+            "outcome",
+        )
+        self.paced_depth_records = self._gauge(
+            "sluice_ingest_paced_depth_records", "Records in the paced lane that wait until limits permit them."
+        )
+        self.paced_depth_bytes = self._gauge(
+            "sluice_ingest_paced_depth_bytes", "Their bytes; SLUICE_PACED_BYTES_MAX bounds them per process."
+        )
+        self.paced_age_seconds = self._gauge(
+            "sluice_ingest_paced_age_seconds",
+            "Since the oldest of them was received; who is later than SLUICE_PACED_AGE_MAX_S gets no more in.",
+            mode="livemax",
+        )
+        self.paced_senders = self._gauge(
+            "sluice_ingest_paced_senders",
+            "Devices, and sites with gateways, that have a backlog there, added up over processes.",
+        )
+
+    # ------------------------------------------------------------ how it is kept
+
+    def _tally(self, name: str, what: str, *labels: str) -> _Tally:
+        tally = _Tally(Counter(name, what, labels, registry=self._registry))
+        self._published.append(tally)
+        return tally
+
+    def _durations(self, name: str, what: str) -> _Durations:
+        durations = _Durations(Histogram(name, what, buckets=_SECONDS, registry=self._registry))
+        self._published.append(durations)
+        return durations
+
+    def _gauge(self, name: str, what: str, mode: Literal["livesum", "livemax"] = "livesum") -> Gauge:
+        """Over several processes, the sum of what the living ones say, or the most that one does."""
+        return Gauge(name, what, multiprocess_mode=mode, registry=self._registry)

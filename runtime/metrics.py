@@ -5,20 +5,25 @@ several processes.
 """
 
 import asyncio
-import json
 import logging
 import socket
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
 from typing import Final
 
+import orjson
 import prometheus_client
 from aiohttp import web
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from runtime.health import Health
+from runtime.http.answers import Answer
+from runtime.http.refusals import count_refused
+from runtime.http.server import HttpServer, HttpSettings
+from runtime.ids import uuid7
 from runtime.settings import setting
 from runtime.sockets import address_of
+from runtime.tls import ServerTls, TlsSettings, Variables, server_tls
 
 _log = logging.getLogger("sluice.metrics")
 
@@ -26,6 +31,11 @@ _log = logging.getLogger("sluice.metrics")
 prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call]
 
 VARIABLE: Final = "SLUICE_METRICS_LISTEN"
+TLS_VARIABLES: Final = Variables(
+    "SLUICE_METRICS_TLS_CERTIFICATE_FILE", "SLUICE_METRICS_TLS_KEY_FILE", "SLUICE_METRICS_TLS_CLIENT_CA_FILE"
+)
+#: An end is not held up by whoever scrapes.
+_STOP_S: Final = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +47,31 @@ class MetricsSettings:
         why="host:port of /metrics and /health; unset: 127.0.0.1 with port 9461 for ingest, 9462 for worker, 9463 "
         "for api, and any free one for up, which says where; port 0 takes any free one",
     )
+    metrics_tls_certificate_file: str = setting(
+        "",
+        why="PEM, as SLUICE_TLS_CERTIFICATE_FILE, and may be the same file; set: probes and metrics speak TLS only. "
+        "A setting of its own, since what probes this machine need not know the authority that devices do.",
+    )
+    metrics_tls_key_file: str = setting(
+        "", why="PEM, without a passphrase; unset: the key stands in the certificate's file."
+    )
+    metrics_tls_client_ca_file: str = setting(
+        "", why="PEM; set: only clients that show a certificate of these authorities may look, probes as well."
+    )
+
+
+def metrics_tls(metrics: MetricsSettings, tls: TlsSettings) -> ServerTls | None:
+    """What the listener shows, waiting and watching as the others do; None for plain HTTP.
+
+    Raises `ConfigurationError` naming the setting of a file that does not fit.
+    """
+    shown = replace(
+        tls,
+        tls_certificate_file=metrics.metrics_tls_certificate_file,
+        tls_key_file=metrics.metrics_tls_key_file,
+        tls_client_ca_file=metrics.metrics_tls_client_ca_file,
+    )
+    return server_tls(shown, TLS_VARIABLES)
 
 
 #: The text of `/metrics`, without blocking for long: it runs in a thread.
@@ -49,37 +84,55 @@ def render_own() -> bytes:
 
 
 class MetricsServer:
-    """Serves probes and metrics on `listener` between `start` and `stop`."""
+    """Serves probes and metrics on `listener` between `start` and `stop`; with `tls` over HTTPS."""
 
-    def __init__(self, listener: socket.socket, health: Health, render: Render = render_own) -> None:
+    def __init__(
+        self,
+        listener: socket.socket,
+        health: Health,
+        render: Render = render_own,
+        *,
+        settings: HttpSettings | None = None,
+        tls: ServerTls | None = None,
+    ) -> None:
         self._listener = listener
         self._health = health
         self._render = render
-        app = web.Application()
-        app.router.add_get("/metrics", self._metrics)
-        app.router.add_get("/health/live", self._live)
-        app.router.add_get("/health/ready", self._ready)
-        self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
+        self._routes: dict[str, Callable[[], Awaitable[web.StreamResponse]]] = {
+            "/metrics": self._metrics,
+            "/health/live": self._live,
+            "/health/ready": self._ready,
+        }
+        self._server = HttpServer(
+            listener, self._handle, settings or HttpSettings(), _answer, tls=tls, refused=count_refused("metrics")
+        )
 
     async def start(self) -> None:
-        await self._runner.setup()
-        await web.SockSite(self._runner, self._listener).start()
-        _log.info("metrics and probes are served", extra={"address": str(address_of(self._listener))})
+        address = str(address_of(self._listener))
+        await self._server.start()
+        _log.info("metrics and probes are served", extra={"address": address})
 
     async def stop(self) -> None:
-        await self._runner.cleanup()
+        await self._server.stop(_STOP_S)
 
-    async def _metrics(self, _: web.Request) -> web.Response:
+    async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        route = self._routes.get(request.path)
+        if route is None:
+            return _answer(404)
+        return await route() if request.method in ("GET", "HEAD") else _answer(405, headers=b"Allow: GET, HEAD\r\n")
+
+    async def _metrics(self) -> web.StreamResponse:
         body = await asyncio.to_thread(self._render)
         return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})
 
-    async def _live(self, _: web.Request) -> web.Response:
-        return web.json_response({"live": True})
+    async def _live(self) -> web.StreamResponse:
+        return _answer(200, {"live": True})
 
-    async def _ready(self, _: web.Request) -> web.Response:
+    async def _ready(self) -> web.StreamResponse:
         reasons, notes = self._health.not_ready(), self._health.notes()
-        return web.json_response(
-            {"ready": not reasons, "not_ready": reasons} | ({"notes": notes} if notes else {}),
-            status=503 if reasons else 200,
-            dumps=lambda value: json.dumps(value, ensure_ascii=False),
-        )
+        found = {"ready": not reasons, "not_ready": reasons} | ({"notes": notes} if notes else {})
+        return _answer(503 if reasons else 200, found)
+
+
+def _answer(status: int, content: object = None, headers: bytes = b"") -> Answer:
+    return Answer(status, b"" if content is None else orjson.dumps(content), str(uuid7()), headers)

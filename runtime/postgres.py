@@ -15,6 +15,7 @@ import asyncpg
 
 from runtime.errors import ConfigurationError, UnavailableError
 from runtime.settings import setting
+from runtime.urls import check_query, check_server, split_url
 
 VARIABLE: Final = "SLUICE_DATABASE_URL"
 OWNER_VARIABLE: Final = "SLUICE_DATABASE_OWNER_URL"
@@ -30,6 +31,14 @@ _TCP_OPTIONS: Final = {
 _LOGINS: Final = {VARIABLE: "sluice", OWNER_VARIABLE: "sluice_owner"}
 
 
+def check_database_url(url: str) -> None:
+    """Raises `ValueError` for what is no URL of a database, without the password in it."""
+    parts = split_url(url, ("postgresql", "postgres"))
+    # `host=` may name the directory of a socket instead.
+    check_server(parts, several=True, host_required=False)
+    check_query(parts)
+
+
 @dataclass(frozen=True, kw_only=True)
 class PostgresSettings:
     """Where the database is and how long anything there is waited for."""
@@ -37,10 +46,11 @@ class PostgresSettings:
     database_url: str = setting(
         "",
         secret=True,
+        check=check_database_url,
         why="postgresql://user:password@host:port/database; the user may take the roles sluice_app, …_worker, …",
     )
     database_owner_url: str = setting(
-        "", secret=True, why="The same for the owner of the tables; only migrations use it."
+        "", secret=True, check=check_database_url, why="The same for the owner of the tables; only migrations use it."
     )
     database_connect_timeout_ms: int = setting(
         5_000, unit="ms", least=100, why="A host that is away must not hold a start."

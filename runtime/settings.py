@@ -8,7 +8,7 @@ import dataclasses
 import tomllib
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -29,12 +29,14 @@ def setting(
     least: float | None = None,
     most: float | None = None,
     secret: bool = False,
+    check: Callable[[str], None] | None = None,
 ) -> Any:
     """A field of a settings group: its default, the unit of its value, and why it is what it is.
 
-    `least` and `most` bound a number, both allowed. `secret` values are masked wherever settings are shown.
+    `least` and `most` bound a number, both allowed. `secret` values are masked wherever settings are shown. `check`
+    raises `ValueError` for a text that is not what it should be, without quoting what may be a secret.
     """
-    metadata = {"why": why, "unit": unit, "least": least, "most": most, "secret": secret}
+    metadata = {"why": why, "unit": unit, "least": least, "most": most, "secret": secret, "check": check}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -126,6 +128,7 @@ def _build(group: type, sources: _Sources, listing: list[Setting]) -> Any:
         found = sources.find(field.name)
         value = field.default if found is None else _parse(variable, hints[field.name], found[0])
         _check_bounds(variable, value, field.metadata)
+        _check_shape(variable, value, field.metadata)
         values[field.name] = value
         # What everybody can read in the code is no secret, and tells more than its mask.
         is_secret = field.metadata.get("secret") and value and found is not None
@@ -189,3 +192,13 @@ def _check_bounds(variable: str, value: Any, metadata: Mapping[str, Any]) -> Non
     if not ((least is None or value >= least) and (most is None or value <= most) and value == value):
         span = f"{least} to {most}" if most is not None else f"at least {least}"
         raise ConfigurationError(f"{variable}={value} is out of bounds: {span} {metadata['unit']}".rstrip())
+
+
+def _check_shape(variable: str, value: Any, metadata: Mapping[str, Any]) -> None:
+    check = metadata.get("check")
+    if check is None or not value:
+        return
+    try:
+        check(value)
+    except ValueError as error:
+        raise ConfigurationError(f"{variable} {error}") from None

@@ -149,6 +149,8 @@ class Supervisor:
         self.metrics = MergedMetrics(self._registry)
         self._registry.register(ProcessMetrics(self._pids))
         self._slots: list[_Child | None] = [None] * count
+        self._failures: list[str | None] = [None] * count
+        """Why a slot's process could not be started."""
         self._alive: set[_Child] = set()
         self._any_was_ready = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -200,7 +202,7 @@ class Supervisor:
 
     def _not_ready(self) -> str | None:
         reasons = [
-            f"process {slot}: {'not running' if child is None else child.not_ready}"
+            f"process {slot}: {(self._failures[slot] or 'not running') if child is None else child.not_ready}"
             for slot, child in enumerate(self._slots)
             if child is None or not child.ready.is_set()
         ]
@@ -215,18 +217,33 @@ class Supervisor:
         backoff_s = _BACKOFF_FIRST_S
         while True:
             started = loop.time()
-            self._slots[slot] = await self._spawn()
-            child, status = await self._ended(slot)
-            self._slots[slot] = None
-            self._gone(child)
-            _log.error("a process ended", extra={"slot": slot, "pid": child.process.pid, "status": status})
-            if status == EXIT_REFUSED and not self._any_was_ready.is_set():
-                raise ConfigurationError("a process of this role refused to start: its message stands above")
+            if await self._begin(slot):
+                await self._serve_out(slot)
+                self._restarts.inc()
             if loop.time() - started > _STEADY_S:
                 backoff_s = _BACKOFF_FIRST_S
             await asyncio.sleep(backoff_s)
             backoff_s = min(backoff_s * 2, _BACKOFF_MOST_S)
-            self._restarts.inc()
+
+    async def _begin(self, slot: int) -> bool:
+        """Start the slot's child; False where the system has no means for one now: processes, memory, descriptors."""
+        try:
+            self._slots[slot] = await self._spawn()
+        except OSError as error:
+            self._failures[slot] = f"it cannot be started: {error}"
+            _log.error("a process cannot be started", extra={"slot": slot, "reason": str(error)})
+            return False
+        self._failures[slot] = None
+        return True
+
+    async def _serve_out(self, slot: int) -> None:
+        """Wait until the slot is empty again. Raises `ConfigurationError` where no child will ever start."""
+        child, status = await self._ended(slot)
+        self._slots[slot] = None
+        self._gone(child)
+        _log.error("a process ended", extra={"slot": slot, "pid": child.process.pid, "status": status})
+        if status == EXIT_REFUSED and not self._any_was_ready.is_set():
+            raise ConfigurationError("a process of this role refused to start: its message stands above")
 
     async def _ended(self, slot: int) -> tuple[_Child, int]:
         """Wait for the end of the slot's child, or of the one that replaced it meanwhile."""
@@ -239,9 +256,15 @@ class Supervisor:
                 return child, status
 
     async def _spawn(self) -> _Child:
-        share = self.metrics.share()
+        """Raises `OSError` where the system has no means for one more process."""
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
+        try:
+            share = self.metrics.share()
+        except BaseException:
+            ours.close()
+            theirs.close()
+            raise
         try:
             inherited = [f"listen={listener.fileno()}" for listener in self._listeners]
             process = await asyncio.create_subprocess_exec(
@@ -277,7 +300,11 @@ class Supervisor:
         old = self._slots[slot]
         if old is None:  # just being started again anyway
             return True
-        new = await self._spawn()
+        try:
+            new = await self._spawn()
+        except OSError as error:
+            _log.error("the old processes stay: no new one can be started", extra={"reason": str(error)})
+            return False
         if not await self._gets_ready(new):
             _log.error(
                 "the old processes stay: the new one does not get ready",

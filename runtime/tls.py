@@ -8,16 +8,24 @@ import logging
 import ssl
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from runtime.errors import ConfigurationError
 from runtime.settings import setting
 
 _log = logging.getLogger("sluice.tls")
 
-CERTIFICATE_VARIABLE: Final = "SLUICE_TLS_CERTIFICATE_FILE"
-KEY_VARIABLE: Final = "SLUICE_TLS_KEY_FILE"
-CLIENT_CA_VARIABLE: Final = "SLUICE_TLS_CLIENT_CA_FILE"
+
+class Variables(NamedTuple):
+    """The settings that name a listener's files, for those who have to mend them."""
+
+    certificate: str
+    key: str
+    client_ca: str
+
+
+#: Of the listeners of ingest and API.
+HTTP: Final = Variables("SLUICE_TLS_CERTIFICATE_FILE", "SLUICE_TLS_KEY_FILE", "SLUICE_TLS_CLIENT_CA_FILE")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,11 +50,12 @@ class TlsSettings:
 class ServerTls:
     """What new connections of a listener are given: the certificate as it was last found good."""
 
-    def __init__(self, settings: TlsSettings) -> None:
+    def __init__(self, settings: TlsSettings, variables: Variables = HTTP) -> None:
         """Raises `ConfigurationError` that names the setting of a file that is missing or does not fit."""
         self._settings = settings
+        self._variables = variables
         self._stamp = _stamp(settings)
-        self.context = load_server_context(settings)
+        self.context = load_server_context(settings, variables)
 
     @property
     def handshake_timeout_s(self) -> float:
@@ -59,7 +68,7 @@ class ServerTls:
             return
         self._stamp = stamp
         try:
-            self.context = load_server_context(self._settings)
+            self.context = load_server_context(self._settings, self._variables)
         except ConfigurationError as error:
             _log.error("the old certificate stays: the new one is no good", extra={"reason": str(error)})
         else:
@@ -72,18 +81,18 @@ class ServerTls:
             self.renew()
 
 
-def server_tls(settings: TlsSettings) -> ServerTls | None:
+def server_tls(settings: TlsSettings, variables: Variables = HTTP) -> ServerTls | None:
     """None without a certificate. Raises as `ServerTls`, and for a key or an authority that has no certificate."""
     if settings.tls_certificate_file:
-        return ServerTls(settings)
-    lonely = {KEY_VARIABLE: settings.tls_key_file, CLIENT_CA_VARIABLE: settings.tls_client_ca_file}
+        return ServerTls(settings, variables)
+    lonely = {variables.key: settings.tls_key_file, variables.client_ca: settings.tls_client_ca_file}
     for variable, file in lonely.items():
         if file:
-            raise ConfigurationError(f"{variable} is set, but {CERTIFICATE_VARIABLE} is not: set both or none")
+            raise ConfigurationError(f"{variable} is set, but {variables.certificate} is not: set both or none")
     return None
 
 
-def load_server_context(settings: TlsSettings) -> ssl.SSLContext:
+def load_server_context(settings: TlsSettings, variables: Variables = HTTP) -> ssl.SSLContext:
     """Raises `ConfigurationError` that names the setting."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -91,15 +100,15 @@ def load_server_context(settings: TlsSettings) -> ssl.SSLContext:
     context.options |= ssl.OP_NO_RENEGOTIATION
     context.set_alpn_protocols(["http/1.1"])
     certificate, key = settings.tls_certificate_file, settings.tls_key_file
-    _check_readable(CERTIFICATE_VARIABLE, certificate)
+    _check_readable(variables.certificate, certificate)
     if key:
-        _check_readable(KEY_VARIABLE, key)
+        _check_readable(variables.key, key)
     try:
         load_chain(context, certificate, key or None)
     except (ssl.SSLError, ValueError) as error:
-        raise _misfit(certificate, key, error) from error
+        raise _misfit(variables, certificate, key, error) from error
     if settings.tls_client_ca_file:
-        _require_clients(context, settings.tls_client_ca_file)
+        _require_clients(context, variables.client_ca, settings.tls_client_ca_file)
     return context
 
 
@@ -112,14 +121,12 @@ def _refuse_passphrase() -> str:
     raise ValueError("the key is encrypted: store it without a passphrase, readable by its user alone")
 
 
-def _require_clients(context: ssl.SSLContext, file: str) -> None:
-    _check_readable(CLIENT_CA_VARIABLE, file)
+def _require_clients(context: ssl.SSLContext, variable: str, file: str) -> None:
+    _check_readable(variable, file)
     try:
         context.load_verify_locations(cafile=file)
     except ssl.SSLError as error:
-        raise ConfigurationError(
-            f"{CLIENT_CA_VARIABLE}={file} holds no certificate in PEM: {_reason(error)}"
-        ) from error
+        raise ConfigurationError(f"{variable}={file} holds no certificate in PEM: {_reason(error)}") from error
     context.verify_mode = ssl.CERT_REQUIRED
 
 
@@ -130,19 +137,20 @@ def _check_readable(variable: str, file: str) -> None:
         raise ConfigurationError(f"{variable}={file} cannot be read: {error.strerror or error}") from error
 
 
-def _misfit(certificate: str, key: str, error: Exception) -> ConfigurationError:
+def _misfit(variables: Variables, certificate: str, key: str, error: Exception) -> ConfigurationError:
     if isinstance(error, ValueError) and not isinstance(error, ssl.SSLError):
-        return ConfigurationError(f"{KEY_VARIABLE if key else CERTIFICATE_VARIABLE}={key or certificate}: {error}")
+        variable = variables.key if key else variables.certificate
+        return ConfigurationError(f"{variable}={key or certificate}: {error}")
     reason = _reason(error)
     if "KEY_VALUES_MISMATCH" in reason or "KEY_TYPE_MISMATCH" in reason:
-        return ConfigurationError(f"{KEY_VARIABLE}={key or certificate} is not the key of {certificate}")
+        return ConfigurationError(f"{variables.key}={key or certificate} is not the key of {certificate}")
     if not key:
         return ConfigurationError(
-            f"{CERTIFICATE_VARIABLE}={certificate} holds no certificate and key in PEM ({reason}): "
-            f"{KEY_VARIABLE} names a key in a file of its own"
+            f"{variables.certificate}={certificate} holds no certificate and key in PEM ({reason}): "
+            f"{variables.key} names a key in a file of its own"
         )
     return ConfigurationError(
-        f"{CERTIFICATE_VARIABLE}={certificate} or {KEY_VARIABLE}={key} is no certificate or key in PEM ({reason})"
+        f"{variables.certificate}={certificate} or {variables.key}={key} is no certificate or key in PEM ({reason})"
     )
 
 

@@ -25,6 +25,7 @@ from ingest.limits import Limits, LimitSettings
 from ingest.metrics import IngestMetrics
 from ingest.paced.lane import PacedLane
 from ingest.settings import IngestSettings, PacedSettings, SpoolSettings
+from ingest.spool.ends import ends_in
 from ingest.spool.spool import Spool
 from runtime.clock import Clock, SystemClock
 from runtime.http.server import HttpServer, HttpSettings
@@ -184,6 +185,7 @@ class Installation:
             spooled = Spool(
                 log=log,
                 directory=spool,
+                end=ends_in(pool),
                 settings=spooling,
                 log_settings=self.log_settings,
                 clock=clock,

@@ -39,11 +39,15 @@ class Registry:
 
     overrides: dict[bytes, tuple[int | None, ...]] = field(default_factory=dict)
     landed: dict[tuple[UUID, int], int] = field(default_factory=dict)
+    ended: set[UUID] = field(default_factory=set)
     is_away: bool = False
 
     async def fetch(self, query: str, ids: Any, *more: Any) -> list[Any]:
         if self.is_away:
             raise ConnectionRefusedError
+        if "spool_ends" in query:
+            self.ended.add(ids)
+            return []
         if "spool_positions" in query:
             return [{"partition": slot, "next": end} for (spool, slot), end in self.landed.items() if spool == ids]
         return [{"subject": subject, "limits": self.overrides.get(subject.bytes)} for subject in ids]

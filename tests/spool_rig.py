@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry
 
 from ingest.metrics import IngestMetrics
 from ingest.settings import SpoolSettings
+from ingest.spool.ends import End, unsaid
 from ingest.spool.spool import Kept, Spool
 from runtime.clock import Clock, SystemClock
 from runtime.errors import OutcomeUnknownError, SluiceError, UnavailableError
@@ -94,6 +95,7 @@ class SpoolRig:
         clock: Clock | None = None,
         directory: str = "spool",
         elders: Sequence[str] = (),
+        end: End = unsaid,
         **settings: Any,
     ) -> AsyncIterator[Spool]:
         self.registry = CollectorRegistry()  # of the newest
@@ -105,6 +107,7 @@ class SpoolRig:
             log_settings=self.log_settings,
             clock=clock or SystemClock(),
             metrics=IngestMetrics(self.registry),
+            end=end,
         )
         await spool.start()
         try:

@@ -49,6 +49,20 @@ DELETE FROM idempotency_keys WHERE ctid = ANY (ARRAY(
 DELETE FROM moved_readings WHERE ctid = ANY (ARRAY(
     SELECT ctid FROM moved_readings WHERE landed_at < now() - make_interval(days => $1)
     ORDER BY landed_at LIMIT $2))""",
+    """
+DELETE FROM outcomes WHERE ctid = ANY (ARRAY(
+    SELECT ctid FROM outcomes WHERE landed_at < now() - make_interval(days => $1)
+    ORDER BY landed_at LIMIT $2))""",
+    # Of a spool that ended, and of which nothing landed since: without its row, a copy would land as if it were new.
+    """
+DELETE FROM spool_positions WHERE ctid = ANY (ARRAY(
+    SELECT s.ctid FROM spool_ends e JOIN spool_positions s USING (spool)
+    WHERE e.ended_at < now() - make_interval(days => $1) AND s.updated_at < now() - make_interval(days => $1)
+    LIMIT $2))""",
+    """
+DELETE FROM spool_ends WHERE spool = ANY (ARRAY(
+    SELECT spool FROM spool_ends e WHERE e.ended_at < now() - make_interval(days => $1)
+    AND NOT EXISTS (SELECT FROM spool_positions s WHERE s.spool = e.spool) ORDER BY ended_at LIMIT $2))""",
 )
 
 

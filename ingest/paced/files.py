@@ -18,6 +18,7 @@ from uuid import UUID
 from ingest.limits import Cost
 from ingest.paced.entries import ENTRY_BYTES_MAX
 from ingest.paced.owners import Owner
+from ingest.spool.ends import End, unsaid
 from ingest.spool.files import Claim, Content, abandoned
 from runtime.errors import OutcomeUnknownError, SluiceError, UnavailableError
 from runtime.log import LogMisfitError, LogSettings
@@ -104,12 +105,18 @@ class Files:
     """Opens, adopts, mends and deletes them. Belongs to one event loop."""
 
     def __init__(
-        self, directories: Sequence[Path], slots: int, log_settings: LogSettings, damaged: Callable[[], None]
+        self,
+        directories: Sequence[Path],
+        slots: int,
+        log_settings: LogSettings,
+        damaged: Callable[[], None],
+        end: End = unsaid,
     ) -> None:
         """Files are made in the last of the directories, and adopted in all of them.
 
-        `damaged` is told of every file that was found damaged and set aside.
+        `damaged` is told of every file that was found damaged and set aside, `end` of every one before it is deleted.
         """
+        self._end = end
         self._directories = directories
         self._directory = directories[-1]
         self._slots = slots
@@ -164,7 +171,7 @@ class Files:
         ours = {file.claim.spool for file in self}
         claims: list[Claim] = []
         for directory in self._directories:
-            count_max = ADOPTED_MAX - len(self.others) - len(claims)
+            count_max = ADOPTED_MAX - sum(file.depth > 0 for file in self.others) - len(claims)
             try:
                 claims += await self.in_thread(abandoned, directory, ours, count_max)
             except OSError as error:
@@ -257,6 +264,8 @@ class Files:
     async def tidy(self) -> None:
         """Delete what is drained: other processes' files whole."""
         for file in [file for file in self.others if file.is_idle and not file.mending.locked()]:
+            if not await self._end(file.spool):
+                break  # whoever did not answer will not answer for the others either
             self.others.remove(file)
             await self.in_thread(file.store.close)
             await self.in_thread(file.claim.delete)
@@ -290,7 +299,8 @@ class Files:
             ends = file.ends()
             empty = all(start == end or end <= ends.get(slot, 0) for slot, (start, end) in bounds.items())
         await self.in_thread(file.store.close)
-        await self.in_thread(file.claim.delete if empty else file.claim.release)
+        gone = empty and await self._end(file.spool)
+        await self.in_thread(file.claim.delete if gone else file.claim.release)
 
     def complain(self, file: UUID | None, text: str) -> None:
         """Once for each cause."""

@@ -21,6 +21,7 @@ from ingest.paced.files import Backlog, File, Files
 from ingest.paced.owners import Owner, refresh, subject_of
 from ingest.registry import Connections, ask
 from ingest.settings import PacedSettings
+from ingest.spool.ends import ends_in
 from ingest.spool.spool import Kept, Spool
 from ingest.spool.windows import WINDOW_BYTES, Window, Windows
 from runtime.clock import Clock
@@ -83,7 +84,7 @@ class PacedLane:
         self._clock = clock
         self._metrics = metrics
         slots = max(1, settings.paced_slots_max // log.partitions) * log.partitions
-        self._files = Files([*elders, directory], slots, log_settings, metrics.spool_damaged_files.inc)
+        self._files = Files([*elders, directory], slots, log_settings, metrics.spool_damaged_files.inc, ends_in(pool))
         self.owners: dict[bytes, Owner] = {}
         """Who has a backlog here, by `subject_of`."""
         self._slots: dict[tuple[bytes, int], Backlog] = {}

@@ -20,6 +20,7 @@ import msgspec
 
 from ingest.metrics import IngestMetrics
 from ingest.settings import SpoolSettings
+from ingest.spool.ends import End, unsaid
 from ingest.spool.files import Claim, Content, abandoned
 from ingest.spool.windows import Window, Windows
 from runtime.clock import Clock
@@ -127,8 +128,13 @@ class Spool:
         clock: Clock,
         metrics: IngestMetrics,
         elders: Sequence[Path] = (),
+        end: End = unsaid,
     ) -> None:
-        """`elders`: where spools of the log's earlier generations lie, to be drained into this one."""
+        """`elders`: where spools of the log's earlier generations lie, to be drained into this one.
+
+        `end` is told of every spool before its file is deleted.
+        """
+        self._end = end
         self._log = log
         self._directory = directory
         self._elders = elders
@@ -246,7 +252,8 @@ class Spool:
                 if start < end
             )
         await self._in_thread(file.store.close)
-        await self._in_thread(file.claim.delete if empty else file.claim.release)
+        gone = empty and await self._end(file.spool)
+        await self._in_thread(file.claim.delete if gone else file.claim.release)
 
     async def _keep(self) -> None:
         """Tell of what is held, forget what is drained, adopt what others left."""
@@ -512,7 +519,7 @@ class Spool:
         ours = {file.claim.spool for file in self._files()}
         claims: list[Claim] = []
         for directory in (*self._elders, self._directory):
-            count_max = ADOPTED_MAX - len(self._adopted) - len(claims)
+            count_max = ADOPTED_MAX - sum(file.depth > 0 for file in self._adopted) - len(claims)
             try:
                 claims += await self._in_thread(abandoned, directory, ours, count_max)
             except OSError as error:
@@ -567,6 +574,8 @@ class Spool:
     async def _forget_drained(self) -> None:
         """Delete adopted files that are drained, and in others what is."""
         for file in [file for file in (*self._adopted, *self._retired) if not file.depth and not file.uncertain]:
+            if not await self._end(file.spool):
+                break  # whoever did not answer will not answer for the others either
             for lane in self._lanes:
                 lane.stretches = [one for one in lane.stretches if one[0] is not file]
             for files in (self._adopted, self._retired, self._moved):

@@ -10,6 +10,7 @@ import logging
 import socket
 from typing import Final, Protocol
 
+from runtime.http.refusals import Refused
 from runtime.tls import ServerTls
 
 _log = logging.getLogger("sluice.http")
@@ -29,6 +30,10 @@ class Host(Protocol):
 
     def welcome(self, place: str) -> asyncio.Protocol:
         """The protocol of a connection that has its place."""
+
+    @property
+    def refused(self) -> Refused:
+        """Told of each that is turned away."""
 
     def dismiss(self, protocol: asyncio.Protocol) -> None:
         """Take the place back of one that never became a connection; without effect for one that did and ended."""
@@ -105,6 +110,7 @@ class Handshakes:
         except OSError as error:
             # Whoever speaks no TLS, an old one, or gives up: nothing that an operator could mend.
             _log.debug("no TLS connection", extra={"reason": str(error)})
+            self._host.refused("handshake")
             self._host.dismiss(protocol)
         except BaseException:
             self._host.dismiss(protocol)

@@ -18,6 +18,7 @@ from aiohttp.web_protocol import RequestHandler, _ErrInfo
 from runtime.http.answers import DATE, Answer
 from runtime.http.handshakes import Handshakes
 from runtime.http.places import Addresses, Network
+from runtime.http.refusals import Refused, uncounted
 from runtime.settings import setting
 from runtime.tls import ServerTls
 
@@ -100,6 +101,7 @@ class _Connection(RequestHandler):
 
     def _give_up_head(self) -> None:
         if self._waiter is not None and not self._waiter.done() and self.transport is not None:
+            self._owner.refused("head")
             self.transport.write(self._owner.refuse(408).encode_last())
             self.force_close()
 
@@ -124,6 +126,7 @@ class _Connection(RequestHandler):
 
     def _give_up_unread(self) -> None:
         if self.transport is not None:
+            self._owner.refused("unread")
             self.transport.abort()
 
     def connection_lost(self, exc: BaseException | None) -> None:
@@ -157,6 +160,7 @@ class _Connections(web.Server):
         refuse: Refuse,
         request_factory: Any,
         exempt: Iterable[Network],
+        refused: Refused,
     ) -> None:
         super().__init__(
             handler,
@@ -174,6 +178,7 @@ class _Connections(web.Server):
         self.head_timeout_s = settings.http_head_timeout_s
         self.unread_timeout_s = settings.http_unread_timeout_s
         self.refuse = refuse
+        self.refused = refused
         self.is_draining = False
         """Whether every answer is the last one of its connection."""
 
@@ -193,8 +198,12 @@ class _Connections(web.Server):
 
     def admit(self, peer: object, *, coming: int = 0) -> str | None:
         if len(self._connections) + coming >= self._connections_max:
+            self.refused("connections")
             return None
-        return self._addresses.enter(peer)
+        place = self._addresses.enter(peer)
+        if place is None:
+            self.refused("address")
+        return place
 
     def welcome(self, place: str) -> asyncio.Protocol:
         connection = _Connection(self, loop=self._loop, **self._kwargs)
@@ -219,7 +228,7 @@ class HttpServer:
 
     `request_factory` makes the requests that the handler takes, where they are not aiohttp's basic ones. With `tls`
     it serves HTTPS, and watches for a renewed certificate. Connections from the networks of `exempt` (proxies, which
-    bring those of many) are not bounded by address.
+    bring those of many) are not bounded by address. `refused` is told of each connection that is turned away.
     """
 
     def __init__(
@@ -232,9 +241,10 @@ class HttpServer:
         *,
         tls: ServerTls | None = None,
         exempt: Iterable[Network] = (),
+        refused: Refused = uncounted,
     ) -> None:
         self._listener = listener
-        self._parts = (handler, settings, refuse, request_factory, tuple(exempt))
+        self._parts = (handler, settings, refuse, request_factory, tuple(exempt), refused)
         self._tls = tls
         self._connections: _Connections | None = None
         self._door: asyncio.Server | Handshakes | None = None

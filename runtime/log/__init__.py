@@ -1,6 +1,7 @@
 """The log: durable, ordered by partition, read from positions. One port, two engines."""
 
-from runtime.log.engines import Engine, create_log, engine_of, open_log
+from runtime.log.address import Engine, check_log_url, engine_of
+from runtime.log.engines import create_log, open_log
 from runtime.log.late_log import LateLog
 from runtime.log.port import (
     BehindRetentionError,
@@ -25,6 +26,7 @@ __all__ = [
     "LogSettings",
     "Reader",
     "Slice",
+    "check_log_url",
     "check_positions",
     "create_log",
     "engine_of",

@@ -7,11 +7,11 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, Literal
-from urllib.parse import unquote, urlsplit
+from typing import Final
 from uuid import UUID
 
 from runtime.errors import ConfigurationError
+from runtime.log.address import directory_of, engine_of
 from runtime.log.kafka_address import parse_address
 from runtime.log.kafka_cluster import LoginRefusedError
 from runtime.log.kafka_log import create_kafka_log, open_kafka_log
@@ -21,18 +21,7 @@ from runtime.log.settings import LogSettings
 from runtime.log.sqlite_log import SqliteLog
 from runtime.log.sqlite_store import Store, create_store
 
-Engine = Literal["kafka", "sqlite"]
-
-ENGINES: Final[dict[str, Engine]] = {"kafka": "kafka", "kafkas": "kafka", "sqlite": "sqlite"}
 SUFFIX: Final = ".db"
-
-
-def engine_of(url: str) -> Engine:
-    """Raises `ConfigurationError` for a URL that names none."""
-    scheme = urlsplit(url).scheme
-    if scheme not in ENGINES:
-        raise ConfigurationError(f"SLUICE_LOG_URL: {scheme!r} is none of {', '.join(ENGINES)}")
-    return ENGINES[scheme]
 
 
 async def create_log(settings: LogSettings, *, source: UUID, name: str, partitions: int) -> str:
@@ -85,12 +74,11 @@ def _login_refused() -> Iterator[None]:
 
 
 def _path(url: str, name: str) -> Path:
-    """`sqlite:///path` is relative to the working directory, `sqlite:////path` is not; a file a generation in it."""
-    parts = urlsplit(url)
-    directory = unquote(parts.path)[1:]
-    if parts.netloc or parts.query or parts.fragment or not directory:
-        raise ConfigurationError("SLUICE_LOG_URL: sqlite:///directory, or sqlite:////directory for an absolute one")
-    return Path(directory).absolute() / f"{name}{SUFFIX}"
+    """Of the generation `name`, a file of its own in the directory that the URL names."""
+    try:
+        return directory_of(url) / f"{name}{SUFFIX}"
+    except ValueError as error:
+        raise ConfigurationError(f"SLUICE_LOG_URL {error}") from error
 
 
 def _verify(store: Store, expected: Expected) -> None:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from runtime.log.address import check_log_url
 from runtime.settings import setting
 
 
@@ -14,6 +15,7 @@ class LogSettings:
         why="kafka://host:port[,host:port], kafkas://user:password@host:port (TLS, SASL; ?cafile=&certfile=&keyfile="
         "&mechanism=), or sqlite:///directory",
         secret=True,
+        check=check_log_url,
     )
     log_linger_ms: float = setting(
         2.0,

@@ -410,11 +410,14 @@ def test_answers_that_nobody_reads_do_not_pile_up(installation: Installation) ->
             wire.reader._transport.pause_reading()  # type: ignore[attr-defined]
             wire.writer.write(head_of("GET", "/nowhere") * 50_000)
             before = face.service._requests
-            answered = -1
-            while answered != face.service._requests:  # until it waits for the reader
-                answered = face.service._requests
-                await asyncio.sleep(0.1)
-            assert answered - before < 49_000
+            connections = face.server._connections
+            assert connections is not None
+
+            async def waits_for_the_reader() -> bool:
+                return any(one.writing_paused for one in connections.open())
+
+            await until(waits_for_the_reader)
+            assert face.service._requests - before < 49_000
             assert (await face.raw(get_line(tenant))).status == 202
             wire.reader._transport.resume_reading()  # type: ignore[attr-defined]
             for _ in range(50_000):
@@ -453,7 +456,9 @@ def test_whoever_connected_before_the_stop_is_answered_once_more(installation: I
             assert (await used.ask(get_line(tenant))).status == 202
             await half.send(get_line(tenant)[:20])
             stopping = asyncio.create_task(face.server.stop(5.0))
-            await asyncio.sleep(0.1)
+            connections = face.server._connections
+            assert connections is not None
+            await until(lambda: _same(connections.is_draining, True))
             await half.send(get_line(tenant)[20:])
             for wire in (fresh, used):
                 await wire.send(get_line(tenant))

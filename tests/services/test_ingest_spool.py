@@ -1,6 +1,7 @@
 """The ingest face while the log cannot be reached: what it acknowledges, and what its receipts say."""
 
 import asyncio
+import os
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -76,6 +77,29 @@ def test_while_the_log_is_away_requests_are_acknowledged_and_then_drained_in_ord
                     return face.counted("sluice_ingest_spool_records_total", outcome="drained") == 19
 
                 await until(told)
+
+    run(test())
+
+
+def test_a_spool_s_end_is_said_before_its_file_is_deleted(installation: Installation, tmp_path: Path) -> None:
+    async def ended(file: str) -> bool:
+        spool = UUID(file.removesuffix(".spool"))
+        return bool(await installation.superuser("SELECT FROM spool_ends WHERE spool = $1", spool))
+
+    async def test() -> None:
+        tenant = await installation.tenant()
+        async with installation.open_log() as real:
+            log: Any = Faulty(real)
+            log.trouble = "away"
+            async with installation.face(log=log, spool=tmp_path) as face:
+                assert durable(await face.post(tenant.token, ONE)) == "spool"
+            (file,) = (name for name in os.listdir(tmp_path) if name.endswith(".spool"))
+            assert not await ended(file)
+            log.trouble = None
+            async with installation.face(log=log, spool=tmp_path) as face:
+                await cut_over(face)
+        assert await ended(file)
+        assert os.listdir(tmp_path) == []
 
     run(test())
 

@@ -10,8 +10,8 @@ import asyncpg
 import pytest
 from prometheus_client import CollectorRegistry
 
-from deploy.roles import check_memory
-from ingest.settings import PacedSettings, SpoolSettings
+from deploy.roles import check_memory, check_receipts
+from ingest.settings import IngestSettings, PacedSettings, SpoolSettings
 from runtime.errors import ConfigurationError
 from runtime.ids import uuid7
 from runtime.log import LogSettings
@@ -118,6 +118,53 @@ def test_what_has_left_is_remembered_for_a_while(database: Database) -> None:
     run(test())
 
 
+def test_outcomes_are_remembered_for_a_while(any_database: Database) -> None:
+    async def test() -> None:
+        quarantine, keeper = Quarantine(any_database), Keeper(any_database)
+        await quarantine.superuser(
+            "INSERT INTO outcomes (source, partition, position, organisation_id, received_at, landed_at, duplicates)"
+            " SELECT gen_random_uuid(), 0, days, gen_random_uuid(), now() - interval '90 days',"
+            " now() - make_interval(days => days), 1 FROM generate_series(25, 35) AS days"
+        )
+        await keeper.keep(books_memory_days=30, quarantine_step_rows=2)
+        left = await quarantine.superuser("SELECT position FROM outcomes ORDER BY 1")
+        assert [row["position"] for row in left] == [25, 26, 27, 28, 29]
+
+    run(test())
+
+
+def test_how_far_a_spool_landed_is_forgotten_only_after_its_end(any_database: Database) -> None:
+    async def test() -> None:
+        quarantine, keeper = Quarantine(any_database), Keeper(any_database)
+
+        async def spool(ended_days: int | None, *landed_days: int) -> UUID:
+            one = uuid7()
+            await quarantine.superuser(
+                "INSERT INTO spool_positions SELECT $1, partition, 7, now() - make_interval(days => days)"
+                " FROM unnest($2::int[]) WITH ORDINALITY AS l (days, partition)",
+                one,
+                landed_days,
+            )
+            if ended_days is not None:
+                await quarantine.superuser(
+                    "INSERT INTO spool_ends VALUES ($1, now() - make_interval(days => $2))", one, ended_days
+                )
+            return one
+
+        await spool(31, *[40] * 5)
+        await spool(31)  # all that it had was lost
+        in_use = await spool(None, 400)
+        just_ended = await spool(29, 400)
+        late = await spool(31, 40, 29)  # a copy landed since
+        await keeper.keep(books_memory_days=30, quarantine_step_rows=2)
+        positions = await quarantine.superuser("SELECT spool, partition FROM spool_positions")
+        assert {*map(tuple, positions)} == {(in_use, 1), (just_ended, 1), (late, 2)}
+        ends = await quarantine.superuser("SELECT spool FROM spool_ends")
+        assert {row["spool"] for row in ends} == {just_ended, late}
+
+    run(test())
+
+
 def test_one_worker_at_a_time_does_it_and_another_goes_on_after_it(database: Database) -> None:
     async def test() -> None:
         quarantine, keeper = Quarantine(database), Keeper(database)
@@ -151,13 +198,16 @@ def test_a_row_in_somebody_s_hand_is_left_for_the_next_time(database: Database) 
     run(test())
 
 
-def test_it_goes_on_after_the_database_was_away(database: Database) -> None:
+def test_it_goes_on_after_the_database_was_away(database: Database, caplog: pytest.LogCaptureFixture) -> None:
+    async def noticed() -> bool:
+        return any("could not be kept" in one.getMessage() for one in caplog.records)
+
     async def test() -> None:
         quarantine, keeper = Quarantine(database), Keeper(database)
         (row,) = await held(quarantine, uuid7(), [100 * DAY])
         await quarantine.superuser("ALTER TABLE quarantine RENAME TO elsewhere")
         working = asyncio.create_task(keeper.bounds(quarantine_check_s=0.05).run())
-        await asyncio.sleep(0.3)
+        await until(noticed)
         await quarantine.superuser("ALTER TABLE elsewhere RENAME TO quarantine")
 
         async def gone() -> bool:
@@ -175,3 +225,9 @@ def test_it_is_refused_to_forget_what_the_log_still_has() -> None:
     with pytest.raises(ConfigurationError, match=r"SLUICE_BOOKS_MEMORY_DAYS=7 .*SLUICE_LOG_RETENTION_H"):
         check_memory(quarantine, log, SpoolSettings(), PacedSettings())
     check_memory(QuarantineSettings(books_memory_days=12), log, SpoolSettings(), PacedSettings())
+
+
+def test_it_is_refused_to_forget_what_a_receipt_may_ask_for() -> None:
+    with pytest.raises(ConfigurationError, match=r"SLUICE_RECEIPT_TTL_S=.*SLUICE_BOOKS_MEMORY_DAYS=30"):
+        check_receipts(QuarantineSettings(), IngestSettings(receipt_ttl_s=31 * 86_400.0))
+    check_receipts(QuarantineSettings(), IngestSettings())

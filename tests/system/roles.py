@@ -96,9 +96,10 @@ def _done(environment: Mapping[str, str], arguments: Sequence[str]) -> "subproce
     )
 
 
-def start_role(environment: Mapping[str, str], *arguments: str) -> Role:
+def start_role(environment: Mapping[str, str], *arguments: str, within: Sequence[str] = ()) -> Role:
+    """`within`: a command that becomes the role, once it has made the place that the role runs in."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "deploy.cli", *arguments, "--metrics-listen", "127.0.0.1:0"],
+        [*within, sys.executable, "-m", "deploy.cli", *arguments, "--metrics-listen", "127.0.0.1:0"],
         env={**environment, "SLUICE_LOG_FORMAT": "json"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

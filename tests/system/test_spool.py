@@ -1,10 +1,13 @@
 """Kafka is killed while `sluice ingest` is used, and so is that: everything acknowledged comes into the log, once."""
 
 import json
-from collections.abc import Iterator
+import os
+import shutil
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from http.client import HTTPConnection
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -24,6 +27,8 @@ from tests.system.roles import Role, clean_environment, role, sluice, start_role
 READINGS_A_REQUEST = 10
 FIRST_TS = 1_790_000_000
 SENDERS = 4
+# Becomes a command that has a small disk at $0, in a mount namespace of its own: it goes with the process.
+SMALL_DISK = 'mount -t tmpfs -o size=4m tmpfs "$0" && head -c 1000000 /dev/zero > "$0/filler" && exec "$@"'
 
 
 @dataclass(frozen=True)
@@ -96,6 +101,27 @@ def send(url: str, token: str, requests: range) -> list[Any]:
         answers.append(json.loads(content))
     connection.close()
     return answers
+
+
+def send_until_refused(url: str, token: str, numbers: Iterator[int]) -> tuple[list[int], list[int]]:
+    """Post numbered requests until ten are refused in a row: which were acknowledged, and which refused."""
+    acknowledged: list[int] = []
+    refused: list[int] = []
+    for number in numbers:
+        times = range(number * READINGS_A_REQUEST, (number + 1) * READINGS_A_REQUEST)
+        readings = [{"type": "temperature", "value": one % 50, "ts": FIRST_TS + one} for one in times]
+        answer = ask(
+            f"{url}/v1/ingest", token=token, method="POST", body=json.dumps({"measurements": readings}).encode()
+        )
+        if answer.status == 202:
+            assert answer.json()["durable"] == "spool"
+            acknowledged.append(number)
+            continue
+        assert (answer.status, "Retry-After" in answer.headers) == (503, True), answer.body
+        refused.append(number)
+        if refused[-10:] == list(range(number - 9, number + 1)):
+            break
+    return acknowledged, refused
 
 
 def send_all(url: str, token: str, first: int, end: int) -> list[Any]:
@@ -209,6 +235,52 @@ def test_ingest_killed_too_leaves_its_spool_to_one_that_starts_without_kafka(sta
             third.end()
     finally:
         second.end()
+
+
+def test_a_full_disk_refuses_and_keeps_what_it_acknowledged(stage: Stage, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    user = [] if os.geteuid() == 0 else ["--map-root-user"]
+    ingest = start_role(
+        stage.environment | {"SLUICE_SPOOL_DIR": str(disk)},
+        *("ingest", "--listen", "127.0.0.1:0"),
+        within=["unshare", *user, "--mount", "sh", "-ec", SMALL_DISK, str(disk)],
+    )
+    numbers = count()
+    try:
+        ingest.wait_ready()
+        seen = Path(f"/proc/{ingest.process.pid}/root{disk}")  # the disk is mounted for that process alone
+        stage.kafka.services("kill")
+        kept, refused = send_until_refused(ingest.url, stage.token, numbers)
+        assert kept
+        assert shutil.disk_usage(seen).free < 100_000
+        (seen / "filler").unlink()
+
+        def taken() -> bool:
+            nonlocal kept, refused
+            more = send_until_refused(ingest.url, stage.token, islice(numbers, 1))
+            kept, refused = kept + more[0], refused + more[1]
+            return bool(more[0])
+
+        eventually("there is room again", taken)
+        more = send_until_refused(ingest.url, stage.token, numbers)
+        assert len(more[0]) > 10
+        kept, refused = kept + more[0], refused + more[1]
+        stage.kafka.services("start")  # what is spooled can be drained from a disk that is full
+        wait_drained(ingest)
+        after = next(numbers)
+        assert send(ingest.url, stage.token, range(after, after + 1))[0]["durable"] == "log"
+        times = times_of(in_log(stage))
+        assert len(times) == len(set(times))
+        assert set(times) >= times_in([*kept, after])
+        assert set(times) <= times_in([*kept, *refused, after])
+    finally:
+        ingest.end()
+    assert list(disk.iterdir()) == []  # nothing was ever written beside the small disk
+
+
+def times_in(numbers: Iterable[int]) -> set[int]:
+    return {number * READINGS_A_REQUEST + one for number in numbers for one in range(READINGS_A_REQUEST)}
 
 
 def test_without_a_spool_it_is_503_as_long_as_kafka_is_away(stage: Stage) -> None:

@@ -18,8 +18,8 @@ import pytest
 from runtime.secrets import new_ring
 from tests.certificates import Authority, Files
 from tests.databases import Database
-from tests.support import eventually
-from tests.system.roles import Role, clean_environment, role, sluice
+from tests.support import ask, eventually
+from tests.system.roles import Role, clean_environment, role, sluice, start_role
 
 BODY = b'{"measurements":[{"type":"co2","value":400}]}'
 SENDERS = 4
@@ -89,6 +89,29 @@ def test_processes_are_replaced_over_tls_without_a_lost_request(
         finally:
             stop.set()
         assert all(one.result() > 0 for one in sending)
+
+
+def test_a_role_shows_probes_and_metrics_over_tls(
+    database: Database, tmp_path: Path, authority: Authority, shown: Files
+) -> None:
+    environment = environment_of(database, tmp_path, shown) | {
+        "SLUICE_METRICS_TLS_CERTIFICATE_FILE": shown.certificate,
+        "SLUICE_METRICS_TLS_KEY_FILE": shown.key,
+    }
+    sluice(environment, "migrate")
+    context = ssl.create_default_context(cafile=authority.file)
+    ingest = start_role(environment, "ingest", "--processes", "2", "--listen", "127.0.0.1:0")
+    try:
+        url = ingest.metrics_url.replace("http://", "https://")
+
+        def refusals() -> bool:
+            with urllib.request.urlopen(f"{url}/metrics", context=context, timeout=20) as answer:
+                return b'sluice_http_refused_connections_total{listener="ingest",reason="handshake"}' in answer.read()
+
+        eventually("metrics of a child", refusals, 60.0)
+        assert ask(f"{ingest.metrics_url}/health/live").status == 0  # plain HTTP
+    finally:
+        ingest.end()
 
 
 def test_a_certificate_without_its_key_refuses_the_start(

@@ -220,7 +220,7 @@ def test_no_token_is_logged_and_none_is_kept_in_the_clear(data: Path) -> None:
     [
         ({"SLUICE_NO_SUCH": "1"}, "SLUICE_NO_SUCH is no setting of Sluice"),
         ({"SLUICE_LOG_PARTITIONS": "0"}, "SLUICE_LOG_PARTITIONS=0 is out of bounds"),
-        ({"SLUICE_LOG_URL": "redis://x"}, "SLUICE_LOG_URL: 'redis' is none of"),
+        ({"SLUICE_LOG_URL": "redis://x"}, "SLUICE_LOG_URL begins with 'redis', which is none of"),
         ({"SLUICE_SECRET_KEYS": "abc"}, "SLUICE_SECRET_KEYS is a list of id:key"),
         ({"SLUICE_HTTP_LISTEN": "nowhere"}, "SLUICE_HTTP_LISTEN=nowhere is not host:port"),
     ],

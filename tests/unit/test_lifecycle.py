@@ -208,6 +208,28 @@ def test_a_child_that_dies_is_started_again() -> None:
     run(test())
 
 
+def test_a_child_that_cannot_be_started_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    interpreter, real = tmp_path / "python", sys.executable
+    monkeypatch.setattr(sys, "executable", str(interpreter))
+
+    async def test() -> None:
+        async with family(count=1) as it:
+            while "cannot be started" not in it.health.not_ready()["processes"]:  # noqa: ASYNC110 -- a file tells
+                await asyncio.sleep(0.01)
+            interpreter.write_text(f'#!/bin/sh\nexec {real} "$@"\n')
+            interpreter.chmod(0o755)
+            await it.ready()
+            first = await it.pids(1)
+            # Nor does a replacement that cannot be started cost anything.
+            interpreter.rename(tmp_path / "elsewhere")
+            it.supervisor.replace()
+            assert it.supervisor._replacement is not None
+            await it.supervisor._replacement
+            assert await it.pids(1) == first
+
+    run(test())
+
+
 def test_children_are_replaced_one_by_one_and_no_connection_is_lost() -> None:
     async def test() -> None:
         async with family() as it:

@@ -137,10 +137,20 @@ def test_a_steady_load_is_cut_over_without_loss_and_in_order(tmp_path: Path) -> 
             stop = asyncio.Event()
             sent: list[list[int]] = [[] for _ in range(64)]
             devices = [asyncio.create_task(keep_sending(spool, log, lane, stop, sent[lane])) for lane in range(64)]
+
+            async def more(count: int) -> None:
+                enough = sum(map(len, sent)) + count
+
+                async def came() -> bool:
+                    return sum(map(len, sent)) >= enough
+
+                await until(came)
+
             for _ in range(3):
-                await asyncio.sleep(0.1)
+                await more(200)
                 log.trouble = AWAY
-                await asyncio.sleep(0.3)
+                await more(2_000)
+                assert all(spool.holds(partition) for partition in range(PARTITIONS))
                 log.trouble = None
                 await drained(spool)  # although nobody stops sending
             stop.set()
@@ -307,6 +317,42 @@ def test_a_living_process_keeps_its_files_and_a_drained_one_is_deleted_meanwhile
                 return rig.files() == []
 
             await until(deleted)
+            assert (await land(log)).all == list(range(8))
+
+    run(test())
+
+
+def test_a_drained_file_stays_until_its_end_could_be_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ingest.spool.spool.ADOPT_EVERY_S", 0.0)
+    monkeypatch.setattr("ingest.spool.spool.TICK_S", 0.01)
+    asked: list[UUID] = []
+    said: set[UUID] = set()
+
+    async def end(spool: UUID) -> bool:
+        asked.append(spool)
+        if len(asked) > 5:
+            said.add(spool)
+        return spool in said
+
+    async def test() -> None:
+        rig = await SpoolRig.make(tmp_path)
+        async with rig.log() as log:
+            async with rig.spool(log, end=end) as spool:
+                log.trouble = AWAY
+                (first, *_) = await spooled(spool, 8)
+                log.trouble = None
+                await drained(spool)
+                assert asked == []  # it may yet be written
+            assert asked == [UUID(bytes=first.spool)]
+            assert rig.files("spool") == ["spool"]
+            async with rig.spool(log, end=end):
+
+                async def deleted() -> bool:
+                    assert rig.files() or said
+                    return rig.files() == []
+
+                await until(deleted)
+            assert said == set(asked) == {UUID(bytes=first.spool)}
             assert (await land(log)).all == list(range(8))
 
     run(test())
@@ -506,7 +552,11 @@ def test_a_spool_that_nobody_drains_takes_no_more_after_its_time(
                 one = record(0, received_us=clock.now_us() - PG_EPOCH_US)
                 await spool.append(0, encode(one))
                 clock.advance(99.0)
-                await asyncio.sleep(0.05)
+
+                async def looked() -> bool:
+                    return rig.registry.get_sample_value("sluice_ingest_spool_age_seconds") == 99.0
+
+                await until(looked)
                 assert spool.refusal is None
             # The age is that of the record, whichever process has it.
             async with rig.spool(log, clock, spool_age_max_s=100.0) as spool:

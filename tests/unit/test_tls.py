@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 import ssl
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine
 from ipaddress import ip_network
 from pathlib import Path
@@ -17,6 +18,7 @@ from aiohttp import web
 
 from runtime.errors import ConfigurationError
 from runtime.http.answers import Answer
+from runtime.http.refusals import Reason
 from runtime.http.server import HttpServer, HttpSettings
 from runtime.sockets import listen
 from runtime.tls import TlsSettings, server_tls
@@ -45,6 +47,7 @@ class Served:
         self.hold.set()
         self.asked = 0
         self.content = b'"hello"'
+        self.refused: Counter[Reason] = Counter()
         self.server: HttpServer
         self._authority = authority
 
@@ -100,6 +103,7 @@ async def served(
         lambda status: Answer(status, b"{}", "1"),
         tls=None if tls is None else server_tls(tls),
         exempt=exempt,
+        refused=lambda reason: face.refused.update((reason,)),
     )
     await face.server.start()
     try:
@@ -248,10 +252,12 @@ def test_handshakes_that_never_end_are_ended_and_give_their_places_back(
                 halting[1].write(b"\x16\x03\x01\x02\x00\x01")
                 async with face.bare() as fourth:  # three handshakes under way are all there may be
                     assert await ended(fourth[0])
+                assert face.refused == {"connections": 1}
                 assert await ended(silent[0])
                 assert await ended(halting[0])
                 door: Any = face.server._door
                 await until(lambda: door.under_way == 0)
+                assert face.refused == {"connections": 1, "handshake": 3}
             async with face.connect() as one, face.connect() as two, face.connect() as three:
                 for streams in (one, two, three):
                     assert await answered(streams) == b'200 "hello"'
@@ -296,6 +302,7 @@ def test_one_address_has_no_more_connections_than_its_bound(
                 async with connect("127.0.0.1") as again:
                     assert await answered(again) == b'200 "hello"'
                 await until(lambda: face.server.count() == 0)
+            assert face.refused == {"address": 1}
 
     run(test())
 
@@ -310,6 +317,7 @@ def test_a_slow_head_is_ended_over_tls_too(authority: Authority, tls: TlsSetting
             assert await answered(slow, GET[:-4]) == b"408 {}"
             assert await ended(slow[0])
             assert await ended(idle[0])
+            assert face.refused == {"head": 1}
 
     run(test())
 
@@ -325,6 +333,7 @@ def test_a_client_that_does_not_read_is_let_go(authority: Authority, tls: TlsSet
                 await until(lambda: face.asked > 0)
                 await until(lambda: face.server.count() == 0)
                 assert face.asked < 100
+            assert face.refused == {"unread": 1}
 
     run(test())
 
