@@ -1,7 +1,7 @@
 """The quarantine as an organisation sees it: what was set aside and why, changed, replayed or discarded.
 
-Every function runs in a transaction that acts for one organisation (`api.auth`, `api.registry`): row-level security
-decides what it sees. Left out: HTTP (`api.quarantine_routes`), and carrying a replay out (`ingest.replay`).
+Every function runs in a transaction that acts for one organisation (`api.access`, `api.registry`): row-level security
+decides what it sees. Left out: HTTP (`api.platform.quarantine`), and carrying a replay out (`ingest.replay`).
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,8 @@ from uuid import UUID
 
 import msgspec
 
-from api.errors import ApiError
+from api.http.problems import Problem
+from api.problems import INVALID_NOTE, INVALID_PAYLOAD, NOT_HELD, QUARANTINE_NOT_FOUND
 from runtime.secrets import without_secrets
 
 HELD: Final = "held"
@@ -115,10 +116,6 @@ class Page(NamedTuple):
     end: Place | None
 
 
-def not_found() -> ApiError:
-    return ApiError(404, "quarantine_not_found", "the organisation has no such row in its quarantine")
-
-
 # ---------------------------------------------------------------- looking
 
 
@@ -132,10 +129,10 @@ async def find(connection: Any, wanted: Filter, state: str | None, limit: int, a
 
 
 async def get(connection: Any, quarantine_id: UUID) -> Any:
-    """One row with its whole payload. Raises `not_found`."""
+    """One row with its whole payload. Raises the problem of one that is not there."""
     row = await connection.fetchrow(_ONE, quarantine_id)
     if row is None:
-        raise not_found()
+        raise Problem(QUARANTINE_NOT_FOUND)
     return row
 
 
@@ -151,7 +148,7 @@ async def summary(connection: Any, wanted: Filter, state: str, limit: int) -> li
 async def edit(connection: Any, quarantine_id: UUID, payload: bytes) -> Any:
     """Put another payload in place of a held row's; the first one is kept beside it. Gives the row.
 
-    Raises `not_found`, and a 409 for a row that is not held.
+    Raises the problem of one that is not there, and of a row that is not held.
     """
     status = await connection.execute(_EDIT, quarantine_id, payload)
     row = await get(connection, quarantine_id)
@@ -163,7 +160,7 @@ async def edit(connection: Any, quarantine_id: UUID, payload: bytes) -> Any:
 async def replay(connection: Any, quarantine_id: UUID) -> Any:
     """Ask for a held row's replay, unless that was done already. Gives the row.
 
-    Raises `not_found`, and a 409 for a row that is gone.
+    Raises the problem of one that is not there, and of a row that is gone.
     """
     asked = await _ask_replay(connection, [quarantine_id])
     row = await get(connection, quarantine_id)
@@ -180,7 +177,7 @@ async def replay_found(connection: Any, wanted: Filter, limit: int) -> int:
 async def discard(connection: Any, quarantine_id: UUID, note: str) -> Any:
     """Throw a held row's payload away for good, unless that was done already. Gives the row.
 
-    Raises `not_found`, and a 409 for a row that is being replayed or has left in another way.
+    Raises the problem of one that is not there, and of a row that is being replayed or has left in another way.
     """
     discarded = await connection.fetchval(_DISCARD, [quarantine_id], note)
     row = await get(connection, quarantine_id)
@@ -206,9 +203,9 @@ async def _ask_replay(connection: Any, ids: list[UUID]) -> int:
     return asked
 
 
-def _not_held(state: str) -> ApiError:
+def _not_held(state: str) -> Problem:
     message = "it is being replayed: wait for what becomes of it" if state == REPLAYING else f"it was {state}"
-    return ApiError(409, "not_held", message)
+    return Problem(NOT_HELD, message)
 
 
 # ---------------------------------------------------------------- payloads
@@ -229,7 +226,7 @@ _measurement: Final = msgspec.json.Decoder(_Measurement)
 
 
 def checked_payload(raw: bytes, bytes_max: int) -> bytes:
-    """An edited payload as it is kept: one measurement, without secrets. Raises a 400 that says what is wrong.
+    """An edited payload as it is kept: one measurement, without secrets. Raises the problem that says what is wrong.
 
     Whether its unit, value and time are any good is judged by the replay.
     """
@@ -244,12 +241,12 @@ def checked_payload(raw: bytes, bytes_max: int) -> bytes:
 
 
 def checked_note(note: str) -> str:
-    """Why something is discarded, as it is kept. Raises a 400 for none, or one that is too long."""
+    """Why something is discarded, as it is kept. Raises the problem of none, or one that is too long."""
     note = without_secrets(note.strip()).replace("\0", "")
     if not 0 < len(note) <= NOTE_CHARACTERS_MAX:
-        raise ApiError(400, "invalid_note", f"note: a text of 1 to {NOTE_CHARACTERS_MAX} characters says why")
+        raise Problem(INVALID_NOTE, f"note: a text of 1 to {NOTE_CHARACTERS_MAX} characters says why")
     return note
 
 
-def _invalid_payload(message: str) -> ApiError:
-    return ApiError(400, "invalid_payload", f"payload: {message}")
+def _invalid_payload(message: str) -> Problem:
+    return Problem(INVALID_PAYLOAD, f"payload: {message}")

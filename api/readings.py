@@ -1,22 +1,19 @@
 """Stored readings: pages of raw ones in order of time, and the newest of each series.
 
-Everything here runs in a transaction that acts for one organisation (`api.auth`). Left out: roll-ups.
+Everything here runs in a transaction that acts for one organisation (`api.access`). Left out: roll-ups.
 """
 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from hashlib import blake2b
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
-import msgspec
 import orjson
 
-from api.errors import device_not_found, invalid_parameter
-from api.parameters import SeriesFilter, Span
-from runtime.secrets import BadSealError, Seal
+from api.http.problems import Problem
+from api.problems import DEVICE_NOT_FOUND
 from schemas.record import Quality
 
 _FLAGS: Final = list(Quality)
@@ -41,6 +38,23 @@ _EACH_LEAST: Final = 8
 _ROUND_GROWTH: Final = 4
 #: Nearly every series has reported within it, and it spans two or three chunks instead of a year's.
 _RECENT: Final = timedelta(days=8)
+
+
+class SeriesFilter(NamedTuple):
+    """Which series of a device: None stands for every metric or label."""
+
+    device_id: UUID
+    metric: str | None
+    label: str | None
+
+
+class SpanRead(NamedTuple):
+    """`[start, end)` in time, and the direction and number of what is read from it."""
+
+    start: datetime | None
+    end: datetime | None
+    descending: bool
+    limit: int
 
 
 class Series(NamedTuple):
@@ -72,15 +86,15 @@ class Page:
 
 
 async def find_series(connection: Any, wanted: SeriesFilter) -> dict[int, Series]:
-    """The series of a device. Raises the error of a device that this organisation does not have."""
+    """The series of a device. Raises the problem of a device that this organisation does not have."""
     rows = await connection.fetch(_SERIES, wanted.device_id, wanted.metric, wanted.label)
     if not rows and not await connection.fetchval(_DEVICE, wanted.device_id):
-        raise device_not_found()
+        raise Problem(DEVICE_NOT_FOUND)
     device = str(wanted.device_id)
     return {row["series_id"]: Series(device, row["metric"], row["label"], row["unit"]) for row in rows}
 
 
-async def read_page(connection: Any, series: Sequence[int], wanted: Span, after: Place | None) -> Page:
+async def read_page(connection: Any, series: Sequence[int], wanted: SpanRead, after: Place | None) -> Page:
     """The next `wanted.limit` readings after `after`.
 
     A page may need few readings of each series or very many of one. Each round reads up to `each` of every series;
@@ -158,47 +172,3 @@ def _value(row: Any, quality: int) -> object:
     if quality & Quality.INTEGER and _JSON_INTEGER.fullmatch(text):
         return orjson.Fragment(text)  # of any length: no number type here holds all of its digits
     return text
-
-
-# ---------------------------------------------------------------- cursors
-
-
-class _Cursor(msgspec.Struct, array_like=True, frozen=True):
-    query: bytes
-    ts_us: int
-    series_id: int
-    kind: int
-
-
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND: Final = timedelta(microseconds=1)
-_encoder: Final = msgspec.msgpack.Encoder()
-_decoder: Final = msgspec.msgpack.Decoder(_Cursor)
-
-
-class Cursors:
-    """Places between requests: opaque, and only for the query they were given out for."""
-
-    def __init__(self, seal: Seal) -> None:
-        self._seal = seal
-
-    def give(self, query: bytes, place: Place) -> str:
-        ts_us = (place.ts - _EPOCH) // _MICROSECOND
-        return self._seal.seal(_encoder.encode(_Cursor(query, ts_us, place.series_id, place.kind)))
-
-    def take(self, query: bytes, text: str) -> Place:
-        """Raises the error of a parameter that this service did not give out for this query."""
-        try:
-            cursor = _decoder.decode(self._seal.open(text))
-            place = Place(_EPOCH + cursor.ts_us * _MICROSECOND, cursor.series_id, cursor.kind)
-        except (BadSealError, msgspec.DecodeError, OverflowError):
-            raise invalid_parameter("cursor", "was not given out by this service") from None
-        if cursor.query != query:
-            raise invalid_parameter("cursor", "belongs to a query with other parameters")
-        return place
-
-
-def fingerprint(organisation: UUID, wanted: SeriesFilter, span: Span) -> bytes:
-    """Of everything that decides which readings follow which; the limit may change from page to page."""
-    parts = (organisation, wanted.device_id, wanted.metric, wanted.label, span.start, span.end, span.descending)
-    return blake2b(repr(parts).encode(), digest_size=12).digest()

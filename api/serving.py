@@ -5,16 +5,17 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from api.errors import ApiError, error_body
+from api.faces import PLATFORM
+from api.http.problems import BAD_REQUEST, INTERNAL, REQUEST_TIMEOUT, Problem
 from api.metrics import ApiMetrics
 from runtime.http.answers import Answer
 from runtime.http.server import Handler
 from runtime.ids import uuid7
 
 _NO_REQUEST: Final = {
-    400: ApiError(400, "bad_request", "the request is not well-formed HTTP"),
-    408: ApiError(408, "request_timeout", "the head of the request did not come in time"),
-    500: ApiError(500, "internal_error", "something broke here; it has been logged"),
+    400: Problem(BAD_REQUEST, "the request is not well-formed HTTP"),
+    408: Problem(REQUEST_TIMEOUT, "the head of the request did not come in time"),
+    500: Problem(INTERNAL),
 }
 
 
@@ -49,7 +50,7 @@ class ApiFace:
         """The answer to what never became a request of this face: 400, 408 or 500."""
         request_id = str(uuid7())
         self._metrics.requests.labels("malformed", str(status)).inc()
-        return Answer(status, error_body(_NO_REQUEST[status], request_id), request_id)
+        return Answer(status, PLATFORM.body(_NO_REQUEST[status], request_id), request_id)
 
 
 def beside(serves: Callable[[str], bool], first: Handler, second: Handler) -> Handler:

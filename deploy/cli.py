@@ -12,7 +12,7 @@ from uuid import UUID
 import click
 import orjson
 
-from api.parameters import parse_time
+from api.http.spelt import parse_time
 from api.quarantine import HELD, STATES, Filter
 from api.registry import LIMITS
 from deploy.commands import migrate_all, print_limits, print_spools, print_token, seed_demo, skip_spool

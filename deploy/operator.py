@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
-from api.auth import OWNER_SCOPE
+from api.access.scopes import OWNER
 from api.registry import LIMITS, Credentials, acting_for, add_device, add_organisation, add_site, set_limits
 from runtime.errors import ConfigurationError
 from runtime.ids import uuid7
@@ -79,7 +79,7 @@ async def _make_tokens(connection: Any, hasher: TokenHasher, demo: Demo) -> Demo
     credentials = Credentials(connection, hasher)
     await credentials.revoke_named(SEED)
     ingest_token = await credentials.add_device_token(demo.organisation_id, demo.device_id, name=SEED)
-    api_key = await credentials.add_api_key(demo.organisation_id, [OWNER_SCOPE], name=SEED)
+    api_key = await credentials.add_api_key(demo.organisation_id, [OWNER], name=SEED)
     return Demo(demo.organisation_id, demo.site_id, demo.device_id, ingest_token, api_key)
 
 

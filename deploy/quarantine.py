@@ -13,9 +13,9 @@ import click
 import orjson
 
 from api import quarantine
-from api.errors import ApiError
+from api.http.problems import Problem
+from api.platform.quarantine import as_json, shown, summed_up
 from api.quarantine import Filter
-from api.quarantine_routes import as_json, shown, summed_up
 from api.registry import acting_for
 from api.settings import ApiSettings
 from deploy.commands import login
@@ -219,7 +219,7 @@ async def open_desk(settings: Settings) -> AsyncIterator[Desk]:
     connection = await login(settings)
     try:
         yield Desk(connection, json=settings.get(DeploySettings).json)
-    except ApiError as error:
+    except Problem as error:
         raise ConfigurationError(error.message) from None
     finally:
         await connection.close()

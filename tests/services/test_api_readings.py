@@ -302,8 +302,8 @@ def test_a_cursor_is_for_its_own_query_and_organisation(any_database: Database) 
             assert (await it.get(limit=2, cursor=cursor))[0] == 200
             for other in ({"order": "desc"}, {"metric": "a"}, {"from_": "0"}):
                 status, body, _ = await it.get(cursor=cursor, **other)
-                assert (status, body["error"]["code"]) == (400, "invalid_parameter")
-                assert body["error"]["message"].startswith("cursor: ")
+                assert (status, body["code"]) == (400, "invalid_parameter")
+                assert body["detail"].startswith("cursor: ")
             _, _, _, stranger = await tenant(any_database)
             assert (await it.get(cursor=cursor, key=stranger))[0] == 400
             for forged in ("", "AAAA", cursor[:-1], cursor + "A"):
@@ -322,7 +322,7 @@ def test_limits_are_those_of_the_settings(any_database: Database) -> None:
             assert len(await it.data(limit=3)) == 3
             status, body, _ = await it.get(limit=4)
             assert status == 400
-            assert "from 1 to 3" in body["error"]["message"]
+            assert "from 1 to 3" in body["detail"]
 
     run(test())
 
@@ -337,7 +337,7 @@ def test_only_the_organisation_of_the_key_is_seen(any_database: Database) -> Non
             _, _, others_device, others_key = await tenant(any_database)
             for path in ("", "/latest"):
                 status, body, _ = await it.get(path, key=others_key)
-                assert (status, body["error"]["code"]) == (404, "device_not_found")
+                assert (status, body["code"]) == (404, "device_not_found")
                 assert (await it.get(path, device_id=others_device))[0] == 404
                 assert (await it.get(path, device_id=uuid7()))[0] == 404
             assert (await it.get(key=others_key, device_id=others_device))[1]["data"] == []
@@ -361,14 +361,14 @@ def test_a_key_ends_at_once_when_it_is_revoked_or_expires(any_database: Database
             assert (await it.get(key=past))[0] == 401
             assert (await it.get(key=reader))[0] == 200
             status, body, _ = await it.get(key=nothing)
-            assert (status, body["error"]["code"]) == (403, "scope_missing")
+            assert (status, body["code"]) == (403, "scope_missing")
             assert (await it.get(key=device_token))[0] == 401
             async with acting_for(connection, it.organisation):
                 await connection.execute("UPDATE credentials SET revoked_at = now()")
             await connection.close()
             for key in (it.key, reader):
                 status, body, headers = await it.get(key=key)
-                assert (status, body["error"]["code"]) == (401, "token_invalid")
+                assert (status, body["code"]) == (401, "token_invalid")
                 assert headers["WWW-Authenticate"].startswith("Bearer")
 
     run(test())
@@ -429,11 +429,11 @@ def test_errors_have_one_shape_and_stable_codes(any_database: Database) -> None:
             for request, status, code in expected:
                 async with request as answer:
                     body = await answer.json()
-                    assert (answer.status, body["error"]["code"]) == (status, code)
-                    assert body["error"]["request_id"] == answer.headers["X-Request-Id"]
-                    assert set(body["error"]) == {"code", "message", "request_id"}
+                    assert (answer.status, body["code"]) == (status, code)
+                    assert body["request_id"] == answer.headers["X-Request-Id"]
+                    assert set(body) == {"type", "title", "status", "detail", "code", "request_id"}
             status, body, _ = await it.get(device_id="fridge")
-            assert (status, body["error"]["message"]) == (400, "device_id: is not a UUID")
+            assert (status, body["detail"]) == (400, "device_id: is not a UUID")
             for route, status, count in (("/api/v1/readings", 401, 2), ("unknown", 404, 1), ("unknown", 405, 1)):
                 sample = {"route": route, "status": str(status)}
                 assert it.registry.get_sample_value("sluice_api_requests_total", sample) == count
@@ -461,7 +461,7 @@ def test_bad_http_is_refused_in_our_words_without_quoting_it(any_database: Datab
                 writer.close()
                 await writer.wait_closed()
                 assert b" 400 " in head.splitlines()[0]
-                assert json.loads(body)["error"]["code"] == "bad_request"
+                assert json.loads(body)["code"] == "bad_request"
                 assert key.encode() not in body
             assert (await it.get())[0] == 200
 
@@ -498,7 +498,7 @@ def test_a_database_that_goes_away_is_503_and_comes_back(database: Database) -> 
             proxy.cut()
             for _ in range(3):
                 status, body, headers = await it.get()
-                assert (status, body["error"]["code"]) == (503, "database_unavailable")
+                assert (status, body["code"]) == (503, "database_unavailable")
                 assert 1 <= int(headers["Retry-After"]) <= 5
             proxy.refuse = False
             assert (await it.get())[0] == 200
@@ -516,7 +516,7 @@ def test_too_many_at_once_are_told_to_come_back(database: Database) -> None:
             while await locker.fetchval(waiting) < 4:  # noqa: ASYNC110 -- only the database knows
                 await asyncio.sleep(0.01)
             status, body, headers = await it.get()
-            assert (status, body["error"]["code"]) == (503, "overloaded")
+            assert (status, body["code"]) == (503, "overloaded")
             assert headers["Retry-After"]
             await locker.execute("COMMIT")
             await locker.close()

@@ -1,0 +1,164 @@
+"""What every request passes through, from its head to its answer; `create_app` reads as the way.
+
+Left out: the listener (`api.serving`), who may call (`api.access`), and what each operation does.
+"""
+
+import functools
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, Final
+
+import asyncpg
+import msgspec
+from aiohttp import hdrs, web
+
+from api.access.authority import Authority
+from api.http import spelt
+from api.http.decoding import read_body, read_path, read_query, take_body
+from api.http.faces import Face, face_of
+from api.http.operations import Call, Operation, Reply
+from api.http.problems import (
+    BAD_REQUEST,
+    DATABASE_UNAVAILABLE,
+    INTERNAL,
+    METHOD_NOT_ALLOWED,
+    NOT_FOUND,
+    QUERY_TIMEOUT,
+    Problem,
+    unavailable,
+)
+from api.metrics import ApiMetrics
+from runtime.ids import uuid7
+from runtime.postgres import UNAVAILABLE
+
+_log = logging.getLogger("sluice.api")
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+JSON: Final = "application/json"
+
+_encoder: Final = msgspec.json.Encoder(enc_hook=spelt.write, uuid_format="canonical")
+_ID: Final = web.RequestKey("request_id", str)
+
+
+def create_app(
+    operations: Iterable[Operation], authority: Authority, faces: tuple[Face, ...], metrics: ApiMetrics
+) -> web.Application:
+    """The application of these operations; the last of the faces has all paths that are no other's."""
+    app = web.Application(middlewares=[_Edge(faces, metrics).handle])
+    runner = _Runner(authority)
+    for operation in operations:
+        handler = functools.partial(runner.run, operation)
+        app.router.add_route(operation.method, operation.path, handler)
+        if operation.method == hdrs.METH_GET:
+            app.router.add_route(hdrs.METH_HEAD, operation.path, handler)
+    return app
+
+
+class _Runner:
+    """Runs a request through its operation: read, let in, decoded, handled, answered."""
+
+    def __init__(self, authority: Authority) -> None:
+        self._authority = authority
+
+    async def run(self, operation: Operation, request: web.Request) -> web.StreamResponse:
+        presented = self._authority.presented(operation.needs, request.headers)
+        body = await take_body(request, operation.body_bytes_max)
+        organisation = request.match_info.get("orgId")
+        async with self._authority.session(
+            presented, operation.needs, organisation, writes=operation.writes
+        ) as session:
+            call: Call[Any, Any, Any] = Call(
+                read_path(operation, request.match_info),
+                read_query(operation.query_type, request.query),
+                read_body(operation.body_type, body),
+                session.caller,
+                session.connection,
+                request[_ID],
+                _versions(request.headers.get(hdrs.IF_MATCH)),
+            )
+            result = await operation.handler(call)
+        return _response(operation, result)
+
+
+def _versions(header: str | None) -> tuple[str, ...] | None:
+    if header is None or header.strip() == "*":
+        return None
+    # A weak tag never matches: what it stands for may differ.
+    return tuple(tag.strip().strip('"') for tag in header.split(",") if not tag.strip().startswith("W/"))
+
+
+def _response(operation: Operation, result: Any) -> web.Response:
+    reply = result if isinstance(result, Reply) else Reply(result)
+    body = reply.content if isinstance(reply.content, bytes) else _encoder.encode(reply.content)
+    status = reply.status or operation.status
+    headers = dict(reply.headers)
+    if reply.version is not None:
+        headers[hdrs.ETAG] = f'"{reply.version}"'
+    if status == 204:
+        return web.Response(status=status, headers=headers)
+    return web.Response(
+        status=status, body=body, content_type=reply.content_type or operation.content_type, headers=headers
+    )
+
+
+class _Edge:
+    """A request id, the errors of the face whose path it is, counts."""
+
+    def __init__(self, faces: tuple[Face, ...], metrics: ApiMetrics) -> None:
+        self._faces = faces
+        self._metrics = metrics
+
+    @web.middleware
+    async def handle(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        request_id = request[_ID] = str(uuid7())
+        route = _route(request)
+        started = time.perf_counter()
+        with self._metrics.in_flight.track_inprogress():
+            try:
+                response = await handler(request)
+            except Exception as error:
+                problem = _problem(error, request, request_id)
+                response = problem_response(face_of(self._faces, request.path), problem, request_id)
+        response.headers["X-Request-Id"] = request_id
+        response.headers.setdefault(hdrs.CACHE_CONTROL, "no-store")
+        # Otherwise aiohttp names itself and Python, with their versions.
+        response.headers[hdrs.SERVER] = "sluice"
+        self._metrics.requests.labels(route, str(response.status)).inc()
+        self._metrics.seconds.labels(route).observe(time.perf_counter() - started)
+        return response
+
+
+def _problem(error: Exception, request: web.Request, request_id: str) -> Problem:
+    """What is told of it; what is not the client's doing is logged."""
+    if isinstance(error, Problem):
+        return error
+    if isinstance(error, web.HTTPMethodNotAllowed):
+        allowed = ", ".join(sorted(error.allowed_methods))
+        message = f"{request.method} is not possible here: {allowed}"
+        return Problem(METHOD_NOT_ALLOWED, message, headers={hdrs.ALLOW: allowed})
+    if isinstance(error, web.HTTPNotFound):
+        return Problem(NOT_FOUND)
+    if isinstance(error, web.HTTPException):
+        return Problem(BAD_REQUEST, error.reason)
+    if isinstance(error, asyncpg.QueryCanceledError):
+        return unavailable(QUERY_TIMEOUT, "the query took too long: ask for less")
+    if isinstance(error, UNAVAILABLE):
+        _log.warning("the database is away", extra={"request_id": request_id, "reason": str(error)})
+        return unavailable(DATABASE_UNAVAILABLE, "the database is away: try again")
+    _log.error("a request failed", extra={"request_id": request_id, "route": _route(request)}, exc_info=error)
+    return Problem(INTERNAL)
+
+
+def problem_response(face: Face, problem: Problem, request_id: str) -> web.Response:
+    return web.Response(
+        status=face.kind(problem.kind).status,
+        body=face.body(problem, request_id),
+        content_type=face.shape.content_type,
+        headers=problem.headers,
+    )
+
+
+def _route(request: web.Request) -> str:
+    resource = request.match_info.route.resource
+    return "unknown" if resource is None else resource.canonical

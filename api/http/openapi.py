@@ -1,0 +1,179 @@
+"""The OpenAPI 3.1 document of the declared operations. Left out: serving it (`api.platform.documents`)."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from api.http import spelt
+from api.http.faces import Face
+from api.http.operations import Audience, Nothing, Operation
+from api.http.problems import (
+    AUTH_REQUIRED,
+    BAD_REQUEST,
+    BODY_TOO_LARGE,
+    DATABASE_UNAVAILABLE,
+    FORBIDDEN,
+    IDEMPOTENCY_CONFLICT,
+    INTERNAL,
+    INVALID,
+    INVALID_BODY,
+    INVALID_PARAMETER,
+    NOT_FOUND,
+    OVERLOADED,
+    QUERY_TIMEOUT,
+    RATE_LIMITED,
+    REQUEST_TIMEOUT,
+    SCOPE_MISSING,
+    TOKEN_INVALID,
+    UNSUPPORTED_TYPE,
+    Kind,
+)
+
+OPENAPI: Final = "3.1.0"
+REFERENCE: Final = "#/components/schemas/{name}"
+
+_LICENSE: Final = {"name": "Apache-2.0", "identifier": "Apache-2.0"}
+_ALWAYS: Final = (
+    BAD_REQUEST, REQUEST_TIMEOUT, RATE_LIMITED, INTERNAL, OVERLOADED, QUERY_TIMEOUT, DATABASE_UNAVAILABLE,
+)  # fmt: skip
+_WITH_BODY: Final = (INVALID_BODY, BODY_TOO_LARGE, UNSUPPORTED_TYPE, INVALID)
+_WITH_CALLER: Final = (AUTH_REQUIRED, TOKEN_INVALID, FORBIDDEN)
+
+
+def document(operations: Sequence[Operation], *, version: str, server: str) -> dict[str, Any]:
+    """The document as JSON types; `server` is the URL that paths are under."""
+    faces = {operation.face.name: operation.face for operation in operations}
+    shapes, schemas = schemas_of(operations)
+    paths: dict[str, dict[str, Any]] = {}
+    for operation in operations:
+        paths.setdefault(operation.path, {})[operation.method.lower()] = _described(operation, shapes)
+    problems = {_problem_name(face): dict(face.shape.schema) for face in faces.values()}
+    return {
+        "openapi": OPENAPI,
+        "info": {
+            "title": "Sluice",
+            "version": version,
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        },
+        "servers": [{"url": server}],
+        "tags": [{"name": face.title} for face in faces.values()],
+        "paths": paths,
+        "components": {
+            "schemas": schemas | problems,
+            "securitySchemes": {
+                "bearer": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "description": "An API key (`sk_live_…`) or an access token.",
+                }
+            },
+        },
+    }
+
+
+def schemas_of(operations: Iterable[Operation]) -> tuple[dict[Any, Any], dict[str, Any]]:
+    """How each type that operations take or give is referred to, and the JSON Schemas by name."""
+    types = list(dict.fromkeys(kind for operation in operations for kind in _types(operation)))
+    found, components = msgspec.json.schema_components(types, schema_hook=spelt.describe, ref_template=REFERENCE)
+    return dict(zip(types, found, strict=True)), components
+
+
+def _types(operation: Operation) -> Iterator[Any]:
+    for kind in (operation.body_type, operation.answer_type):
+        if _is_said(kind):
+            yield kind
+    for struct in (operation.path_type, operation.query_type):
+        for field in msgspec.structs.fields(struct):
+            yield field.type
+
+
+def _is_said(kind: Any) -> bool:
+    return kind is not Nothing and kind is not None and kind is not type(None)
+
+
+def _described(operation: Operation, shapes: Mapping[Any, Any]) -> dict[str, Any]:
+    described: dict[str, Any] = {
+        "operationId": operation.name.replace(".", "_"),
+        "summary": operation.summary,
+        "tags": [operation.face.title],
+        "parameters": [*_parameters(operation, shapes)],
+        "responses": _responses(operation, shapes),
+        "security": [] if operation.needs.audience is Audience.PUBLIC else [{"bearer": []}],
+    }
+    if operation.description:
+        described["description"] = operation.description
+    if _is_said(operation.body_type):
+        content: dict[str, Any] = {"schema": shapes[operation.body_type]}
+        if operation.example.request is not None:
+            content["example"] = operation.example.request
+        described["requestBody"] = {"required": True, "content": {"application/json": content}}
+    return described
+
+
+def _parameters(operation: Operation, shapes: Mapping[Any, Any]) -> Iterator[dict[str, Any]]:
+    for field in msgspec.structs.fields(operation.path_type):
+        yield {"name": field.encode_name, "in": "path", "required": True, "schema": shapes[field.type]}
+    for field in msgspec.structs.fields(operation.query_type):
+        schema = _without_null(shapes[field.type])
+        if field.default not in (msgspec.NODEFAULT, None, msgspec.UNSET):
+            schema = {**schema, "default": field.default}
+        yield {"name": field.encode_name, "in": "query", "required": field.required, "schema": schema}
+    if operation.repeatable:
+        text = {"type": "string", "minLength": 1, "maxLength": 128}
+        yield {"name": "Idempotency-Key", "in": "header", "required": False, "schema": text}
+
+
+def _without_null(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """A parameter that is left out is None here; there is no way to send null."""
+    options = [one for one in schema.get("anyOf", ()) if one != {"type": "null"}]
+    rest = {name: value for name, value in schema.items() if name != "anyOf"}
+    if len(options) == 1:
+        return {**options[0], **rest}
+    return {**rest, "anyOf": options} if options else rest
+
+
+def _responses(operation: Operation, shapes: Mapping[Any, Any]) -> dict[str, Any]:
+    answer: dict[str, Any] = {"description": operation.summary}
+    if _is_said(operation.answer_type):
+        content: dict[str, Any] = {"schema": shapes[operation.answer_type]}
+        if operation.example.answer is not None:
+            content["example"] = operation.example.answer
+        answer["content"] = {operation.content_type: content}
+    responses = {str(operation.status): answer}
+    by_status: dict[int, list[Kind]] = {}
+    for kind in kinds_of(operation):
+        spelt_here = operation.face.kind(kind)
+        by_status.setdefault(spelt_here.status, []).append(spelt_here)
+    for status in sorted(by_status):
+        responses[str(status)] = {
+            "description": "\n".join(f"`{kind.code}`: {kind.meaning}" for kind in by_status[status]),
+            "content": {
+                operation.face.shape.content_type: {
+                    "schema": {"$ref": REFERENCE.format(name=_problem_name(operation.face))}
+                }
+            },
+        }
+    return responses
+
+
+def kinds_of(operation: Operation) -> list[Kind]:
+    """Everything that can go wrong with an operation."""
+    kinds = [*operation.problems, *_ALWAYS]
+    if operation.missing is not None or msgspec.structs.fields(operation.path_type):
+        kinds.append(operation.missing or NOT_FOUND)
+    if msgspec.structs.fields(operation.query_type):
+        kinds.append(INVALID_PARAMETER)
+    if _is_said(operation.body_type):
+        kinds += _WITH_BODY
+    if operation.needs.audience is not Audience.PUBLIC:
+        kinds += _WITH_CALLER
+    if operation.needs.scope:
+        kinds.append(SCOPE_MISSING)
+    if operation.repeatable:
+        kinds.append(IDEMPOTENCY_CONFLICT)
+    return list(dict.fromkeys(kinds))
+
+
+def _problem_name(face: Face) -> str:
+    return f"{face.name.capitalize()}Problem"

@@ -1,0 +1,232 @@
+"""One declaration an operation: its method, path, who may call it, what it takes and gives, what can go wrong.
+
+Routing, decoding, authorisation, the OpenAPI document and the clients' view of errors all follow from it; a handler
+is the few lines that are its own. Left out: how a request runs through it (`api.http.edge`).
+"""
+
+import inspect
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum, IntEnum
+from typing import Any, Final, Generic, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
+from uuid import UUID
+
+import msgspec
+
+from api.http.faces import Face
+from api.http.problems import Kind
+
+P = TypeVar("P", bound=msgspec.Struct)
+Q = TypeVar("Q", bound=msgspec.Struct)
+B = TypeVar("B")
+A = TypeVar("A")
+
+_MARK: Final = "__operation__"
+BODY_BYTES_MAX: Final = 256_000
+
+
+class Nothing(msgspec.Struct, forbid_unknown_fields=True):
+    """No path parameters, no query parameters, or no body."""
+
+
+# ---------------------------------------------------------------- who may
+
+
+class Role(IntEnum):
+    """What a member may do in an organisation; each may what those before it may."""
+
+    VIEWER = 1
+    MEMBER = 2
+    ADMIN = 3
+    OWNER = 4
+
+
+class Audience(Enum):
+    """Who calls an operation at all."""
+
+    PUBLIC = "public"
+    USER = "user"
+    """A person who has logged in; no organisation is chosen yet."""
+    ORGANISATION = "organisation"
+    """A member of an organisation, or one of its API keys."""
+
+
+class Needs(NamedTuple):
+    """Who may call an operation."""
+
+    audience: Audience
+    role: Role = Role.VIEWER
+    """The least that a person has to be."""
+    scope: str = ""
+    """What an API key has to be made for; the scope `owner` has all others."""
+
+
+PUBLIC: Final = Needs(Audience.PUBLIC)
+
+
+def needs(role: Role, scope: str) -> Needs:
+    return Needs(Audience.ORGANISATION, role, scope)
+
+
+class Caller(NamedTuple):
+    """Who is calling: a person, an API key, or nobody."""
+
+    organisation: UUID | None
+    role: Role | None
+    credential: UUID | None
+    """The API key."""
+    user: UUID | None
+
+
+# ---------------------------------------------------------------- what a handler gets and gives
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[P, Q, B]):
+    """A request that was decoded and may go on. Its transaction is committed when the handler returns."""
+
+    path: P
+    query: Q
+    body: B
+    caller: Caller
+    connection: Any
+    """A session that sees the caller's organisation only."""
+    request_id: str
+    versions: tuple[str, ...] | None
+    """What `If-Match` names; None without one, or for any."""
+
+    @property
+    def organisation(self) -> UUID:
+        """Raises `RuntimeError` in an operation that needs none."""
+        if self.caller.organisation is None:
+            raise RuntimeError("the operation is not declared for an organisation")
+        return self.caller.organisation
+
+
+@dataclass(frozen=True, slots=True)
+class Reply(Generic[A]):
+    """An answer that is more than its content: an `A`, or that rendered already."""
+
+    content: A | bytes
+    status: int | None = None
+    version: str | None = None
+    """For `ETag`."""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    content_type: str | None = None
+
+
+Handler = Callable[[Any], Awaitable[Any]]
+
+
+class Example(NamedTuple):
+    """A request's body and what it is answered, as a document prints them."""
+
+    request: Any = None
+    answer: Any = None
+
+
+@dataclass(frozen=True)
+class Operation:
+    """What is declared of an operation, and what is read off its handler."""
+
+    face: Face
+    method: str
+    path: str
+    needs: Needs
+    handler: Handler
+    status: int
+    problems: tuple[Kind, ...]
+    missing: Kind | None
+    """What a malformed id in the path means: that there is no such thing."""
+    body_bytes_max: int
+    writes: bool
+    repeatable: bool
+    """Whether `Idempotency-Key` makes a repetition the same request."""
+    content_type: str
+    example: Example
+    path_type: type[msgspec.Struct]
+    query_type: type[msgspec.Struct]
+    body_type: Any
+    answer_type: Any
+    name: str
+    summary: str
+    description: str
+
+
+class _Declared(NamedTuple):
+    face: Face
+    method: str
+    path: str
+    needs: Needs
+    status: int
+    problems: tuple[Kind, ...]
+    missing: Kind | None
+    body_bytes_max: int
+    writes: bool
+    repeatable: bool
+    content_type: str
+    example: Example
+
+
+_NO_EXAMPLE: Final = Example()
+
+
+def operation(
+    face: Face,
+    method: str,
+    path: str,
+    allowed: Needs,
+    *,
+    status: int = 200,
+    problems: Sequence[Kind] = (),
+    missing: Kind | None = None,
+    body_bytes_max: int = BODY_BYTES_MAX,
+    writes: bool | None = None,
+    repeatable: bool = False,
+    content_type: str = "application/json",
+    example: Example = _NO_EXAMPLE,
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Declare a method `async def name(self, call: Call[Path, Query, Body]) -> Answer` to be an operation.
+
+    Its docstring's first line is the summary, the rest the description. `{name}` in the path is the field of Path
+    that is encoded under that name.
+    """
+    declared = _Declared(
+        face, method, path, allowed, status, tuple(problems), missing, body_bytes_max,
+        method != "GET" if writes is None else writes, repeatable, content_type, example,
+    )  # fmt: skip
+
+    def mark(handler: Callable[..., Any]) -> Callable[..., Any]:
+        setattr(handler, _MARK, declared)
+        return handler
+
+    return mark
+
+
+def operations_of(*holders: object) -> Iterator[Operation]:
+    """The operations that the methods of these objects are declared to be."""
+    for holder in holders:
+        for name, function in vars(type(holder)).items():
+            declared: _Declared | None = getattr(function, _MARK, None)
+            if declared is not None:
+                yield _bind(holder, name, function, declared)
+
+
+def _bind(holder: object, name: str, function: Callable[..., Any], declared: _Declared) -> Operation:
+    hints = get_type_hints(function, include_extras=True)
+    path_type, query_type, body_type = get_args(hints["call"])
+    answer_type = hints["return"]
+    if get_origin(answer_type) is Reply:
+        (answer_type,) = get_args(answer_type)
+    summary, _, description = inspect.cleandoc(function.__doc__ or "").partition("\n\n")
+    return Operation(
+        **declared._asdict(),
+        handler=getattr(holder, name),
+        path_type=path_type,
+        query_type=query_type,
+        body_type=body_type,
+        answer_type=answer_type,
+        name=f"{declared.face.name}.{name}",
+        summary=" ".join(summary.split()).rstrip("."),
+        description=description,
+    )

@@ -1,0 +1,47 @@
+"""Query parameters that several operations take, and what is checked of them beside their types."""
+
+from datetime import datetime
+from typing import Annotated, Final
+
+import msgspec
+
+from api.http.problems import invalid_parameter
+from api.http.spelt import Moment
+
+NAME_CHARACTERS_MAX: Final = 256
+
+Name = Annotated[str, msgspec.Meta(max_length=NAME_CHARACTERS_MAX)]
+Count = Annotated[int, msgspec.Meta(ge=1, le=1_000_000_000)]
+Cursor = Annotated[str, msgspec.Meta(max_length=1_024, description="`next_cursor` of the page before.")]
+
+
+class NoQuery(msgspec.Struct):
+    """No parameters."""
+
+
+class Span(msgspec.Struct, kw_only=True):
+    """A span `[from, to)` of time."""
+
+    from_: Moment | None = msgspec.field(default=None, name="from")
+    to: Moment | None = None
+
+    @property
+    def start(self) -> datetime | None:
+        return None if self.from_ is None else self.from_.value
+
+    @property
+    def end(self) -> datetime | None:
+        return None if self.to is None else self.to.value
+
+    def __post_init__(self) -> None:
+        if self.from_ is not None and self.to is not None and self.from_.value > self.to.value:
+            raise invalid_parameter("from", "lies after `to`")
+
+
+def limit_within(limit: int | None, default: int, most: int) -> int:
+    """How many rows are given. Raises the problem of a limit that is too high."""
+    if limit is None:
+        return min(default, most)
+    if limit > most:
+        raise invalid_parameter("limit", f"is a number from 1 to {most}")
+    return limit
