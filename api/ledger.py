@@ -5,12 +5,13 @@ Left out: HTTP (`api.platform.ledger`), and whether the books tell the truth, wh
 
 from datetime import datetime
 from typing import Any, Final
+from uuid import UUID
 
 import msgspec
 
-from schemas.ledger import COLUMNS, FATES, SUMS
+from schemas.ledger import COLUMNS, FATES, LOST_RECORDS, SUMS
 
-HOUR, DAY, TOTAL = "hour", "day", "total"
+HOUR, DAY, SOURCE, TOTAL = "hour", "day", "source", "total"
 
 
 def _with_sums(sql: str) -> str:
@@ -28,10 +29,22 @@ _TOTAL: Final = _with_sums("""
 SELECT min(hour) AS start, {sums} FROM ledger
 WHERE hour >= coalesce($1::timestamptz, '-infinity') AND hour < coalesce($2::timestamptz, 'infinity')
 """)
+_BY_SOURCE: Final = _with_sums("""
+SELECT min(hour) AS start, source, {sums} FROM ledger
+WHERE hour >= coalesce($1::timestamptz, '-infinity') AND hour < coalesce($2::timestamptz, 'infinity')
+GROUP BY source ORDER BY start, source LIMIT $3
+""")
 # A partition in which nothing has landed yet says nothing.
 _COMPLETE: Final = """
 SELECT min(p.received_through) FROM log_positions p JOIN log_generations g USING (source) WHERE g.closed_at IS NULL
 """
+
+
+class Lost(msgspec.Struct):
+    """Records of the whole installation that were lost: nobody can tell any more whose they were."""
+
+    log: int
+    spool: int
 
 
 async def complete_through(connection: Any) -> datetime | None:
@@ -40,12 +53,19 @@ async def complete_through(connection: Any) -> datetime | None:
     return time
 
 
+async def lost_records(connection: Any) -> Lost:
+    return Lost(**await connection.fetchrow(LOST_RECORDS))
+
+
 async def read(
     connection: Any, by: str, start: datetime | None, end: datetime | None, after: datetime | None, limit: int
 ) -> list[Any]:
-    """Sums by hour or day, or in all, of `[start, end)`; those that begin after `after`."""
+    """Sums of the hours that begin in `[start, end)`: by hour or day those after `after`, by source, or in all."""
     if by == TOTAL:
         return [await connection.fetchrow(_TOTAL, start, end)]
+    if by == SOURCE:
+        sources: list[Any] = await connection.fetch(_BY_SOURCE, start, end, limit)
+        return sources
     rows: list[Any] = await connection.fetch(_ROWS, by, start, end, after, limit)
     return rows
 
@@ -54,6 +74,8 @@ class Sums(msgspec.Struct):
     """What became of the readings received from `start` on, for an hour, a day, or all the time asked for."""
 
     start: datetime | None
+    source: UUID | msgspec.UnsetType
+    """The log's generation or the spool that they came through, where they are told apart by it."""
     received: int
     stored: int
     duplicates: int
@@ -64,6 +86,7 @@ class Sums(msgspec.Struct):
     expired: int
     erased: int
     lost: int
+    """Told of nobody so far: what is lost cannot be read, see `lost_records`."""
     in_quarantine: int
     """Set aside, and neither released nor gone by a rule since."""
     adds_up: bool
@@ -75,4 +98,5 @@ def sums(row: Any) -> Sums:
     left = counts["replayed"] + counts["discarded"] + counts["expired"]
     in_quarantine = counts["conflicts"] + counts["quarantined"] - left
     adds_up = counts["received"] == fates and in_quarantine >= 0
-    return Sums(row["start"], **counts, in_quarantine=in_quarantine, adds_up=adds_up)
+    source = row.get("source", msgspec.UNSET)
+    return Sums(row["start"], source, **counts, in_quarantine=in_quarantine, adds_up=adds_up)

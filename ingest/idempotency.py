@@ -60,12 +60,13 @@ class Repeats(Generic[T]):
         self._clock = clock
         self._requests: OrderedDict[bytes, Request[T]] = OrderedDict()
 
-    def begin(self, name: Idempotency) -> tuple[Request[T], bool]:
-        """The first request of this name, and whether that is this one, which then calls `end`.
+    def begin(self, name: Idempotency, devices: str) -> tuple[Request[T], bool]:
+        """The first request of this name about these devices, and whether that is this one, which then calls `end`.
 
-        Raises `ConflictError`.
+        Raises `ConflictError`. `devices` is how the request names them: those of another are another request.
         """
-        key, now = name.scope + name.key, self._clock.monotonic()
+        key = name.scope + name.key + devices.encode("utf-8", "surrogatepass")
+        now = self._clock.monotonic()
         known = self._requests.get(key)
         if known is not None and now < known.until_s:
             if known.fingerprint != name.fingerprint:

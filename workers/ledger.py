@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Final
 
 from runtime.postgres import UNAVAILABLE, PostgresSettings, connect
-from schemas.ledger import COLUMNS, FATES, SUMS
+from schemas.ledger import COLUMNS, FATES, LOST_RECORDS, SUMS
 from workers.metrics import LedgerMetrics
 from workers.settings import LedgerSettings
 from workers.upkeep import repeat
@@ -18,10 +18,6 @@ _log = logging.getLogger("sluice.ledger")
 ROLE: Final = "sluice_worker"
 
 _LAST_DAY: Final = " ".join(("SELECT", SUMS, "FROM ledger WHERE hour > now() - interval '25 hours'"))
-_LOST: Final = """
-SELECT (SELECT coalesce(sum(lost), 0) FROM log_positions)::bigint AS log,
-       (SELECT coalesce(sum(end_sequence - first_sequence), 0) FROM spool_losses)::bigint AS spool
-"""
 
 
 class LedgerTotals:
@@ -43,7 +39,7 @@ class LedgerTotals:
         )
         try:
             sums = await connection.fetchrow(_LAST_DAY)
-            lost = await connection.fetchrow(_LOST)
+            lost = await connection.fetchrow(LOST_RECORDS)
         finally:
             with suppress(*UNAVAILABLE):
                 await connection.close()

@@ -10,7 +10,7 @@ from api.faces import PLATFORM
 from api.http.lists import Cursors, cut
 from api.http.operations import Call, Nothing, Role, needs, operation
 from api.http.parameters import Count, Cursor, Span, limit_within
-from api.ledger import TOTAL, Sums, complete_through, read, sums
+from api.ledger import DAY, HOUR, Lost, Sums, complete_through, lost_records, read, sums
 from api.settings import ApiSettings
 from runtime.secrets import KeyRing, Seal
 
@@ -18,9 +18,9 @@ _READS: Final = needs(Role.VIEWER, READINGS_READ)
 
 
 class Books(Span, kw_only=True):
-    """Which hours of receipt, and how they are summed up."""
+    """Which hours of receipt, those that begin in the span, and how they are summed up."""
 
-    by: Literal["hour", "day", "total"] = "hour"
+    by: Literal["hour", "day", "source", "total"] = "hour"
     limit: Count | None = None
     cursor: Cursor | None = None
 
@@ -30,6 +30,7 @@ class Ledger(msgspec.Struct):
 
     data: list[Sums]
     complete_through: datetime | None
+    lost_records: Lost
     next_cursor: str | None
 
 
@@ -45,7 +46,7 @@ class LedgerOperations:
         """What became of the organisation's readings
 
         By the hour in which they were received: how many were stored, were duplicates or conflicts, or stand in
-        quarantine, and what became of those later.
+        quarantine, and what became of those later. A partition in which nothing comes holds `complete_through` back.
         """
         query, limits = call.query, self._settings
         limit = limit_within(query.limit, limits.api_page_readings_default, limits.api_page_readings_max)
@@ -54,5 +55,5 @@ class LedgerOperations:
         # First, so that the rows are at least as complete as is said of them.
         complete = await complete_through(call.connection)
         rows, more = cut(await read(call.connection, query.by, query.start, query.end, after, limit + 1), limit)
-        next_cursor = self._cursors.give(mark, rows[-1]["start"]) if more and query.by != TOTAL else None
-        return Ledger([sums(row) for row in rows], complete, next_cursor)
+        next_cursor = self._cursors.give(mark, rows[-1]["start"]) if more and query.by in (HOUR, DAY) else None
+        return Ledger([sums(row) for row in rows], complete, await lost_records(call.connection), next_cursor)

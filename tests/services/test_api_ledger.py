@@ -77,6 +77,22 @@ def test_hours_days_and_the_total(any_database: Database) -> None:
     run(test())
 
 
+def test_by_source(any_database: Database) -> None:
+    async def test() -> None:
+        async with world(any_database) as here:
+            await book(here, MIDNIGHT, 10, 10)
+            await book(here, MIDNIGHT + HOUR, 1, 1, partition=1)
+            await write(here, "UPDATE ledger SET source = $1 WHERE partition = 1", (UUID(int=2),))
+            _, found = await get(here, by="source")
+            assert [(row["source"], row["received"]) for row in found["data"]] == [
+                (str(UUID(int=1)), 10),
+                (str(UUID(int=2)), 1),
+            ]
+            assert "source" not in (await get(here))[1]["data"][0]
+
+    run(test())
+
+
 def test_pages(any_database: Database) -> None:
     async def test() -> None:
         async with world(any_database) as here:
@@ -104,7 +120,8 @@ def test_how_far_the_books_are_complete(database: Database) -> None:
 
     async def test() -> None:
         async with world(database) as here:
-            assert (await get(here))[1] == {"data": [], "complete_through": None, "next_cursor": None}
+            nothing = {"data": [], "complete_through": None, "lost_records": {"log": 0, "spool": 0}}
+            assert (await get(here))[1] == nothing | {"next_cursor": None}
             old, new = uuid4(), uuid4()
             await write(
                 here,
@@ -121,7 +138,11 @@ def test_how_far_the_books_are_complete(database: Database) -> None:
                 (new, 1, MIDNIGHT + 2 * HOUR),
                 (new, 2, None),
             )
-            assert (await get(here))[1]["complete_through"] == "2026-11-02T01:00:00Z"
+            await write(here, "UPDATE log_positions SET lost = $1 WHERE partition = 1", (7,))
+            await write(here, "INSERT INTO spool_losses VALUES ($1, 0, 5, 9)", (uuid4(),))
+            found = (await get(here))[1]
+            assert found["complete_through"] == "2026-11-02T01:00:00Z"
+            assert found["lost_records"] == {"log": 7, "spool": 4}
 
     run(test())
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from runtime.clock import SystemClock
 from tests.ingest_rig import Face, Installation, Tenant, head_of, measured, post_bytes, rows
 from tests.landing_rig import until
 from tests.support import run
@@ -498,5 +499,29 @@ def test_ids_of_requests_differ_and_stand_in_body_and_head(installation: Install
             ids = [json.loads(reply.body)["error"]["request_id"] for reply in replies]
             assert ids == [reply.headers["x-request-id"] for reply in replies]
             assert len(set(ids)) == 3
+
+    run(test())
+
+
+class Stepped(SystemClock):
+    """Its wall time is put forward and back."""
+
+    ahead_us = 0
+
+    def now_us(self) -> int:
+        return super().now_us() + self.ahead_us
+
+
+def test_a_clock_that_was_put_forward_and_back_is_believed_again(installation: Installation) -> None:
+    async def test() -> None:
+        tenant, clock = await installation.tenant(), Stepped()
+        async with installation.face(clock=clock) as face:
+            for clock.ahead_us in (0, 5 * 3_600_000_000, 0, -1_000_000):
+                assert (await face.post(tenant.token, measured(("temperature", 4.2)))).status == 202
+            moments = [record.received_at for record in await face.records_of(tenant.device)]
+            assert moments[1] - moments[0] > 4 * 3_600_000_000
+            # Put back by hours: believed at once. By a second: receive times go on from where they were.
+            assert 0 < moments[2] - moments[0] < 600_000_000
+            assert moments[3] > moments[2]
 
     run(test())

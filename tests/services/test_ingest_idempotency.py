@@ -52,6 +52,24 @@ def test_another_content_under_the_same_key_is_a_conflict(installation: Installa
     run(test())
 
 
+def test_the_same_key_for_another_device_is_another_request(installation: Installation) -> None:
+    async def test() -> None:
+        tenant = await installation.tenant()
+        other = await installation.add_device(tenant, "cellar")
+        async with installation.face() as face:
+            for header in ({"X_Device_Id": "fridge"}, {"X_Device_Id": "cellar"}):
+                reply = await face.raw(post_bytes(tenant.gateway, ONE, Idempotency_Key="k", **header))
+                assert (reply.status, "idempotency-replayed" in reply.headers) == (202, False)
+                again = await face.raw(post_bytes(tenant.gateway, ONE, Idempotency_Key="k", **header))
+                assert (again.body, "idempotency-replayed" in again.headers) == (reply.body, True)
+            for device in ("fridge", "cellar"):
+                named = await face.raw(post_bytes(tenant.gateway, OTHER | {"device": device}, Idempotency_Key="n"))
+                assert named.status == 202
+            assert len(await face.records_of(tenant.device)) == len(await face.records_of(other)) == 2
+
+    run(test())
+
+
 def test_repeats_while_the_first_is_under_way_wait_for_its_answer(installation: Installation) -> None:
     async def test() -> None:
         tenant = await installation.tenant()

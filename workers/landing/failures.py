@@ -104,7 +104,8 @@ class Backoff:
 class FloodGuard:
     """Counts what is quarantined whole, each key once within `window` seconds."""
 
-    def __init__(self, setting: str, most: int, window: float) -> None:
+    def __init__(self, what: str, setting: str, most: int, window: float) -> None:
+        self._what = what
         self._setting = setting
         self._most = most
         self._window = window
@@ -120,6 +121,7 @@ class FloodGuard:
         self._seen.update((key, now) for key in keys if key not in self._seen)
         if len(self._seen) > self._most:
             raise PoisonFloodError(
-                f"{len(self._seen)} within {self._window:.0f} s, {self._most} at most: what writes them, or this "
-                f"worker, is not what it should be. Undo the last deploy, or raise {self._setting} to quarantine them"
+                f"{len(self._seen)} {self._what} within {self._window:.0f} s, {self._most} at most: what writes "
+                "them, or this worker, is not what it should be. Undo the last deploy, or raise "
+                f"{self._setting} to quarantine them"
             )

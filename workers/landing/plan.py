@@ -339,7 +339,9 @@ class Plan:
 
     def _hold_again(self, part: Part, place: Place, record: Record, row: QuarantineRow) -> None:
         """A replay that is refused changes its row; the books go on telling of the first receipt alone."""
-        part.received_at(place)[record.organisation, record.received_at // _HOUR_US] -= 1
+        # It may be known before the record itself is counted.
+        counts, hour = part.received_at(place), (record.organisation, record.received_at // _HOUR_US)
+        counts[hour] = counts.get(hour, 0) - 1
         hold_again(self.late, row, record.replays)
 
     def _take(self, part: Part, record: Record, at: int, place: Place | None = None) -> None:

@@ -86,9 +86,14 @@ class LandingWorker:
         self._narrowed: dict[int, int] = {}
         """Where the batch ended, by partition, of which a record was refused for its content."""
         window = settings.landing_undecodable_window_s
-        self._undecodable = FloodGuard("SLUICE_LANDING_UNDECODABLE_MAX", settings.landing_undecodable_max, window)
+        self._undecodable = FloodGuard(
+            "undecodable records", "SLUICE_LANDING_UNDECODABLE_MAX", settings.landing_undecodable_max, window
+        )
         self._rejecting = FloodGuard(
-            "SLUICE_LANDING_REJECTED_ORGANISATIONS_MAX", settings.landing_rejected_organisations_max, window
+            "organisations with readings that the database refuses",
+            "SLUICE_LANDING_REJECTED_ORGANISATIONS_MAX",
+            settings.landing_rejected_organisations_max,
+            window,
         )
         self._failure: str | None = None
         self._failed_plan: Plan | None = None
