@@ -36,6 +36,7 @@ LEASE_TTL_S: Final = 300
 #: Of the run: long enough for the broker to compile what it runs most. At least each device once.
 WARM_UP_SHARE: Final = 10
 WAYS: Final = (
+    Way("Shelly GET", 1, lambda token, number: shelly_get(token, 18 + number % 800 / 100)),
     Way("Shelly GET", 2, lambda token, number: shelly_get(token, 18 + number % 800 / 100, 40 + number % 300 / 10)),
     Way("JSON POST", 1, lambda token, number: single_post(token, 18 + number % 800 / 100)),
 )

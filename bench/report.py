@@ -75,7 +75,7 @@ def pipeline_targets(figures: Figures) -> list[Target]:
         Target(f"ingest CPU of a {single.name}, against the bare handler", single.to_bare, 1.5, "×", True,
                single.bare_cpu_s)
         for single in figures.singles
-        if single.connections == figures.options.single_connections
+        if single.connections == figures.options.single_connections and single.readings == 1
     ]  # fmt: skip
     rate, us = whole.load.readings / whole.committed_s, sum(cpu_us_by_part(whole).values())
     alone, alone_s = _to_copy(figures), min(figures.landing.seconds, figures.copied.seconds)

@@ -120,10 +120,11 @@ def json_post(token: str, body: bytes) -> bytes:
     )
 
 
-def shelly_get(token: str, temperature: float, humidity: float) -> bytes:
-    """As a Shelly reports: the token in the path, no time."""
+def shelly_get(token: str, temperature: float, humidity: float | None = None) -> bytes:
+    """As a Shelly reports: the token in the path, no time; some have one sensor, some two."""
+    readings = f"temp={temperature:.2f}" if humidity is None else f"temp={temperature:.2f}&hum={humidity:.1f}"
     return (
-        f"GET /v1/ingest/shelly/{token}?temp={temperature:.2f}&hum={humidity:.1f} HTTP/1.1\r\n"
+        f"GET /v1/ingest/shelly/{token}?{readings} HTTP/1.1\r\n"
         "Host: 127.0.0.1\r\nUser-Agent: ShellyHT/20230913-113421\r\nConnection: keep-alive\r\n\r\n"
     ).encode()
 

@@ -7,9 +7,9 @@ touches. While the database is away, what is known goes on being honoured. Left 
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from contextlib import suppress
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 from uuid import UUID
 
 import msgspec
@@ -37,6 +37,8 @@ _CHANNEL: Final = "sluice_credentials"
 _NEVER: Final = float("inf")
 
 KNOWN: Final = ("known",)
+
+_T = TypeVar("_T", bound=Hashable)
 
 
 class Grant(msgspec.Struct, frozen=True, gc=False):
@@ -125,7 +127,8 @@ class Credentials:
         self._known: dict[bytes, Grant] = {}
         self._unknown: dict[bytes, float] = {}
         self._site_devices: dict[tuple[bytes, str], SiteDevice] = {}
-        self._organisations: dict[bytes, bytes] = {}
+        self._common: dict[Hashable, Any] = {}
+        self._read_s = float("-inf")
         self._changed: dict[bytes, int] = {}
         self._generation = 0
         self._epoch = -1
@@ -259,10 +262,11 @@ class Credentials:
         rows = await self._fetch(_SITE_DEVICE, UUID(bytes=grant.site or bytes(16)), name, by_id)
         now = self._clock.monotonic()
         if not rows:
-            return SiteDevice(None, False, self._epoch, now, _NEVER)
+            return SiteDevice(None, False, self._epoch, self._read_now_s(), _NEVER)
         row = rows[0]
         ends = now + row["ends_in_s"] if row["ends_in_s"] is not None else _NEVER
-        return SiteDevice(row["device_id"].bytes, row["status"] == "suspended", row["epoch"], now, ends)
+        suspended = row["status"] == "suspended"
+        return SiteDevice(row["device_id"].bytes, suspended, self._same(row["epoch"]), self._read_now_s(), ends)
 
     # ------------------------------------------------------------ look-ups, many at a time
 
@@ -308,21 +312,35 @@ class Credentials:
             future.exception()  # a caller that went away leaves nobody to take it
 
     def _grant(self, row: Any) -> Grant:
-        organisation = row["organisation_id"].bytes
         return Grant(
-            row["kind"],
-            self._organisations.setdefault(organisation, organisation),
+            self._same(row["kind"]),
+            self._same(row["organisation_id"].bytes),
             row["device_id"].bytes if row["device_id"] else None,
             row["site_id"].bytes if row["site_id"] else None,
             row["local_id"] or "",
             row["status"] == "suspended",
-            row["raw_retention_days"],
+            self._same(row["raw_retention_days"]),
             row["expires_s"] if row["expires_s"] is not None else _NEVER,
             row["token_hash"],
-            row["epoch"],
-            self._clock.monotonic(),
-            None if row["limits"] is None else tuple(row["limits"]),
+            self._same(row["epoch"]),
+            self._read_now_s(),
+            None if row["limits"] is None else self._same(tuple(row["limits"])),
         )
+
+    def _same(self, value: _T) -> _T:
+        """One object for all that are equal: entries are many, and have much in common."""
+        found: _T | None = self._common.get(value)
+        if found is None:
+            _make_room(self._common, self._settings.credential_cache_entries_max)
+            found = self._common[value] = value
+        return found
+
+    def _read_now_s(self) -> float:
+        """For what has been read now: monotonic seconds, one object for a quarter of a second."""
+        now = self._clock.monotonic()
+        if now - self._read_s > _POLL_S:
+            self._read_s = now
+        return self._read_s
 
     def _remember(self, key: bytes, grant: Grant | None) -> None:
         self._known.pop(key, None)
@@ -421,7 +439,7 @@ class Credentials:
     def _forget_everything(self, epoch: int) -> None:
         self._generation += 1
         self._epoch = epoch
-        for cache in (self._known, self._unknown, self._site_devices, self._changed, self._organisations):
+        for cache in (self._known, self._unknown, self._site_devices, self._changed, self._common):
             cache.clear()
 
 

@@ -5,10 +5,12 @@ all come back at once; or a day of UTC. Its counts are shared by the processes o
 out: how a refusal is worded for a protocol, and where counts are kept (`ingest.limits_table`).
 """
 
+from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 from zlib import crc32
 
 from ingest.limits_table import COUNT_MAX, COUNTERS, MINUTE_US, Table, open_table
@@ -21,6 +23,8 @@ _DAY_US: Final = 24 * 60 * MINUTE_US
 _AHEAD_SHARE: Final = 256
 _AHEAD_SHARE_ALONE: Final = 16
 _OVERRIDES: Final = 3
+#: What overrides come to is remembered for so many that differ; most senders have none, or those of a tariff.
+_ALLOWANCES_MAX: Final = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +67,7 @@ class LimitSettings:
     )  # fmt: skip
     limit_subjects_max: int = setting(
         131_072, unit="subjects", least=16, most=1 << 26,
-        why="Devices, sites and organisations counted on a machine: twice as many as send on one day; 44 bytes each.",
+        why="Devices, sites and organisations counted: twice as many as send a day; 44 bytes each, 52 a process.",
     )  # fmt: skip
     limit_addresses_max: int = setting(
         32_768, unit="addresses", least=16, most=1 << 26,
@@ -71,7 +75,8 @@ class LimitSettings:
     )  # fmt: skip
 
 
-class Kind(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Kind:
     """What a limit counts, and over how long."""
 
     name: str
@@ -92,6 +97,19 @@ KINDS: Final = (REQUESTS, READINGS, BYTES)
 
 Values = tuple[int, int, int]
 Overrides = tuple[int | None, ...]
+
+
+class Allowance:
+    """What a subject may use. One object serves all that may use the same."""
+
+    __slots__ = ("rows", "scope", "values")
+
+    def __init__(self, scope: str, values: Values) -> None:
+        self.scope = scope
+        self.values = values
+        """In the order of `KINDS`; 0: no limit."""
+        self.rows: dict[bytes, int] = {}
+        """Where each of the subjects stands that this process has counted lately."""
 
 
 class Cost(NamedTuple):
@@ -147,104 +165,169 @@ class LimitExceededError(Exception):
         return self
 
 
-class Meter:
-    """One limit of one subject.
+#: Of a sender itself and of its organisation; None where nothing is limited.
+Allowances = tuple[Allowance | None, Allowance | None]
+_NOTHING_ALLOWED: Final = Allowance("", (0, 0, 0))
+_NO_OVERRIDES: Final[Overrides] = (None,) * (2 * _OVERRIDES)
+
+
+class Meters:
+    """The limits of all subjects of a table, and what this process has taken ahead of them.
 
     What is used is published before it is compared, so that processes which count at once may refuse too early, by
     one request each, and never allow too much. Some of a larger limit is taken ahead (`spare`), which spares the
-    common case that.
+    common case that. All of it stands in plain numbers by the table's rows: objects would take ten times the room.
     """
 
-    __slots__ = (
-        "_ahead", "_ahead_alone", "_begins_us", "_key", "_kind", "_phase_us", "_row", "_scope", "_slot", "_table",
-        "_value", "_window", "ends_us", "spare",
-    )  # fmt: skip
+    def __init__(self, table: Table) -> None:
+        rows = table.rows
+        self.table = table
+        self.requests, self.readings, self.bytes = self.spare = tuple(array("Q", bytes(8 * rows)) for _ in KINDS)
+        """By row: counted, but not used yet; whoever took some, and then did nothing, adds it here."""
+        self.ends_us = array("Q", bytes(8 * rows))
+        """By row: until when that may be used, for it was counted in a window that ends then."""
+        self._phases_us = array("I", bytes(4 * rows))
+        self._keys = [b""] * rows
+        self._allowances = [_NOTHING_ALLOWED] * rows
 
-    def __init__(self, table: Table, key: bytes, scope: str, kind: Kind, value: int) -> None:
-        self._table = table
-        self._key = key
-        self._scope = scope
-        self._kind = kind
-        self._value = value
-        self._ahead = value // _AHEAD_SHARE
-        self._ahead_alone = value // _AHEAD_SHARE_ALONE if kind.window_us == MINUTE_US else self._ahead
-        self._phase_us = crc32(key) % MINUTE_US if kind.window_us == MINUTE_US else 0
-        self._begins_us = self.ends_us = 0
-        self._row = self._slot = self._window = 0
-        self.spare = 0
-        """Counted, but not used yet; whoever took from the meter, and then did nothing, adds it here."""
+    def row(self, key: bytes, allowance: Allowance, now_us: int) -> int:
+        """Where a subject stands; what is spare there may be used now."""
+        row = allowance.rows.get(key)
+        return self.settle(key, allowance, now_us) if row is None or now_us >= self.ends_us[row] else row
 
-    def take(self, amount: int, now_us: int) -> bool:
+    def take(self, row: int, kind: Kind, amount: int, now_us: int) -> bool:
         """Whether so much more is allowed; then it is counted."""
-        if amount <= self.spare and now_us < self.ends_us:
-            self.spare -= amount
+        if now_us >= self.ends_us[row] or not self.table.holds(row, self._keys[row]):
+            row = self._find_again(row, now_us)
+        number = kind.counter
+        spares = self.spare[number]
+        spare = spares[row]
+        if amount <= spare:
+            spares[row] = spare - amount
             return True
-        table = self._table
-        if not self._begins_us <= now_us < self.ends_us or not table.holds(self._row, self._key):
-            self._turn(now_us)
-        least = amount - self.spare
-        count = table.own(self._slot, self._window)
-        ahead = self._ahead_alone if table.columns == 1 else self._ahead // table.columns
-        for more in (ahead, least) if ahead > least else (least,):
-            if table.put(self._slot, self._window, count + more) <= self._value:
-                self.spare += more - amount
-                return True
-        table.put(self._slot, self._window, count)
+        value = self._allowances[row].values[number]
+        if not value:
+            spares[row] = COUNT_MAX  # enough not to be asked about again for long
+            return True
+        table, slot, window = self.table, row * COUNTERS + number, self._window(row, kind, now_us)
+        least = amount - spare
+        count = table.own(slot, window)
+        ahead = value // (_AHEAD_SHARE_ALONE if table.columns == 1 and kind is not BYTES else _AHEAD_SHARE)
+        ahead //= table.columns
+        if ahead > least and table.put(slot, window, count + ahead) <= value:
+            spares[row] = spare + ahead - amount
+            return True
+        if table.put(slot, window, count + least) <= value:
+            spares[row] = 0
+            return True
+        table.put(slot, window, count)
         return False
 
-    def used(self, now_us: int) -> int:
+    def refused(self, rows: Sequence[int], refusing: int, kind: Kind, amount: int, now_us: int) -> LimitExceededError:
+        """One of the rows does not allow it: what those before it counted is given back."""
+        self.give_back(rows[: rows.index(refusing)], kind, amount)
+        return self.exceeded(refusing, kind, amount, now_us)
+
+    def give_back(self, rows: Sequence[int], kind: Kind, amount: int) -> None:
+        """It was counted, and then not used."""
+        for row in rows:
+            self.spare[kind.counter][row] += amount
+
+    def used(self, row: int, kind: Kind, now_us: int) -> int:
         """By all processes, with what the others have taken ahead."""
-        table = self._table
-        if not self._begins_us <= now_us < self.ends_us or not table.holds(self._row, self._key):
-            self._turn(now_us)
-        return table.put(self._slot, self._window, table.own(self._slot, self._window)) - self.spare
+        if now_us >= self.ends_us[row] or not self.table.holds(row, self._keys[row]):
+            row = self._find_again(row, now_us)
+        table, slot, window = self.table, row * COUNTERS + kind.counter, self._window(row, kind, now_us)
+        return table.put(slot, window, table.own(slot, window)) - self.spare[kind.counter][row]
 
-    def is_full(self, now_us: int) -> bool:
-        return self.used(now_us) >= self._value
+    def is_full(self, row: int, kind: Kind, now_us: int) -> bool:
+        return self.used(row, kind, now_us) >= self._allowances[row].values[kind.counter]
 
-    def left(self, share: float, now_us: int) -> int:
-        """How much more keeps use within a share of the limit: of a minute's, of what has passed of the minute."""
-        used = self.used(now_us)
-        if self._kind.window_us == MINUTE_US:
-            share *= (now_us - self._begins_us) / MINUTE_US
-        return max(0, ceil(self._value * share) - used)
+    def left(self, row: int, kind: Kind, share: float, now_us: int) -> int | None:
+        """How much more keeps use within a share of the limit: of a minute's, of what has passed of the minute.
 
-    def seconds_for(self, amount: int, share: float, now_us: int) -> float:
+        None without a limit.
+        """
+        value = self._allowances[row].values[kind.counter]
+        if not value:
+            return None
+        if kind.window_us == MINUTE_US:
+            share *= self._passed_us(row, kind, now_us) / MINUTE_US
+        return max(0, ceil(value * share) - self.used(row, kind, now_us))
+
+    def seconds_for(self, row: int, kind: Kind, amount: int, share: float, now_us: int) -> float:
         """How long so much will take at a share of the limit, which all processes use alike; 0 if left today."""
-        permitted = self._value * share
-        if self._kind.window_us == MINUTE_US:
-            return amount / permitted * self._kind.window_s * self._table.processes()
-        beyond = amount - self.left(share, now_us)
-        return 0.0 if beyond <= 0 else (self.ends_us - now_us) / 1e6 + beyond // permitted * self._kind.window_s
+        left = self.left(row, kind, share, now_us)
+        if left is None:
+            return 0.0
+        permitted = self._allowances[row].values[kind.counter] * share
+        if kind.window_us == MINUTE_US:
+            return amount / permitted * kind.window_s * self.table.processes()
+        beyond = amount - left
+        return 0.0 if beyond <= 0 else self._left_us(row, kind, now_us) / 1e6 + beyond // permitted * kind.window_s
 
-    def exceeded(self, wanted: int, now_us: int) -> LimitExceededError:
-        used = self.used(now_us)
-        resets_in_s = max(1, -((now_us - self.ends_us) // 1_000_000))
-        return LimitExceededError(self._kind, self._scope, self._value, used, resets_in_s, wanted)
+    def exceeded(self, row: int, kind: Kind, wanted: int, now_us: int) -> LimitExceededError:
+        allowance = self._allowances[row]
+        resets_in_s = max(1, -(-self._left_us(row, kind, now_us) // 1_000_000))
+        used = self.used(row, kind, now_us)
+        return LimitExceededError(kind, allowance.scope, allowance.values[kind.counter], used, resets_in_s, wanted)
 
-    def _turn(self, now_us: int) -> None:
-        """To another window, or a row that is the subject's."""
-        kind = self._kind
-        window = (now_us + self._phase_us) // kind.window_us
-        self._begins_us = window * kind.window_us - self._phase_us
-        self.ends_us = self._begins_us + kind.window_us
-        self._window = window
-        self._row = self._table.find(self._key)
-        self._slot = self._row * COUNTERS + kind.counter
-        self.spare = 0
+    # ------------------------------------------------------------ windows, and whose a row is
 
+    def _window(self, row: int, kind: Kind, now_us: int) -> int:
+        return now_us // _DAY_US if kind is BYTES else (now_us + self._phases_us[row]) // MINUTE_US
 
-class _Account:
-    """The meters that one sender's requests run through."""
+    def _passed_us(self, row: int, kind: Kind, now_us: int) -> int:
+        return now_us % _DAY_US if kind is BYTES else (now_us + self._phases_us[row]) % MINUTE_US
 
-    __slots__ = ("bytes", "overrides", "readings", "requests")
+    def _left_us(self, row: int, kind: Kind, now_us: int) -> int:
+        return kind.window_us - self._passed_us(row, kind, now_us)
 
-    def __init__(self, overrides: Overrides | None, meters: list[Meter | None]) -> None:
-        self.overrides = overrides
-        #: Each its own first, then its organisation's.
-        self.requests, self.readings, self.bytes = (
-            tuple(meter for meter in meters[kind.counter :: len(KINDS)] if meter is not None) for kind in KINDS
-        )
+    def _find_again(self, row: int, now_us: int) -> int:
+        """Where the row's subject stands by now."""
+        return self.settle(self._keys[row], self._allowances[row], now_us)
+
+    def settle(self, key: bytes, allowance: Allowance, now_us: int) -> int:
+        """Where a subject stands, in another minute, under another allowance, or in another row than before."""
+        row, is_new = self.table.find(key, now_us)
+        if is_new or self._keys[row] != key:
+            self._claim(row, key)
+        elif now_us >= self.ends_us[row]:
+            self.requests[row] = self.readings[row] = 0
+            if self.ends_us[row] <= now_us - now_us % _DAY_US:
+                self.bytes[row] = 0
+        if allowance is not self._allowances[row]:
+            self._change(row, allowance, now_us)
+        elsewhere = allowance.rows.get(key, row)
+        if elsewhere != row:  # another process gave that one away
+            self._clear(elsewhere)
+        allowance.rows[key] = row
+        minute_ends_us = now_us + MINUTE_US - (now_us + self._phases_us[row]) % MINUTE_US
+        self.ends_us[row] = min(minute_ends_us, now_us + _DAY_US - now_us % _DAY_US)
+        return row
+
+    def _claim(self, row: int, key: bytes) -> None:
+        """The row is the subject's from now on, which has nothing there yet."""
+        former = self._allowances[row].rows
+        if former.get(self._keys[row]) == row:
+            del former[self._keys[row]]
+        self._keys[row] = key
+        self._phases_us[row] = crc32(key) % MINUTE_US
+        self._allowances[row] = _NOTHING_ALLOWED
+
+    def _change(self, row: int, allowance: Allowance, now_us: int) -> None:
+        """What is spare was taken under another allowance: it is as good as never counted."""
+        former = self._allowances[row]
+        for kind, value in zip(KINDS, former.values, strict=True):
+            if value and (spare := self.spare[kind.counter][row]):
+                slot, window = row * COUNTERS + kind.counter, self._window(row, kind, now_us)
+                self.table.put(slot, window, max(0, self.table.own(slot, window) - spare))
+        former.rows.pop(self._keys[row], None)
+        self._clear(row)
+        self._allowances[row] = allowance
+
+    def _clear(self, row: int) -> None:
+        self.ends_us[row] = self.requests[row] = self.readings[row] = self.bytes[row] = 0
 
 
 class Limits:
@@ -252,127 +335,143 @@ class Limits:
 
     def __init__(self, settings: LimitSettings, clock: Clock, directory: Path) -> None:
         self._clock = clock
-        self._subjects = open_table(settings.limit_subjects_max, clock, directory / "subjects")
-        self._addresses = open_table(settings.limit_addresses_max, clock, directory / "addresses")
-        self._subjects_max = settings.limit_subjects_max
-        self._addresses_max = settings.limit_addresses_max
-        self._unknown_max = settings.limit_unknown_requests_per_minute
+        self._subjects = Meters(open_table(settings.limit_subjects_max, clock, directory / "subjects"))
+        self._addresses = Meters(open_table(settings.limit_addresses_max, clock, directory / "addresses"))
+        unknown_max = settings.limit_unknown_requests_per_minute
+        self._unknown = Allowance("address", (unknown_max, 0, 0)) if unknown_max else None
         self._defaults = defaults(settings)
-        self._accounts: dict[bytes, _Account] = {}
-        self._organisations: dict[bytes, tuple[Values, list[Meter | None]]] = {}
-        self._strangers: dict[bytes, Meter] = {}
+        self._allowances: dict[tuple[str, Values], Allowance] = {}
+        self._resolved: dict[str, dict[Overrides | None, Allowances]] = {
+            kind: {} for kind in ("device", "gateway", "api_key")
+        }
+        #: Whose request was counted last, and in which rows: its volume nearly always comes next.
+        self._latest: Sender | None = None
+        self._latest_rows: Sequence[int] = ()
 
     def close(self) -> None:
-        self._subjects.close()
-        self._addresses.close()
+        self._subjects.table.close()
+        self._addresses.table.close()
 
     # ------------------------------------------------------------ those we know
 
-    def request(self, grant: Sender, now_us: int) -> None:
+    def request(self, sender: Sender, now_us: int) -> None:
         """Count a request. Raises `LimitExceededError`."""
-        for meter in (meters := self._account(grant).requests):
-            if meter.spare and now_us < meter.ends_us:  # what `take` does first, without the call
-                meter.spare -= 1
-            elif not meter.take(1, now_us):
-                raise _refused(meters, meter, 1, now_us)
+        rows = self._latest_rows = self._rows(sender, now_us)
+        self._latest = sender
+        subjects = self._subjects
+        spare = subjects.requests
+        for row in rows:
+            if left := spare[row]:
+                spare[row] = left - 1
+            elif not subjects.take(row, REQUESTS, 1, now_us):
+                raise subjects.refused(rows, row, REQUESTS, 1, now_us)
 
-    def volume(self, grant: Sender, readings: int, size: int) -> None:
+    def volume(self, sender: Sender, readings: int, size: int) -> None:
         """Count a request's readings and bytes: both, or none. Raises `LimitExceededError`."""
-        account = self._account(grant)
-        now_us = self._clock.now_us()
-        for meter in account.readings:
-            if readings <= meter.spare and now_us < meter.ends_us:
-                meter.spare -= readings
-            elif not meter.take(readings, now_us):
-                raise _refused(account.readings, meter, readings, now_us)
-        for meter in account.bytes:
-            if size <= meter.spare and now_us < meter.ends_us:
-                meter.spare -= size
-            elif not meter.take(size, now_us):
-                for counted in account.readings:
-                    counted.spare += readings
-                raise _refused(account.bytes, meter, size, now_us)
+        rows = self._latest_rows if sender is self._latest else self._rows(sender, self._clock.now_us())
+        self._latest = None
+        subjects = self._subjects
+        spare = subjects.readings
+        for row in rows:
+            if readings <= (left := spare[row]):
+                spare[row] = left - readings
+            elif not subjects.take(row, READINGS, readings, now_us := self._clock.now_us()):
+                raise subjects.refused(rows, row, READINGS, readings, now_us)
+        spare = subjects.bytes
+        for row in rows:
+            if size <= (left := spare[row]):
+                spare[row] = left - size
+            elif not subjects.take(row, BYTES, size, now_us := self._clock.now_us()):
+                subjects.give_back(rows, READINGS, readings)
+                raise subjects.refused(rows, row, BYTES, size, now_us)
 
     def pay(self, sender: Sender, owed: Cost, share: float) -> Cost:
         """Count as much of what is owed as a share of the limits has left by now; what is still owed then."""
-        account, now_us = self._account(sender), self._clock.now_us()
-        return Cost(
-            owed.requests - _taken(account.requests, owed.requests, share, now_us),
-            owed.readings - _taken(account.readings, owed.readings, share, now_us),
-            owed.bytes - _taken(account.bytes, owed.bytes, share, now_us),
-        )
+        now_us = self._clock.now_us()
+        rows = self._rows(sender, now_us)
+        return Cost(*(self._pay(rows, kind, amount, share, now_us) for kind, amount in zip(KINDS, owed, strict=True)))
+
+    def _pay(self, rows: Sequence[int], kind: Kind, owed: int, share: float, now_us: int) -> int:
+        """Of one kind. What is permitted is counted in all of the rows or in none."""
+        subjects = self._subjects
+        left = [left for row in rows if (left := subjects.left(row, kind, share, now_us)) is not None] if owed else []
+        amount = min([owed, *left])
+        for row in rows if amount else ():
+            if not subjects.take(row, kind, amount, now_us):  # another process was first
+                subjects.refused(rows, row, kind, amount, now_us)
+                return owed
+        return owed - amount
 
     def seconds_for(self, sender: Sender, cost: Cost, share: float) -> float:
         """How long it will take until so much is permitted at a share of the limits, if nobody else uses them."""
-        account, now_us = self._account(sender), self._clock.now_us()
-        kinds = (account.requests, account.readings, account.bytes)
+        now_us = self._clock.now_us()
+        rows = self._rows(sender, now_us)
         return max(
             (
-                meter.seconds_for(amount, share, now_us)
-                for meters, amount in zip(kinds, cost, strict=True)
-                for meter in meters
+                self._subjects.seconds_for(row, kind, amount, share, now_us)
+                for kind, amount in zip(KINDS, cost, strict=True)
+                for row in rows
             ),
             default=0.0,
         )
 
-    def _account(self, grant: Sender) -> _Account:
-        key = grant.device or grant.site or grant.organisation
-        account = self._accounts.get(key)
-        if account is None or account.overrides is not grant.limits:
-            account = self._open(key, account, grant)
-        return account
+    def _rows(self, sender: Sender, now_us: int) -> Sequence[int]:
+        """Where its own use is counted, and its organisation's."""
+        self._latest = None  # whom it displaces has other rows than were known
+        subjects, organisation = self._subjects, sender.organisation
+        allowances = self._resolved[sender.kind].get(sender.limits)
+        own, whole = self._resolve(sender) if allowances is None else allowances
+        if own is None:
+            return () if whole is None else (subjects.row(organisation, whole, now_us),)
+        key, ends_us = sender.device or sender.site or b"", subjects.ends_us
+        # As `Meters.row`, without the calls.
+        mine = own.rows.get(key)
+        if mine is None or now_us >= ends_us[mine]:
+            mine = subjects.settle(key, own, now_us)
+        if whole is None:
+            return (mine,)
+        theirs = whole.rows.get(organisation)
+        if theirs is None or now_us >= ends_us[theirs]:
+            theirs = subjects.settle(organisation, whole, now_us)
+            if theirs == mine:  # in a table that is too small one may displace the other
+                return (theirs,)
+        return mine, theirs
 
-    def _open(self, key: bytes, present: _Account | None, grant: Sender) -> _Account:
-        if present is not None and present.overrides == grant.limits:
-            present.overrides = grant.limits
-            return present
-        overrides: Overrides = grant.limits or (None,) * (2 * _OVERRIDES)
-        meters = self._organisation(grant.organisation, overrides[_OVERRIDES:])
-        if grant.kind != "api_key":
-            values = _values(overrides[:_OVERRIDES], self._defaults[grant.kind])
-            meters = self._meters(key, grant.kind, values) + meters
-        account = _Account(grant.limits, meters)
-        _make_room(self._accounts, self._subjects_max)
-        self._accounts[key] = account
-        return account
+    def _resolve(self, sender: Sender) -> Allowances:
+        """What it may use by its overrides; remembered."""
+        kind, overrides = sender.kind, sender.limits or _NO_OVERRIDES
+        if max(len(self._allowances), len(self._resolved[kind])) >= _ALLOWANCES_MAX:
+            self._allowances.clear()
+            for resolved in self._resolved.values():
+                resolved.clear()
+        whole = self._allowance("organisation", overrides[_OVERRIDES:])
+        own = self._allowance(kind, overrides[:_OVERRIDES]) if kind != "api_key" else None
+        self._resolved[kind][sender.limits] = own, whole
+        return own, whole
 
-    def _organisation(self, key: bytes, overrides: Overrides) -> list[Meter | None]:
-        values = _values(overrides, self._defaults["organisation"])
-        present = self._organisations.get(key)
-        if present is not None and present[0] == values:
-            return present[1]
-        meters = self._meters(key, "organisation", values)
-        _make_room(self._organisations, self._subjects_max)
-        self._organisations[key] = (values, meters)
-        return meters
-
-    def _meters(self, key: bytes, scope: str, values: Values) -> list[Meter | None]:
-        return [
-            Meter(self._subjects, key, scope, kind, value) if value else None
-            for kind, value in zip(KINDS, values, strict=True)
-        ]
+    def _allowance(self, scope: str, overrides: Overrides) -> Allowance | None:
+        """One object for equal ones: an organisation has one, whoever sends. None without any limit."""
+        values = _values(overrides, self._defaults[scope])
+        return self._allowances.setdefault((scope, values), Allowance(scope, values)) if any(values) else None
 
     # ------------------------------------------------------------ those we do not
 
     def check_stranger(self, address: bytes) -> None:
         """Before somebody is looked up: raises `LimitExceededError` where too many from there were not known."""
-        if self._unknown_max and (meter := self._strangers.get(address)) is not None:
+        if self._unknown is not None and address in self._unknown.rows:
             now_us = self._clock.now_us()
-            if meter.is_full(now_us):
-                raise meter.exceeded(1, now_us)
+            row = self._addresses.row(address, self._unknown, now_us)
+            if self._addresses.is_full(row, REQUESTS, now_us):
+                raise self._addresses.exceeded(row, REQUESTS, 1, now_us)
 
     def count_stranger(self, address: bytes) -> None:
         """A request from there had no good token. Raises `LimitExceededError`."""
-        if not self._unknown_max:
+        if self._unknown is None:
             return
-        meter = self._strangers.get(address)
-        if meter is None:
-            _make_room(self._strangers, self._addresses_max)
-            meter = Meter(self._addresses, address, "address", REQUESTS, self._unknown_max)
-            self._strangers[address] = meter
         now_us = self._clock.now_us()
-        if not meter.take(1, now_us):
-            raise meter.exceeded(1, now_us)
+        row = self._addresses.row(address, self._unknown, now_us)
+        if not self._addresses.take(row, REQUESTS, 1, now_us):
+            raise self._addresses.exceeded(row, REQUESTS, 1, now_us)
 
 
 def defaults(settings: LimitSettings) -> dict[str, Values]:
@@ -401,29 +500,3 @@ def _values(overrides: Overrides, otherwise: Values) -> Values:
         default if own is None else own for own, default in zip(overrides, otherwise, strict=True)
     )
     return requests, readings, size
-
-
-def _taken(meters: tuple[Meter, ...], wanted: int, share: float, now_us: int) -> int:
-    """How much was counted, with all of them or none."""
-    amount = wanted and min([wanted, *(meter.left(share, now_us) for meter in meters)])
-    if amount:
-        for meter in meters:
-            if not meter.take(amount, now_us):  # another process was first
-                _refused(meters, meter, amount, now_us)
-                return 0
-    return amount
-
-
-def _refused(meters: tuple[Meter, ...], refusing: Meter, amount: int, now_us: int) -> LimitExceededError:
-    """What those before it counted is given back."""
-    for meter in meters:
-        if meter is refusing:
-            break
-        meter.spare += amount
-    return refusing.exceeded(amount, now_us)
-
-
-def _make_room(cache: dict[bytes, Any], entries_max: int) -> None:
-    """Forget what was opened first: it is opened again when it is needed, and its counts are not kept here."""
-    if len(cache) >= entries_max:
-        del cache[next(iter(cache))]

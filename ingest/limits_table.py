@@ -48,7 +48,7 @@ class Table:
     def __init__(self, rows: int, clock: Clock, directory: Path | None = None) -> None:
         """`directory` is shared; without one, what is counted is this process's alone. Raises `OSError`."""
         self._sets = max(1, -(-rows // _WAYS))
-        self._rows = self._sets * _WAYS
+        self.rows = self._sets * _WAYS
         self._clock = clock
         self._directory = directory
         self._open: list[memoryview | mmap.mmap | int] = []
@@ -81,19 +81,23 @@ class Table:
 
     # ------------------------------------------------------------ use
 
-    def find(self, key: bytes) -> int:
-        """The row of a subject, which is given one if it has none; asked again in every window that it is seen in."""
-        minute = self._clock.now_us() // MINUTE_US
+    def find(self, key: bytes, now_us: int) -> tuple[int, bool]:
+        """The row of a subject, and whether it had none and was given it now.
+
+        Asked again in every minute that the subject is seen in.
+        """
+        minute = now_us // MINUTE_US
         first = crc32(key) % self._sets * _WAYS
         offset = _HEADER_BYTES + first * KEY_BYTES
         keys = self._index[offset : offset + _WAYS_BYTES]
         place = keys.find(key)
         while place % KEY_BYTES and place >= 0:
             place = keys.find(key, place + 1)
-        row = first + place // KEY_BYTES if place >= 0 else self._replace(first, key)
+        is_new = place < 0
+        row = self._replace(first, key) if is_new else first + place // KEY_BYTES
         self._seen[row] = minute
         self._own[-1] = minute // _MINUTES_A_DAY
-        return row
+        return row, is_new
 
     def holds(self, row: int, key: bytes) -> bool:
         """Whether the row is still the subject's: another process may have given it away."""
@@ -134,18 +138,18 @@ class Table:
 
     @property
     def _index_bytes(self) -> int:
-        return _HEADER_BYTES + self._rows * (KEY_BYTES + 4)
+        return _HEADER_BYTES + self.rows * (KEY_BYTES + 4)
 
     @property
     def _column_bytes(self) -> int:
         """The counts, and the day they were last added to."""
-        return (self._rows * COUNTERS + 1) * 8
+        return (self.rows * COUNTERS + 1) * 8
 
     def _take_index(self, index: mmap.mmap) -> None:
         view = memoryview(index)
         self._index = index
         self._head = view[: _HEADER.size].cast("Q")
-        self._seen = view[_HEADER_BYTES + self._rows * KEY_BYTES :].cast("I")
+        self._seen = view[_HEADER_BYTES + self.rows * KEY_BYTES :].cast("I")
         self._open += [index, view, self._head, self._seen]
 
     def _words(self, column: mmap.mmap) -> memoryview:
@@ -156,7 +160,7 @@ class Table:
 
     def _open_index(self, directory: Path) -> None:
         name = directory / "index"
-        if name.exists() and not _fits(name, self._index_bytes, self._rows):
+        if name.exists() and not _fits(name, self._index_bytes, self.rows):
             # Of another size: whoever has it mapped goes on with it until replaced.
             for stale in (name, *directory.glob("column-*")):
                 stale.unlink()
@@ -166,7 +170,7 @@ class Table:
         finally:
             os.close(descriptor)
         if not self._head[0]:
-            _HEADER.pack_into(self._index, 0, _MAGIC, self._rows, 0)
+            _HEADER.pack_into(self._index, 0, _MAGIC, self.rows, 0)
 
     def _claim_column(self, directory: Path) -> None:
         """The first column that no living process has; those at the end with nothing of today are forgotten."""

@@ -21,7 +21,7 @@ from bench.singles import Single
 from bench.yardsticks import Copied
 
 CPU_S = {"ingest": 2.0, "kafka": 1.0, "worker": 1.0, "postgresql": 3.0, "load": 0.5, "others": 0.1}
-SINGLE = Single("Shelly GET", 2, 128, 60_000, 20_000.0, array("d", [0.004]), 36.0, 5.0, 9.0, 24.0, 1.5, 40_000.0)
+SINGLE = Single("Shelly GET", 1, 128, 60_000, 20_000.0, array("d", [0.004]), 36.0, 5.0, 9.0, 24.0, 1.5, 40_000.0)
 FIGURES = Figures(
     Options(2_000_000, 100, 32, 1, 5_000, 60_000, 128, epoch_times=False),
     EndToEnd(

@@ -16,10 +16,13 @@ from ingest.limits import (
     KINDS,
     READINGS,
     REQUESTS,
+    Allowance,
+    Cost,
+    Kind,
     LimitExceededError,
     Limits,
     LimitSettings,
-    Meter,
+    Meters,
     defaults,
 )
 from ingest.limits_table import Table, open_table
@@ -61,6 +64,22 @@ def opened(directory: Path, clock: ManualClock, **settings: int) -> Iterator[Lim
         yield limits
     finally:
         limits.close()
+
+
+class Meter:
+    """One limit of one subject, as one process counts it."""
+
+    def __init__(self, meters: Meters, key: bytes, kind: Kind, value: int) -> None:
+        values = tuple(value if one is kind else 0 for one in KINDS)
+        self._meters, self._key, self._kind = meters, key, kind
+        self._allowance = Allowance("device", (values[0], values[1], values[2]))
+
+    def take(self, amount: int, now_us: int) -> bool:
+        row = self._meters.row(self._key, self._allowance, now_us)
+        return self._meters.take(row, self._kind, amount, now_us)
+
+    def used(self, now_us: int) -> int:
+        return self._meters.used(self._meters.row(self._key, self._allowance, now_us), self._kind, now_us)
 
 
 def allowed(limits: Limits, sender: Grant, clock: ManualClock, times: int) -> int:
@@ -160,6 +179,43 @@ def test_an_override_counts_from_the_moment_it_is_known_and_0_is_no_limit(tmp_pa
         assert allowed(limits, grant(device=device), clock, 9) == 0
 
 
+def test_what_was_taken_ahead_of_a_limit_is_nobody_s_under_another(tmp_path: Path) -> None:
+    clock, device = ManualClock(), uuid4().bytes
+    high, low = ((None, value, None, None, None, None) for value in (1_000_000, 100))
+    with opened(tmp_path, clock) as limits:
+        limits.volume(grant(device=device, limits=high), 60, 1)
+        limits.volume(grant(device=device, limits=low), 40, 1)
+        with pytest.raises(LimitExceededError) as refused:
+            limits.volume(grant(device=device, limits=low), 1, 1)
+        assert refused.value.used == 100
+        limits.volume(grant(device=device, limits=high), 1_000_000 - 100, 1)
+        with pytest.raises(LimitExceededError):
+            limits.volume(grant(device=device, limits=high), 1, 1)
+
+
+def test_an_organisation_has_one_limit_whoever_sends(tmp_path: Path) -> None:
+    """What was taken ahead for one of its devices is there for another one with overrides of its own."""
+    clock, plain, special = ManualClock(), grant(), grant(limits=(50, None, None, None, None, None))
+    with opened(tmp_path, clock, limit_organisation_requests_per_minute=1_000) as limits:
+        rows = {limits._rows(sender, clock.now_us())[-1] for sender in (plain, special, grant("gateway"))}
+        assert len(rows) == 1
+        limits.request(plain, clock.now_us())
+        spare = limits._subjects.requests[rows.pop()]
+        limits.request(special, clock.now_us())
+        assert [count for count in limits._subjects.requests if count > 50] == [spare - 1]
+
+
+def test_overrides_of_many_kinds_take_bounded_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ingest.limits._ALLOWANCES_MAX", 10)
+    clock, device = ManualClock(), uuid4().bytes
+    with opened(tmp_path, clock, limit_subjects_max=64) as limits:
+        for value in range(1, 1_000):
+            limits.request(grant(device=device, limits=(value, None, None, None, None, None)), clock.now_us())
+        assert len(limits._allowances) + len(limits._resolved["device"]) <= 30
+        with pytest.raises(LimitExceededError):
+            limits.request(grant(device=device, limits=(999, None, None, None, None, None)), clock.now_us())
+
+
 def test_a_limit_of_any_size_is_reached_exactly_by_a_single_process(tmp_path: Path) -> None:
     clock, random = ManualClock(), Random(4)
     for value in (1, 59, 255, 256, 257, 5_000, 1_000_000):
@@ -222,12 +278,12 @@ def test_a_process_that_was_killed_leaves_its_count_and_its_column(tmp_path: Pat
     child = os.fork()
     if not child:  # nothing is closed: the process is gone
         table = Table(ROWS, clock, tmp_path)
-        took = Meter(table, b"k" * 16, "device", REQUESTS, 60).take(40, clock.now_us())
+        took = Meter(Meters(table), b"k" * 16, REQUESTS, 60).take(40, clock.now_us())
         os._exit(0 if took else 1)
     assert os.waitpid(child, 0)[1] == 0
     table = Table(ROWS, clock, tmp_path)
     assert table.columns == 1
-    meter = Meter(table, b"k" * 16, "device", REQUESTS, 60)
+    meter = Meter(Meters(table), b"k" * 16, REQUESTS, 60)
     assert not meter.take(21, clock.now_us())
     assert meter.take(20, clock.now_us())
     table.close()
@@ -272,15 +328,16 @@ def test_a_table_that_overflows_forgets_who_was_not_seen_for_longest() -> None:
     clock = ManualClock()
     table = Table(16, clock)
     keys = [uuid4().bytes for _ in range(17)]
-    meters = [Meter(table, key, "device", BYTES, 100) for key in keys]
+    process = Meters(table)
+    meters = [Meter(process, key, BYTES, 100) for key in keys]
     for meter in meters[:16]:
         assert meter.take(60, clock.now_us())
         clock.advance(60)
-    again = Meter(table, keys[0], "device", BYTES, 100)  # seen again, in a later minute
+    again = Meter(process, keys[0], BYTES, 100)  # seen again, in a later minute
     assert not again.take(60, clock.now_us())
     clock.advance(60)
     assert meters[16].take(60, clock.now_us())
-    used = [Meter(table, keys[number], "device", BYTES, 100).used(clock.now_us()) for number in (0, 2, 15, 16)]
+    used = [Meter(process, keys[number], BYTES, 100).used(clock.now_us()) for number in (0, 2, 15, 16)]
     assert used == [60, 60, 60, 60]
     assert meters[1].used(clock.now_us()) == 0
 
@@ -289,14 +346,92 @@ def test_a_row_that_was_given_away_is_asked_for_again() -> None:
     """Its former holder must not count for the new one."""
     clock = ManualClock()
     table = Table(16, clock)
-    first = Meter(table, uuid4().bytes, "device", BYTES, 100)
+    process = Meters(table)
+    first = Meter(process, uuid4().bytes, BYTES, 100)
     assert first.take(50, clock.now_us())
     clock.advance(60)
-    others = [Meter(table, uuid4().bytes, "device", BYTES, 100) for _ in range(16)]
+    others = [Meter(process, uuid4().bytes, BYTES, 100) for _ in range(16)]
     assert all(other.take(30, clock.now_us()) for other in others)
     assert first.take(100, clock.now_us())
     survivors = [other for other in others if other.used(clock.now_us()) == 30]
     assert len(survivors) >= 15 - 1
+
+
+def test_a_row_that_another_process_gave_away_is_not_counted_in_again(tmp_path: Path) -> None:
+    """Neither by what was found there before, nor by what was taken ahead there."""
+    clock, sender = ManualClock(), grant()
+    limit = {"limit_subjects_max": 16, "limit_device_readings_per_minute": 2_000}
+    with opened(tmp_path, clock, **limit) as one, opened(tmp_path, clock, **limit) as other:
+        one.request(sender, clock.now_us())
+        one.volume(sender, 1, 1)
+        clock.advance(60)
+        strangers = [grant() for _ in range(16)]
+        for stranger in strangers:
+            other.volume(stranger, 2_000, 1)
+        one.volume(sender, 1_000, 1)
+        one.volume(sender, 1_000, 1)
+        with pytest.raises(LimitExceededError) as refused:
+            one.volume(sender, 1, 1)
+        assert (refused.value.scope, refused.value.used) == ("device", 2_000)
+        refusals = 0
+        for stranger in strangers:
+            try:
+                other.volume(stranger, 1, 1)
+            except LimitExceededError:
+                refusals += 1
+        assert refusals == 15  # of whom one was displaced now
+
+
+def test_what_was_taken_ahead_ends_with_its_window_and_not_before(tmp_path: Path) -> None:
+    clock, sender = ManualClock(1_700_006_400_000_000 - 600_000_000), grant()  # 23:50
+    limit = {"limit_device_requests_per_minute": 1_000, "limit_device_bytes_per_day": 1_000_000}
+    with opened(tmp_path, clock, **limit) as limits:
+        for _ in range(9):
+            assert allowed(limits, sender, clock, 1) == 1
+            limits.volume(sender, 1, 1)
+            clock.advance(60)
+        assert allowed(limits, sender, clock, 2_000) == 1_000
+        with pytest.raises(LimitExceededError) as refused:
+            limits.volume(sender, 1, 1_000_000)
+        assert refused.value.used == 9
+        clock.advance(60)
+        limits.volume(sender, 1, 1)
+        limits.volume(sender, 1, 1_000_000 - 1)
+        with pytest.raises(LimitExceededError):
+            limits.volume(sender, 1, 1)
+
+
+def test_who_is_given_a_row_begins_with_nothing(tmp_path: Path) -> None:
+    clock = ManualClock()
+    limit = {"limit_subjects_max": 16, "limit_device_readings_per_minute": 2_000}
+    with opened(tmp_path, clock, **limit) as limits:
+        for _ in range(16):
+            limits.volume(grant(), 1, 1)  # and some is taken ahead
+        displacing = grant()
+        limits.volume(displacing, 2_000, 1)
+        with pytest.raises(LimitExceededError):
+            limits.volume(displacing, 1, 1)
+
+
+def test_who_is_displaced_within_its_request_is_counted_where_it_stands_then(tmp_path: Path) -> None:
+    clock, sender = ManualClock(), grant()
+    limit = {"limit_subjects_max": 16, "limit_device_readings_per_minute": 2_000}
+    with opened(tmp_path, clock, **limit) as limits:
+        limits.request(sender, clock.now_us())
+        clock.advance(60)
+        for _ in range(16):
+            limits.seconds_for(grant(), Cost(1, 1, 1), 1.0)
+        limits.volume(sender, 2_000, 1)
+        (row,) = limits._rows(sender, clock.now_us())
+        assert limits._subjects.used(row, READINGS, clock.now_us()) == 2_000
+
+
+def test_who_is_displaced_by_its_own_organisation_is_served(tmp_path: Path) -> None:
+    clock = ManualClock()
+    limit = {"limit_device_requests_per_minute": 9, "limit_organisation_requests_per_minute": 99}
+    with opened(tmp_path, clock, limit_subjects_max=16, **limit) as limits:
+        for _ in range(200):
+            assert allowed(limits, grant(organisation=uuid4().bytes), clock, 9) == 9
 
 
 def test_many_addresses_displace_no_device(tmp_path: Path) -> None:
@@ -306,7 +441,8 @@ def test_many_addresses_displace_no_device(tmp_path: Path) -> None:
         assert allowed(limits, sender, clock, 3) == 3
         for number in range(5_000):
             limits.count_stranger(number.to_bytes(16, "big"))
-        assert len(limits._strangers) <= 16
+        assert limits._unknown is not None
+        assert len(limits._unknown.rows) <= 16
         assert allowed(limits, sender, clock, 9) == 2
 
 
@@ -329,10 +465,10 @@ def test_an_unknown_caller_is_refused_once_too_many_were(tmp_path: Path) -> None
 def test_another_size_begins_anew(tmp_path: Path) -> None:
     clock = ManualClock()
     small = Table(ROWS, clock, tmp_path)
-    assert Meter(small, b"k" * 16, "device", REQUESTS, 9).take(9, clock.now_us())
+    assert Meter(Meters(small), b"k" * 16, REQUESTS, 9).take(9, clock.now_us())
     large = Table(2 * ROWS, clock, tmp_path)
-    assert Meter(large, b"k" * 16, "device", REQUESTS, 9).take(9, clock.now_us())
-    assert not Meter(small, b"k" * 16, "device", REQUESTS, 9).take(1, clock.now_us())
+    assert Meter(Meters(large), b"k" * 16, REQUESTS, 9).take(9, clock.now_us())
+    assert not Meter(Meters(small), b"k" * 16, REQUESTS, 9).take(1, clock.now_us())
     small.close()
     large.close()
 
@@ -342,7 +478,7 @@ def test_files_that_are_damaged_begin_anew(tmp_path: Path) -> None:
     Table(ROWS, clock, tmp_path).close()
     (tmp_path / "index").write_bytes(b"no table")
     table = Table(ROWS, clock, tmp_path)
-    assert Meter(table, b"k" * 16, "device", READINGS, 9).take(9, clock.now_us())
+    assert Meter(Meters(table), b"k" * 16, READINGS, 9).take(9, clock.now_us())
     table.close()
 
 
@@ -351,7 +487,7 @@ def test_without_a_place_for_files_limits_hold_in_the_process(
 ) -> None:
     (tmp_path / "file").touch()
     table = open_table(ROWS, ManualClock(), tmp_path / "file")
-    meter = Meter(table, b"k" * 16, "device", REQUESTS, 9)
+    meter = Meter(Meters(table), b"k" * 16, REQUESTS, 9)
     assert meter.take(9, 0)
     assert not meter.take(1, 0)
     assert "limits hold for this process alone" in caplog.text
