@@ -14,7 +14,7 @@ import msgspec
 
 from api.http.problems import Problem
 from api.problems import INVALID_NOTE, INVALID_PAYLOAD, NOT_HELD, QUARANTINE_NOT_FOUND
-from runtime.secrets import without_secrets
+from runtime.secrets import without_secrets, without_secrets_in_json
 
 HELD: Final = "held"
 REPLAYING: Final = "replaying"
@@ -148,12 +148,14 @@ async def summary(connection: Any, wanted: Filter, state: str, limit: int) -> li
 async def edit(connection: Any, quarantine_id: UUID, payload: bytes) -> Any:
     """Put another payload in place of a held row's; the first one is kept beside it. Gives the row.
 
-    Raises the problem of one that is not there, and of a row that is not held.
+    Raises the problem of one that is not there, of a row that is not held, and of a payload with names that neither
+    a measurement has nor the first payload.
     """
     status = await connection.execute(_EDIT, quarantine_id, payload)
     row = await get(connection, quarantine_id)
     if status != "UPDATE 1":
         raise _not_held(row["state"])
+    _check_names(payload, row["original_payload"])
     return row
 
 
@@ -211,7 +213,7 @@ def _not_held(state: str) -> Problem:
 # ---------------------------------------------------------------- payloads
 
 
-class _Measurement(msgspec.Struct, forbid_unknown_fields=True):
+class _Measurement(msgspec.Struct):
     """What may stand in an edited payload; `quality` is what landing shows, and counts for nothing any more."""
 
     type: Annotated[str, msgspec.Meta(min_length=1)]
@@ -223,6 +225,7 @@ class _Measurement(msgspec.Struct, forbid_unknown_fields=True):
 
 
 _measurement: Final = msgspec.json.Decoder(_Measurement)
+_names: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 def checked_payload(raw: bytes, bytes_max: int) -> bytes:
@@ -235,9 +238,23 @@ def checked_payload(raw: bytes, bytes_max: int) -> bytes:
         raise _invalid_payload(f"has up to {bytes_max} bytes")
     try:
         _measurement.decode(raw)
-        return without_secrets(raw.decode()).encode()
+        return without_secrets_in_json(raw.decode()).encode()
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _invalid_payload(f"is not one measurement: {error}") from None
+
+
+def _check_names(payload: bytes, sent: bytes) -> None:
+    """A name that nobody knows may be a misspelt one; what a device sends besides, it may go on to say."""
+    unknown = _names_of(payload) - {*_Measurement.__struct_fields__} - _names_of(sent)
+    if unknown:
+        raise _invalid_payload(f"is not one measurement: it has no `{min(unknown)[:64]}`")
+
+
+def _names_of(payload: bytes) -> set[str]:
+    try:
+        return {*_names.decode(payload)}
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return set()
 
 
 def checked_note(note: str) -> str:

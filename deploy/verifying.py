@@ -14,6 +14,7 @@ from deploy.database import check_up_to_date
 from deploy.generation import READER_ROLE, open_generation
 from deploy.settings import DeploySettings
 from runtime.clock import SystemClock
+from runtime.errors import ConfigurationError
 from runtime.log import LogSettings
 from runtime.postgres import PostgresSettings, connect
 from runtime.settings import Settings
@@ -25,13 +26,27 @@ from workers.verify.store import ALWAYS, NEVER
 from workers.verify.tally import Finding
 from workers.verify.times import as_text, from_datetime
 
-_HEADS: Final = ("received", "stored", "duplicate", "conflict", "quarantined", "by rule", "LOST", "unexplained")
+_HEADS: Final = (
+    "received",
+    "stored",
+    "duplicate",
+    "conflict",
+    "quarantined",
+    "by rule",
+    "LOST",
+    "altered",
+    "unexplained",
+)
 
 
 async def verify(
     settings: Settings, *, since: datetime | None, until: datetime | None, organisation: UUID | None
 ) -> bool:
     """Whether everything is where it must be. Raises `ConfigurationError`, `UnavailableError`."""
+    if since is not None and until is not None and since >= until:
+        raise ConfigurationError(
+            f"--since {since.isoformat()} is not before --until {until.isoformat()}: nothing lies between"
+        )
     await check_up_to_date(settings)
     span = Span(
         NEVER if since is None else from_datetime(since),
@@ -88,9 +103,12 @@ def summary(report: Report) -> dict[str, object]:
         "coverage": {
             "records": report.records,
             "readings": report.readings,
+            "judged_readings": report.judged,
             "repeated_records": report.repeats,
             "rows": report.rows,
+            "notes": report.notes_compared,
             "ledger_rows": report.compared.hours,
+            "ledger_rows_set_aside": report.compared.set_aside,
             "partitions": {
                 partition: {
                     "start": part.start,
@@ -123,7 +141,10 @@ def _print(report: Report, shown: list[Finding]) -> None:
     if report.findings.count > len(shown):
         click.echo(f"… and {report.findings.count - len(shown)} more: --json prints all of them")
     verdict = ", ".join(f"{kind}: {count}" for kind, count in sorted(report.findings.by_kind.items()))
-    click.echo(f"{report.findings.count} differences ({verdict})" if verdict else "no difference")
+    if verdict:
+        click.echo(f"{report.findings.count} differences ({verdict})")
+    else:
+        click.echo("no difference: nothing was compared" if report.is_empty else "no difference")
 
 
 def _print_coverage(report: Report) -> None:
@@ -137,7 +158,11 @@ def _print_coverage(report: Report) -> None:
     click.echo(f"log {report.source}: {report.records} records with {report.readings} readings{between}")
     for partition, part in report.covered.items():
         click.echo(f"  partition {partition}: positions {part.start} to {part.end}")
-    click.echo(f"compared with {report.rows} stored rows and {report.compared.hours} rows of the ledger")
+    compared = report.compared
+    click.echo(
+        f"compared {report.judged} of them with {report.rows} stored rows, {report.notes_compared} notes, "
+        f"{compared.hours} rows of the ledger; {compared.set_aside} rows of the ledger with the quarantine"
+    )
     for note in report.notes:
         click.echo(f"not covered: {note}")
 

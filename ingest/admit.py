@@ -12,14 +12,14 @@ import struct
 import sys
 from collections.abc import Callable, Collection, Iterable
 from datetime import UTC, datetime
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 import msgspec
 import orjson
 
 from ingest.formats.shape import BadNumber, Malformed, Measurement, Submission, storable
 from ingest.formats.times import parse_time
-from runtime.secrets import without_secrets
+from runtime.secrets import without_secrets, without_secrets_in_json
 from schemas.catalogue import METRIC_SPELLINGS, METRICS, UNIT_SPELLINGS, Conversion, Metric
 from schemas.errors import ReadingCode
 from schemas.record import PG_EPOCH_US, PLAIN_VERSION, TIME_MADE_UP, Channel, Note, Quality, Record, Refused
@@ -29,6 +29,8 @@ LABEL_LENGTH_MAX: Final = 64
 UNIT_LENGTH_MAX: Final = 16
 #: What holds the longest text there may be, written out as JSON: a reading that is cut cannot be replayed.
 PAYLOAD_BYTES_MAX: Final = 8_000
+#: A record has to stay small enough for the log: after so many bytes of what was sent, only fields we know are kept.
+SENT_BYTES_MAX: Final = 200_000
 TS_LENGTH_MAX: Final = 64
 INTEGER_EXACT_MAX: Final = 2**53
 INTEGER_BITS_MAX: Final = 320
@@ -54,6 +56,14 @@ class Sender(msgspec.Struct, frozen=True, gc=False):
 
     organisation: bytes
     device: bytes
+
+
+class Sent(Protocol):
+    """A request as it came."""
+
+    def text(self, index: int) -> bytes | None:
+        """The measurement of this index as it was sent, as JSON; None where it cannot be told."""
+        ...
 
 
 class Rejection(msgspec.Struct, frozen=True, gc=False):
@@ -133,9 +143,10 @@ class Admission:
         record_id: bytes,
         request_id: str,
         way: str,
+        sent: Sent | None = None,
     ) -> Admitted:
         """Judge one device's submissions; each comes with the index of its first measurement in the request."""
-        work = _Work(self._specify, window)
+        work = _Work(self._specify, window, sent)
         for first, submission in submissions:
             work.take(first, submission)
         channels, notes = work.pack()
@@ -164,9 +175,10 @@ class Admission:
         record_id: bytes,
         request_id: str,
         way: str,
+        sent: Sent | None = None,
     ) -> Admitted:
         """Refuse all of one device's submissions, for a reason that is not theirs."""
-        work = _Work(self._specify, window)
+        work = _Work(self._specify, window, sent)
         for first, submission in submissions:
             work.refuse(first, submission, code, message)
         ids = record_id, sender.organisation, sender.device
@@ -192,6 +204,8 @@ class _Work:
         "_dated",
         "_doubted",
         "_made_up",
+        "_sent",
+        "_sent_bytes",
         "_specify",
         "_window",
         "accepted",
@@ -199,9 +213,14 @@ class _Work:
         "rejections",
     )
 
-    def __init__(self, specify: Callable[[tuple[Any, Any, Any]], Specification], window: TimeWindow) -> None:
+    def __init__(
+        self, specify: Callable[[tuple[Any, Any, Any]], Specification], window: TimeWindow, sent: Sent | None
+    ) -> None:
         self._specify = specify
         self._window = window
+        self._sent = sent
+        self._sent_bytes = 0
+        """Of what was sent and is kept as it was."""
         self._columns: dict[Any, _Column] = {}
         self._dated = False
         self._doubted = False
@@ -297,7 +316,24 @@ class _Work:
             raise error
         message = without_secrets(message)
         self.rejections.append(Rejection(index, str(code), message))
-        self.refused.append(Refused(index, str(code), message, _payload(_timed(shown, common_ts))))
+        payload = self._as_sent(index, common_ts, is_whole=isinstance(measurement, Measurement))
+        if payload is None:
+            payload = _payload(_timed(shown, common_ts))
+        self.refused.append(Refused(index, str(code), message, payload))
+
+    def _as_sent(self, index: int, common_ts: object, *, is_whole: bool) -> bytes | None:
+        """What was refused as it was sent, without secrets; None where that cannot be told or would be cut."""
+        text = None if self._sent is None else self._sent.text(index)
+        if text is None or len(text) > PAYLOAD_BYTES_MAX or self._sent_bytes + len(text) > SENT_BYTES_MAX:
+            return None
+        common_ts = _common_time(common_ts)
+        if common_ts is not None:
+            text = _timed_text(text, json.dumps(common_ts).encode(), is_whole=is_whole)
+        payload = without_secrets_in_json(text.decode(errors="replace")).encode()
+        if len(payload) > PAYLOAD_BYTES_MAX:
+            return None
+        self._sent_bytes += len(payload)
+        return payload
 
     def _space(self) -> None:
         """A request that told times, none of them believable, keeps its spacing, its newest at the receive time."""
@@ -517,15 +553,37 @@ def _notes(column: _Column, channel: int) -> list[Note]:
     ]
 
 
+def _common_time(common_ts: object) -> str | float | None:
+    """The time of a request as far as it can be kept with each of its readings."""
+    if type(common_ts) is str:
+        return common_ts[:TS_LENGTH_MAX]
+    return common_ts if type(common_ts) is int or type(common_ts) is float else None
+
+
 def _timed(shown: object, common_ts: object) -> object:
     """What was refused, with the time of its request if it has none: it may be replayed alone."""
-    if type(common_ts) is str:
-        common_ts = common_ts[:TS_LENGTH_MAX]
-    elif type(common_ts) not in (int, float):
+    common_ts = _common_time(common_ts)
+    if common_ts is None:
         return shown
     if isinstance(shown, Measurement) and shown.ts is None:
         return Measurement(shown.type, shown.value, shown.label, shown.unit, common_ts)
     return {**shown, "ts": common_ts} if isinstance(shown, dict) and shown.get("ts") is None else shown
+
+
+_members: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+def _timed_text(text: bytes, common_ts: bytes, *, is_whole: bool) -> bytes:
+    """The same for a JSON text. One that says something twice (not `is_whole`) keeps all of it."""
+    try:
+        members = _members.decode(text)
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        return text  # no object: it has no time
+    if "ts" in members and bytes(members["ts"]) != b"null":
+        return text
+    if "ts" in members and is_whole:
+        return msgspec.json.encode(members | {"ts": msgspec.Raw(common_ts)})
+    return b'%b%b"ts":%b}' % (text[:-1].rstrip(), b"," if members else b"", common_ts)
 
 
 def _payload(shown: object) -> bytes:

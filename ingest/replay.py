@@ -27,7 +27,7 @@ from runtime.errors import OutcomeUnknownError, OverloadedError, SluiceError, Un
 from runtime.log.port import Log
 from schemas import record as records
 from schemas.errors import ReadingCode
-from schemas.record import TIME_MADE_UP, Quality, Record
+from schemas.record import TIME_MADE_UP, Note, Quality, Record
 from schemas.topics import partition_of
 
 _log = logging.getLogger("sluice.replay")
@@ -68,7 +68,7 @@ WITH RECURSIVE asking AS (
     UPDATE quarantine q SET replay_due_at = now() + make_interval(secs => $3) FROM due d
     WHERE q.quarantine_id = d.quarantine_id
     RETURNING q.quarantine_id, q.replay_id, q.organisation_id, q.device_id, q.payload,
-              q.original_payload IS NOT NULL AS edited, q.request_id, q.received_at
+              q.original_payload IS NOT NULL AS edited, q.request_id, q.received_at, q.item
 )
 SELECT c.*, d.status, o.raw_retention_days FROM claimed c
 LEFT JOIN devices d ON d.device_id = c.device_id AND d.organisation_id = c.organisation_id
@@ -78,23 +78,31 @@ LEFT JOIN organisations o ON o.organisation_id = c.organisation_id
 _PUT_OFF: Final = """
 UPDATE quarantine q SET replay_due_at = now() + make_interval(secs => $3)
 FROM ours WHERE q.quarantine_id = ours.quarantine_id
+RETURNING q.quarantine_id
 """
 _HAND_BACK: Final = """
 UPDATE quarantine q SET state = 'held', attempts = q.attempts + 1, code = w.code, message = w.message,
     changed_at = now(), replay_due_at = NULL
 FROM ours JOIN unnest($1::uuid[], $3::text[], $4::text[]) AS w (quarantine_id, code, message) USING (quarantine_id)
 WHERE q.quarantine_id = ours.quarantine_id
+RETURNING q.quarantine_id
 """
-# Never in the way of landing, which may have a row in hand already.
+# Never in the way of landing, which may have a row in hand already. Gives what is ours and could not be changed.
 _OURS: Final = """
-WITH ours AS (
-    SELECT q.quarantine_id FROM quarantine q
-    JOIN unnest($1::uuid[], $2::uuid[]) AS w (quarantine_id, replay_id)
-        ON q.quarantine_id = w.quarantine_id AND q.replay_id = w.replay_id
-    WHERE q.state = 'replaying' ORDER BY q.quarantine_id FOR UPDATE OF q SKIP LOCKED)
+WITH claimed AS (
+    SELECT q.quarantine_id, q.replay_id FROM quarantine q
+    JOIN unnest($1::uuid[], $2::uuid[]) AS w (quarantine_id, replay_id) USING (quarantine_id, replay_id)
+    WHERE q.state = 'replaying'),
+ours AS (
+    SELECT q.quarantine_id FROM quarantine q JOIN claimed c USING (quarantine_id, replay_id)
+    WHERE q.state = 'replaying' ORDER BY q.quarantine_id FOR UPDATE OF q SKIP LOCKED),
+changed AS ({change})
+SELECT quarantine_id FROM claimed EXCEPT SELECT quarantine_id FROM changed
 """
-_APPENDED: Final = f"{_OURS} {_PUT_OFF}"
-_BACK: Final = f"{_OURS} {_HAND_BACK}"
+_APPENDED: Final = _OURS.format(change=_PUT_OFF)
+_BACK: Final = _OURS.format(change=_HAND_BACK)
+# Another process's claim locks a row for a moment that it finds claimed then; landing, until its transaction ends.
+_LOCKED_WAITS_S: Final = (0.01, 0.03, 0.1, 0.3, 1.0)
 
 
 class Verdict(NamedTuple):
@@ -140,28 +148,34 @@ def _submission(payload: bytes) -> Submission | None:
 
 
 def _replaying(record: Record, row: Any) -> Record:
-    channels = record.channels
-    flags = 0 if row["edited"] else _flags(row["payload"])
-    if flags:
-        channels = [msgspec.structs.replace(one, quality=int(one.quality) | flags) for one in channels]
-    return msgspec.structs.replace(
-        record, version=records.VERSION, channels=channels, replays=row["quarantine_id"].bytes
-    )
+    record = msgspec.structs.replace(record, version=records.VERSION, replays=row["quarantine_id"].bytes)
+    # What a device sent, or somebody wrote, under the names that landing uses says nothing.
+    return _as_it_was(record, row["payload"]) if row["item"] < 0 and not row["edited"] else record
 
 
-def _flags(payload: bytes) -> int:
-    """The flags that a reading had when landing set it aside, as far as they are not told by its value."""
+def _as_it_was(record: Record, payload: bytes) -> Record:
+    """With the flags and note that the reading had when landing set it aside, as far as its value does not tell."""
     try:
-        return _flagged.decode(payload).quality & _KEPT_FLAGS
+        kept = _set_aside.decode(payload)
     except msgspec.DecodeError:
-        return 0
+        return record
+    flags = kept.quality & _KEPT_FLAGS
+    channels = [msgspec.structs.replace(one, quality=int(one.quality) | flags) for one in record.channels]
+    unit = kept.original_unit or next((note.original_unit for note in record.notes), None)
+    metadata = bytes(kept.metadata) or None
+    is_noted = unit is not None or kept.original_time is not None or metadata is not None
+    notes = [Note(0, 0, kept.original_time, unit, metadata)] if is_noted else []
+    return msgspec.structs.replace(record, channels=channels, notes=notes)
 
 
-class _Flagged(msgspec.Struct, gc=False):
+class _SetAside(msgspec.Struct, gc=False):
     quality: int = 0
+    original_time: str | None = None
+    original_unit: str | None = None
+    metadata: msgspec.Raw = msgspec.Raw()
 
 
-_flagged: Final = msgspec.json.Decoder(_Flagged)
+_set_aside: Final = msgspec.json.Decoder(_SetAside)
 
 
 class Replayer:
@@ -244,7 +258,7 @@ class Replayer:
         for outcome in outcomes:
             self._metrics.replays.add(outcome)
         if durable:
-            await self._ask(_APPENDED, *_ids(durable), self._settings.replay_landing_s)
+            await self._change(_APPENDED, durable, self._settings.replay_landing_s)
 
     async def _append_one(self, record: Record) -> tuple[str]:
         try:
@@ -260,7 +274,17 @@ class Replayer:
             return
         self._metrics.replays.add(_REFUSED, len(bad))
         codes, messages = [str(one.code) for _, one in bad], [one.message for _, one in bad]
-        await self._ask(_BACK, *_ids([row for row, _ in bad]), codes, messages)
+        await self._change(_BACK, [row for row, _ in bad], codes, messages)
+
+    async def _change(self, query: str, rows: Sequence[Any], *values: Any) -> None:
+        """What somebody has in hand for longer comes due again when its lease is over."""
+        for wait_s in (*_LOCKED_WAITS_S, None):
+            left = await self._ask(query, *_ids(rows), *values)
+            if not left:
+                return
+            if wait_s is not None:
+                await asyncio.sleep(wait_s)
+        _log.info("replayed rows are in other hands, and come due again later", extra={"rows": len(left)})
 
     async def _ask(self, query: str, *arguments: Any) -> list[Any]:
         return await ask(self._pool, query, *arguments, timeout_s=_ASK_TIMEOUT_S)

@@ -38,6 +38,9 @@ GATEWAY_PREFIX: Final = "gw_live_"
 API_KEY_PREFIX: Final = "sk_live_"
 
 _SECRET: Final = re.compile(r"(?:ds|gw|sk)_live_[A-Za-z0-9_]+|eyJ[\w\-]+\.[\w\-]+\.[\w\-]+")
+_SECRET_BYTES: Final = re.compile(_SECRET.pattern.encode())
+#: What a JSON text writes a character of a token as, if it does not write the character itself.
+_ESCAPE: Final = re.compile(r"\\(?:u00([2-7][0-9A-Fa-f])|.)", re.DOTALL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,6 +211,23 @@ def without_secrets(text: str) -> str:
     if "_live_" not in text and "eyJ" not in text:  # a tenth of the price, and nearly always true
         return text
     return _SECRET.sub("***", text)
+
+
+def without_secrets_in_json(text: str) -> str:
+    """A JSON `text` with every token and JWT in it blotted out, also those that are spelt with escapes."""
+    plain = _ESCAPE.sub(_unescaped, text) if "\\u00" in text else text
+    blotted = without_secrets(plain)
+    return text if blotted == plain else blotted
+
+
+def _unescaped(escape: re.Match[str]) -> str:
+    character = chr(int(escape[1], 16)) if escape[1] else ""
+    return character if character.isalnum() or character in ("_", "-", ".") else escape[0]
+
+
+def without_secrets_in_bytes(raw: bytes) -> bytes:
+    """`raw`, which may be anything, with every token and JWT in it blotted out."""
+    return _SECRET_BYTES.sub(b"***", raw)
 
 
 def plausible_token(token: str, prefix: str) -> bool:

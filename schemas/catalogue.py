@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Final, NamedTuple
 
+#: No float needs more.
+_DIGITS_MAX: Final = 17
+
 
 class Conversion:
     """canonical = (value + add) × times ÷ by, in decimals.
@@ -27,6 +30,16 @@ class Conversion:
 
     def __call__(self, value: float) -> float:
         return float((Decimal(repr(value)) + self._add) * self._times / self._by)
+
+    def undo(self, canonical: float) -> float | None:
+        """The decimal of fewest places that becomes exactly `canonical`; None where none is found."""
+        exact = Decimal(repr(canonical)) * self._by / self._times - self._add
+        for form in "fg":
+            for digits in range(_DIGITS_MAX + 1):
+                found = float(f"{exact:.{digits}{form}}") + 0.0  # no -0.0
+                if self(found) == canonical:
+                    return found
+        return None
 
 
 class Metric(NamedTuple):

@@ -23,7 +23,7 @@ _positions: Final = itertools.count()
 _HOLD: Final = """
 INSERT INTO quarantine (quarantine_id, organisation_id, device_id, code, message, payload, request_id, received_at,
                         source, partition, position, item)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, 0, $10, 0)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, 0, $10, $11)
 """
 _LEDGER: Final = """
 INSERT INTO ledger (organisation_id, hour, source, partition, received, quarantined)
@@ -60,12 +60,24 @@ class Quarantine:
         message: str = "temperature takes °C",
         request_id: str = "request-1",
         received_at: datetime = RECEIVED,
+        item: int = 0,
     ) -> UUID:
-        """A held row; a payload that is no bytes is written as JSON."""
+        """A held row; a payload that is no bytes is written as JSON. Below 0 is an `item` refused behind the log."""
         row = uuid7()
         raw = payload if isinstance(payload, bytes) else json.dumps(payload).encode()
         await self.superuser(
-            _HOLD, row, organisation, device, code, message, raw, request_id, received_at, SOURCE, next(_positions)
+            _HOLD,
+            row,
+            organisation,
+            device,
+            code,
+            message,
+            raw,
+            request_id,
+            received_at,
+            SOURCE,
+            next(_positions),
+            item,
         )
         if organisation is not None:
             await self.superuser(_LEDGER, organisation, received_at, SOURCE)

@@ -269,7 +269,7 @@ def _shown_payload(name: str, raw: bytes | None) -> dict[str, Any]:
 
 def _is_json(raw: bytes) -> bool:
     try:
-        msgspec.json.decode(raw)
+        msgspec.json.decode(raw, type=msgspec.Raw)  # which takes numbers of any size
         raw.decode()
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return False

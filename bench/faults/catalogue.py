@@ -52,7 +52,7 @@ STARTED_TIMEOUT_S: Final = 60.0
 _IS_STORED: Final = """
 SELECT count(*) FROM readings JOIN series USING (series_id) WHERE device_id = $1 AND metric = $2 AND value = $3"""
 
-_SET_ASIDE: Final = "the database refuses a record for its content, it is quarantined whole"
+_SET_ASIDE: Final = "the database refuses records for their content, they are quarantined whole"
 _AWAY_LOG: Final = "spooling: records are acknowledged from the local disk.*see to the log"
 _AWAY_DATABASE: Final = "landing was interrupted and is tried again.*the database is away or full"
 

@@ -5,6 +5,7 @@ number or one measurement that is no object is refused alone. Left out: whether 
 """
 
 import json
+import re
 from typing import Any, Final
 
 import msgspec
@@ -41,6 +42,46 @@ def decode(body: bytes) -> list[Submission]:
     if _may_double(body, len(typed), sum([len(one.measurements) for one in typed])):
         return _decode_piecemeal(body)
     return [Submission(one.measurements, one.device, one.ts) for one in typed]
+
+
+class _Texts(msgspec.Struct, gc=False):
+    measurements: list[msgspec.Raw]
+
+
+_texts_decoder: Final = msgspec.json.Decoder(_Texts | list[_Texts])
+#: What stands before the next of the numbers that only some writers of JSON know, strings whole, and that number.
+_CONSTANT: Final = re.compile(rb'((?:[^"NI-]++|-(?!I)|"(?:[^"\\]++|\\.)*+")*+)(-?Infinity|NaN|\Z)', re.DOTALL)
+_CONSTANTS_MAX: Final = 10_000
+
+
+class Sent(msgspec.Struct, gc=False):
+    """The measurements of a body that was decoded, each as it was sent: looked for once one of them is refused."""
+
+    _body: bytes
+    _texts: list[msgspec.Raw] | None = None
+
+    def text(self, index: int) -> bytes | None:
+        """The JSON text of a measurement, in body order; None where it cannot be told.
+
+        NaN and Infinity, which JSON does not have, stand in it as `{"not_finite":"NaN"}`.
+        """
+        if self._texts is None:
+            self._texts = _find_texts(self._body)
+        return bytes(self._texts[index]) if index < len(self._texts) else None
+
+
+def _find_texts(body: bytes) -> list[msgspec.Raw]:
+    if b"NaN" in body or b"Infinity" in body:
+        body = _CONSTANT.sub(_shown_constant, body, _CONSTANTS_MAX)
+    try:
+        found = _texts_decoder.decode(body)
+    except (msgspec.DecodeError, ValueError, RecursionError):
+        return []
+    return [text for submission in (found if type(found) is list else [found]) for text in submission.measurements]
+
+
+def _shown_constant(found: re.Match[bytes]) -> bytes:
+    return b'%b{"not_finite":"%b"}' % found.groups() if found[2] else found[0]
 
 
 def _may_double(body: bytes, submissions: int, measurements: int) -> bool:

@@ -134,6 +134,8 @@ class Callers:
         mismatch = ReadingCode.DEVICE_MISMATCH
         if grant.device is not None:
             if name is None or name == grant.local_id or _is_id(name, grant.device):
+                if grant.suspended:
+                    return grant.device, ReadingCode.DEVICE_SUSPENDED, SUSPENDED
                 return grant.device, None, ""
             return None, mismatch, "`device` is not the device of this token"
         if type(name) is not str or not 0 < len(name) <= _DEVICE_NAME_MAX or not storable(name):
@@ -158,9 +160,13 @@ def _fitting(grant: Grant, kinds: tuple[str, ...]) -> Grant:
     if grant.kind not in kinds:
         message = "an API key reads; readings are sent with a device's or gateway's token"
         raise Refusal(RequestCode.FORBIDDEN, message)
+    return grant
+
+
+def check_active(grant: Grant) -> None:
+    """Raises a refusal for a suspended device, of which readings are taken, for the quarantine, and nothing else."""
     if grant.suspended:
         raise Refusal(RequestCode.DEVICE_SUSPENDED, SUSPENDED)
-    return grant
 
 
 def bearer(request: web.BaseRequest) -> str | None:

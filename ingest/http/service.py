@@ -27,7 +27,7 @@ from ingest.formats import measurements_json, shelly_get
 from ingest.formats.shape import BodyError, Submission
 from ingest.http.answers import Refusal, limited
 from ingest.http.bodies import Room, check_size, read_body
-from ingest.http.callers import SENDERS, SUSPENDED, ByDevice, Callers, bearer
+from ingest.http.callers import SENDERS, SUSPENDED, ByDevice, Callers, bearer, check_active
 from ingest.http.pacing import APPLIED, Paced, Pacer
 from ingest.http.preferences import PREFER, WAIT_STORED, prefers
 from ingest.idempotency import BadKeyError, ConflictError, Repeats, name_request
@@ -70,6 +70,8 @@ class _Call(msgspec.Struct):
     """Of its body or query, unpacked."""
     paced: Paced | None
     """How it is paced; None for one that is not."""
+    sent: measurements_json.Sent | None = None
+    """Its measurements as they came; None where the format has no text of each."""
     name: Idempotency | None = None
 
 
@@ -227,7 +229,8 @@ class IngestService:
         room.take(size)
         try:
             submissions = measurements_json.decode(body)
-            call = _Call(request, request_id, arrived_us, grant, submissions, size, paced)
+            sent = measurements_json.Sent(body)
+            call = _Call(request, request_id, arrived_us, grant, submissions, size, paced, sent)
             return await self._take_named(call, body)
         except BodyError as error:
             raise Refusal(error.code, str(error)) from None
@@ -257,6 +260,7 @@ class IngestService:
     async def _receipt(self, request: web.BaseRequest, request_id: str, path: str, query: str) -> Answer:
         token, kinds = bearer(request), (*SENDERS, "api_key")
         grant = self._callers.known(token, kinds) or await self._callers.look_up(request, token, kinds)
+        check_active(grant)
         self._limits.request(grant, self._clock.now_us())
         text = unquote(path.removeprefix(RECEIPTS_PATH))
         try:
@@ -313,7 +317,8 @@ class IngestService:
             raise _refusal_of([])
         paced = call.paced = self._pacer.volume(call.request, grant, count, call.size, call.paced)
         header = headers.get(_X_DEVICE_ID)
-        if grant.device is not None and header is None and len(submissions) == 1 and submissions[0].device is None:
+        names_nobody = header is None and len(submissions) == 1 and submissions[0].device is None
+        if names_nobody and grant.device is not None and not grant.suspended:
             # The usual request, without what several devices need.
             parts = [self._judge(call, self._reserve(call.arrived_us, count), grant.device, [(0, submissions[0])])]
             is_suspended, rejections = False, list[Rejection]()
@@ -322,17 +327,19 @@ class IngestService:
             parts = self._admit(call, self._reserve(call.arrived_us, count), by_device)
             is_suspended, rejections = not by_device.devices, by_device.strays
         if call.name is not None:
-            parts = [_named(part, call.name) for part in parts]
+            # Where nothing was accepted the key is not used up: the same may be accepted another time.
+            parts = [_named(part, call.name) if part.admitted.accepted else part for part in parts]
         began = perf_counter()
         durable = await self._keep(parts, paced)
         if not durable.places:
             raise _refusal_of([error for _, error in durable.failed])
         self._metrics.append_seconds.observe(perf_counter() - began)
-        if is_suspended:
-            # Only now: what a suspended device sent stands in the log, on its way to the quarantine.
-            raise Refusal(RequestCode.DEVICE_SUSPENDED, SUSPENDED)
         for part in parts:
             rejections += part.admitted.rejections
+        if is_suspended:
+            # Only now: what a suspended device sent stands in the log, on its way to the quarantine.
+            self._count_refused(rejections)
+            raise Refusal(RequestCode.DEVICE_SUSPENDED, SUSPENDED)
         for part, _ in durable.failed:
             rejections += _not_durable(part)
         answer, receipt = self._answer(call, durable, rejections)
@@ -365,6 +372,7 @@ class IngestService:
                 record_id=self._record_id(),
                 request_id=call.request_id,
                 way="http",
+                sent=call.sent,
             )
             parts.append(Part(device, submissions, refused))
         return parts
@@ -377,6 +385,7 @@ class IngestService:
             record_id=self._record_id(),
             request_id=call.request_id,
             way="http",
+            sent=call.sent,
         )
         return Part(device, submissions, admitted)
 
@@ -403,8 +412,7 @@ class IngestService:
     def _answer(self, call: _Call, durable: Durable, rejections: list[Rejection]) -> tuple[Answer, Receipt | None]:
         request_id = call.request_id
         accepted = durable.accepted
-        for rejection in rejections:
-            self._metrics.readings.add(("refused", rejection.code))
+        self._count_refused(rejections)
         if not accepted:
             if durable.failed:
                 raise _refusal_of([error for _, error in durable.failed])
@@ -424,6 +432,10 @@ class IngestService:
         until = datetime.fromtimestamp(ceil(durable.paced_until_us / 1e6), UTC)
         body = b'%s,"paced":true,"paced_until":"%s"}' % (body[:-1], f"{until:%Y-%m-%dT%H:%M:%SZ}".encode())
         return Answer(202, body, request_id, APPLIED), receipt
+
+    def _count_refused(self, rejections: list[Rejection]) -> None:
+        for rejection in rejections:
+            self._metrics.readings.add(("refused", rejection.code))
 
     async def _wait(self, request_id: str, receipt: Receipt, answer: Answer) -> Answer:
         """Hold the answer until the readings have landed; as it is when that takes too long or cannot be told."""

@@ -204,7 +204,7 @@ class PacedLane:
             try:
                 self._publish()
                 self._cannot_write = False  # a disk that refused is asked once a tick, not once a request
-                for backlog in await self._files.look_behind():
+                for backlog in await self._files.backlogs_behind():
                     self._go_on(backlog)
                 if loop.time() >= due:
                     await self._files.tidy()

@@ -26,8 +26,8 @@ SPOOL: Final = ".spool"
 SALVAGED: Final = ".salvaged"
 DAMAGED: Final = ".damaged"
 LOCK: Final = ".lock"
-#: What SQLite keeps beside a file.
-SIBLINGS: Final = ("-wal", "-shm", "-journal")
+#: What SQLite and `Store` keep beside a file.
+SIBLINGS: Final = ("-wal", "-shm", "-journal", "-ends")
 
 _SQLITE_MAGIC: Final = b"SQLite format 3\0"
 #: user_version and application_id in a SQLite file's head.
@@ -98,12 +98,12 @@ class Claim:
         """
         if self._file(SALVAGED).exists():
             self._put_aside(self._file(SPOOL))
+        if _is_newer(store.path):
+            raise NewerFormatError(f"{store.path} was made by a newer Sluice: start that one")
         try:
             origin = store.open()
             return Content(origin.source, store.bounds(), store.size())
         except LogMisfitError as error:
-            if _is_newer(store.path):
-                raise NewerFormatError(f"{store.path} was made by a newer Sluice: start that one") from error
             if not store.path.exists():
                 raise UnavailableError(f"{store.path} is gone") from error
             raise DamagedError(f"{store.path} is no spool any more") from error

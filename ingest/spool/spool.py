@@ -6,45 +6,38 @@ drained first. Left out: files (`files`), what is sent at once (`windows`), who 
 """
 
 import asyncio
-import contextlib
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, NamedTuple, TypeVar
-from uuid import UUID
+from typing import Final, NamedTuple
 
 import msgspec
 
 from ingest.metrics import IngestMetrics
 from ingest.settings import SpoolSettings
 from ingest.spool.ends import End, unsaid
-from ingest.spool.files import Claim, Content, abandoned
+from ingest.spool.stretches import WORDS, SpoolFile, Stretch
+from ingest.spool.used import LINGER_MS_MAX, UsedFiles
 from ingest.spool.windows import Window, Windows
 from runtime.clock import Clock
 from runtime.errors import OutcomeUnknownError, OverloadedError, SluiceError, UnavailableError
-from runtime.log import LogMisfitError, LogSettings
+from runtime.log import LogSettings
 from runtime.log.port import Log
-from runtime.log.sqlite_log import SqliteLog
-from runtime.log.sqlite_store import DamagedError, Store
-from schemas.record import PG_EPOCH_US, VERSION, Record, UndecodableError, UnknownVersionError, decode, encode
+from runtime.log.sqlite_store import Store
+from schemas.record import PG_EPOCH_US, VERSION, Record, decode, encode
 
 _log = logging.getLogger("sluice.spool")
 
 TICK_S: Final = 1.0
 ADOPT_EVERY_S: Final = 5.0
-ADOPTED_MAX: Final = 16
 #: With no more than this many records left, new ones wait until those are in the log, and then go there themselves:
 #: under a steady load the spool would never be empty.
 CUT_OVER_RECORDS: Final = 2_000
 USABLE_POLL_S: Final = 0.1
 RETRY_S: Final = 0.1
 RETRY_S_MAX: Final = 2.0
-PRUNE_WAIT_S: Final = 1.0
-
-T = TypeVar("T")
 
 
 class Kept(NamedTuple):
@@ -53,39 +46,6 @@ class Kept(NamedTuple):
     spool: bytes
     """The spool's id; empty for one that went to the log after all."""
     position: int
-
-
-class _Stretch:
-    """What is not drained yet of one partition of one spool file: from `next` up to `end`."""
-
-    __slots__ = ("end", "next", "oldest_us", "partition")
-
-    def __init__(self, partition: int, start: int, end: int, oldest_us: int) -> None:
-        self.partition = partition
-        self.next = start
-        self.end = end
-        self.oldest_us = oldest_us
-        """Not above the receive time of its oldest record, µs since 2000-01-01."""
-
-
-class _File:
-    """A spool file in use; `log` only for the one this process writes."""
-
-    def __init__(self, claim: Claim, store: Store, content: Content) -> None:
-        self.claim = claim
-        self.store = store
-        self.spool = content.spool
-        self.partitions = len(content.bounds)
-        self.size = content.size
-        self.stretches: dict[int, _Stretch] = {}
-        self.log: SqliteLog | None = None
-        self.mending = asyncio.Lock()
-        self.uncertain = False
-        """Whether it may hold records behind the ends that are known."""
-
-    @property
-    def depth(self) -> int:
-        return sum(stretch.end - stretch.next for stretch in self.stretches.values())
 
 
 class _Waiting(NamedTuple):
@@ -102,7 +62,7 @@ class _Lane:
 
     def __init__(self, partition: int) -> None:
         self.partition = partition
-        self.stretches: list[tuple[_File, _Stretch]] = []
+        self.stretches: list[tuple[SpoolFile, Stretch]] = []
         self.under_way = 0
         """Appends to the spool that are not decided yet."""
         self.settled = asyncio.Event()
@@ -134,32 +94,34 @@ class Spool:
 
         `end` is told of every spool before its file is deleted.
         """
-        self._end = end
         self._log = log
         self._directory = directory
-        self._elders = elders
         self._settings = settings
         self._log_settings = log_settings
         self._clock = clock
         self._metrics = metrics
         self._lanes = [_Lane(partition) for partition in range(log.partitions)]
         self._held: set[int] = set()
-        self._own: _File | None = None
-        self._adopted: list[_File] = []
-        self._retired: list[_File] = []
+        self._files = UsedFiles(
+            [*elders, directory],
+            log.partitions,
+            dataclasses.replace(log_settings, log_linger_ms=min(log_settings.log_linger_ms, LINGER_MS_MAX)),
+            make=SpoolFile,
+            damaged=metrics.spool_damaged_files.inc,
+            end=end,
+            words=WORDS,
+        )
         self._opening: asyncio.Task[None] | None = None
         self._unwritten: list[tuple[_Lane, _Waiting]] = []
         self._waiting_bytes = 0
         self._bytes = 0
         self._full: str | None = None
         self._no_file: str | None = None
-        self._moved: list[_File] = []
+        self._moved: list[SpoolFile] = []
         """Spools of another partition count: their devices have changed places."""
         self._since = 0.0
         self._drained = 0
-        self._complaints: dict[UUID, str] = {}
         self._closed = False
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="spool")
         self._keeping: asyncio.Task[None] | None = None
 
     # ------------------------------------------------------------ what the ingest face asks
@@ -173,7 +135,7 @@ class Spool:
         """Why it takes no records right now; None when it does."""
         if self._full is not None or self._no_file is not None:
             return self._full or self._no_file
-        own = None if self._own is None else self._own.log
+        own = None if self._files.own is None else self._files.own.log
         held = self._bytes + self._waiting_bytes + (0 if own is None else own.queued_bytes)
         if held >= self._settings.spool_bytes_max:
             return f"the spool holds {held} bytes (SLUICE_SPOOL_BYTES_MAX)"
@@ -184,8 +146,9 @@ class Spool:
         """What an operator should know of it; None when nothing is spooled."""
         if not self._held:
             return None
-        age_s, depth = self._age_s(), sum(lane.depth for lane in self._lanes)
-        return f"{depth} records of {len(self._held)} partitions wait for the log, the oldest for {age_s:.0f} s"
+        age_s, depth, refusal = self._age_s(), sum(lane.depth for lane in self._lanes), self.refusal
+        full = "" if refusal is None else f"; none can be added: {refusal}"
+        return f"{depth} records of {len(self._held)} partitions wait for the log, the oldest for {age_s:.0f} s{full}"
 
     def append(self, partition: int, body: bytes) -> "asyncio.Future[Kept]":
         """Keep a record; the future tells where once it is durable.
@@ -193,12 +156,12 @@ class Spool:
         It raises `UnavailableError` where the record was certainly not kept, `OutcomeUnknownError` where that is
         open, and `OverloadedError`.
         """
-        loop = asyncio.get_running_loop()
         if self._closed or self.refusal is not None:
-            return _refused(loop, self.refusal or "the spool is closed")
+            return _failed(UnavailableError(self.refusal or "the spool is closed"))
         if self._waiting_bytes + len(body) > self._log_settings.log_queue_bytes_max:
-            return _overloaded(loop, self._waiting_bytes)
-        lane, waiting = self._lanes[partition], _Waiting(body, loop.create_future())
+            text = f"{self._waiting_bytes} bytes wait for the spool (SLUICE_LOG_QUEUE_BYTES_MAX)"
+            return _failed(OverloadedError(text))
+        lane, waiting = self._lanes[partition], _Waiting(body, asyncio.get_running_loop().create_future())
         if lane.cut_over is not None:
             self._waiting_bytes += len(body)
             lane.cut_over.append(waiting)
@@ -235,25 +198,8 @@ class Spool:
             self._give_up_cut_over(lane)
         if self._opening is not None:
             await asyncio.gather(self._opening, return_exceptions=True)
-        for file in filter(None, (self._own, *self._retired, *self._adopted)):
-            await self._let_go(file)
+        await self._files.close()
         self._publish()
-        self._thread.shutdown(wait=False)
-
-    async def _let_go(self, file: _File) -> None:
-        empty = False
-        if file.log is not None:
-            await file.log.close()
-        with contextlib.suppress(SluiceError):
-            bounds = await self._in_thread(file.store.bounds)
-            empty = all(
-                partition in file.stretches and end <= file.stretches[partition].next
-                for partition, (start, end) in bounds.items()
-                if start < end
-            )
-        await self._in_thread(file.store.close)
-        gone = empty and await self._end(file.spool)
-        await self._in_thread(file.claim.delete if gone else file.claim.release)
 
     async def _keep(self) -> None:
         """Tell of what is held, forget what is drained, adopt what others left."""
@@ -265,9 +211,10 @@ class Spool:
                 age_s = self._age_s()
                 over = age_s > self._settings.spool_age_max_s
                 self._full = f"a spooled record has waited {age_s:.0f} s (SLUICE_SPOOL_AGE_MAX_S)" if over else None
-                self._no_file = None  # a disk that refused is asked once a tick, not once a request
+                self._try_again()
                 self._publish()
-                await self._look_behind()
+                for partition in await self._files.look_behind():
+                    self._hold(self._lanes[partition])
                 if loop.time() >= due:
                     await self._forget_drained()
                     await self._adopt()
@@ -275,13 +222,22 @@ class Spool:
             except Exception:
                 _log.exception("the spool's housekeeping failed")
 
+    def _try_again(self) -> None:
+        """A disk that refused a file is asked once a tick, and not by a request, which would be refused."""
+        if self._no_file is None or self._opening is not None:
+            return
+        if self._log.trouble is None and not self._held:
+            self._no_file = None  # none is needed
+        else:
+            self._opening = asyncio.get_running_loop().create_task(self._open_own(), name="spool-open")
+
     # ------------------------------------------------------------ taking records
 
     def _write(self, lane: _Lane, waiting: _Waiting) -> None:
         self._hold(lane)
         lane.under_way += 1
-        if self._own is not None:
-            self._write_to(self._own, lane, waiting)
+        if self._files.own is not None:
+            self._write_to(self._files.own, lane, waiting)
             return
         self._waiting_bytes += len(waiting.body)
         self._unwritten.append((lane, waiting))
@@ -290,39 +246,28 @@ class Spool:
 
     async def _open_own(self) -> None:
         """Make the file that this process writes, and write what waits for it."""
+        file: SpoolFile | None = None
         try:
-            self._own = await self._in_thread(self._make)
-            self._own.log = SqliteLog(
-                dataclasses.replace(self._log_settings, log_linger_ms=min(self._log_settings.log_linger_ms, 2.0)),
-                Store(self._own.store.path, self._own.store.identity),
-                self._own.spool,
-                self._own.partitions,
-            )
+            file = await self._files.open_own()
+        except UnavailableError as error:
+            self._no_file = str(error)
+        else:
             for lane in self._lanes:
-                stretch = self._own.stretches[lane.partition] = _Stretch(lane.partition, 0, 0, 0)
-                lane.stretches.append((self._own, stretch))
-        except (OSError, SluiceError) as error:
-            self._no_file = f"no spool can be made in {self._directory}: {error}; make room, or set SLUICE_SPOOL_DIR"
-            self._complain(_NO_SPOOL, self._no_file)
+                stretch = file.parts[lane.partition] = Stretch(lane.partition, 0, 0, 0)
+                lane.stretches.append((file, stretch))
+            if self._no_file is not None:
+                self._no_file = None
+                _log.info("a spool can be made again", extra={"directory": str(self._directory)})
         self._opening = None
         unwritten, self._unwritten = self._unwritten, []
         for lane, waiting in unwritten:
             self._waiting_bytes -= len(waiting.body)
-            if self._own is not None:
-                self._write_to(self._own, lane, waiting)
+            if file is not None:
+                self._write_to(file, lane, waiting)
             else:
                 self._fail(lane, waiting, UnavailableError(self._no_file))
 
-    def _make(self) -> _File:
-        claim = Claim.make(self._directory)
-        try:
-            store = claim.create(self._log.partitions)
-            return _File(claim, store, claim.look(store))
-        except BaseException:
-            claim.delete()
-            raise
-
-    def _write_to(self, file: _File, lane: _Lane, waiting: _Waiting) -> None:
+    def _write_to(self, file: SpoolFile, lane: _Lane, waiting: _Waiting) -> None:
         log = file.log
         try:
             if log is None:
@@ -333,14 +278,14 @@ class Spool:
             return
         inner.add_done_callback(functools.partial(self._written, file, lane, waiting))
 
-    def _written(self, file: _File, lane: _Lane, waiting: _Waiting, inner: "asyncio.Future[int]") -> None:
+    def _written(self, file: SpoolFile, lane: _Lane, waiting: _Waiting, inner: "asyncio.Future[int]") -> None:
         error = inner.exception()
         if error is not None:
             file.uncertain = file.uncertain or isinstance(error, OutcomeUnknownError)
             self._fail(lane, waiting, error)
             return
         sequence = inner.result()
-        stretch = file.stretches[lane.partition]
+        stretch = file.parts[lane.partition]
         if stretch.next == stretch.end:
             stretch.oldest_us = self._now_us()
         stretch.end = max(stretch.end, sequence + 1)
@@ -379,7 +324,7 @@ class Spool:
 
     async def _drain(self, lane: _Lane) -> None:
         """One window after the other, each in the log before the next is sent, until nothing is held."""
-        window: tuple[_File, _Stretch, Window] | None = None
+        window: tuple[SpoolFile, Stretch, Window] | None = None
         retry_s = RETRY_S
         while True:
             try:
@@ -408,7 +353,7 @@ class Spool:
             except Exception as error:
                 if not isinstance(error, ValueError):
                     _log.exception("unexpected", extra={"partition": lane.partition})
-                self._complain(_NO_SPOOL, f"{error}: raise SLUICE_LOG_BATCH_BYTES_MAX to what it was")
+                self._files.complain(None, f"{error}: raise SLUICE_LOG_BATCH_BYTES_MAX to what it was")
                 self._give_up_cut_over(lane)
                 window = None
                 await asyncio.sleep(RETRY_S_MAX)
@@ -421,32 +366,22 @@ class Spool:
             self._give_up_cut_over(lane)
             await asyncio.sleep(USABLE_POLL_S)
 
-    async def _next_window(self, lane: _Lane) -> tuple[_File, _Stretch, Window] | None:
+    async def _next_window(self, lane: _Lane) -> tuple[SpoolFile, Stretch, Window] | None:
         for file, stretch in lane.stretches:
             if stretch.next < stretch.end:
                 return file, stretch, await self._read(file, stretch)
         return None
 
-    async def _read(self, file: _File, stretch: _Stretch) -> Window:
+    async def _read(self, file: SpoolFile, stretch: Stretch) -> Window:
         """Raises `UnavailableError` for a file that cannot be read now."""
-        if file.mending.locked():  # another lane has found the damage
-            async with file.mending:
-                pass
-        store = file.store
-        windows = Windows(store, file.spool, self._log.body_bytes_max, self._clock)
-        try:
-            return await self._in_thread(windows.read, stretch.partition, stretch.next, stretch.end)
-        except DamagedError as error:
-            async with file.mending:
-                if file.store is store:
-                    await self._set_aside(file, error)
-            raise
-        except LogMisfitError as error:
-            text = f"{store.path} is gone, and {file.depth} records with it: bring it back or restart without it"
-            self._complain(file.claim.spool, text)
-            raise UnavailableError(text) from error
 
-    def _acknowledged(self, file: _File, stretch: _Stretch, window: Window) -> None:
+        def read(store: Store) -> Window:
+            windows = Windows(store, file.spool, self._log.body_bytes_max, self._clock)
+            return windows.read(stretch.partition, stretch.next, stretch.end)
+
+        return await self._files.read(file, read)
+
+    def _acknowledged(self, file: SpoolFile, stretch: Stretch, window: Window) -> None:
         count = window.through - window.first
         stretch.next = window.through
         stretch.oldest_us = max(stretch.oldest_us, window.received_us)
@@ -464,7 +399,7 @@ class Spool:
                     "records": f"{window.first} to {window.through - 1}",
                 },
             )
-        if not file.depth and file.size and file is not self._own:
+        if not file.depth and file.size and file is not self._files.own:
             self._bytes -= file.size  # of what was lost
             file.size = 0
 
@@ -516,126 +451,28 @@ class Spool:
 
     async def _adopt(self) -> None:
         """Take over what dead processes left, as far as it can be read now."""
-        ours = {file.claim.spool for file in self._files()}
-        claims: list[Claim] = []
-        for directory in (*self._elders, self._directory):
-            count_max = ADOPTED_MAX - sum(file.depth > 0 for file in self._adopted) - len(claims)
-            try:
-                claims += await self._in_thread(abandoned, directory, ours, count_max)
-            except OSError as error:
-                self._complain(_NO_SPOOL, f"{directory} cannot be read: {error}")
-        for claim in claims:
-            try:
-                await self._adopt_one(claim)
-            except UnavailableError as error:
-                self._complain(claim.spool, str(error))
-                claim.release()
-
-    async def _adopt_one(self, claim: Claim) -> None:
-        """Raises `UnavailableError`."""
-        store = Store(claim.path)
-        try:
-            content = await self._in_thread(claim.look, store)
-            oldest = await self._in_thread(_oldest, store, content)
-        except DamagedError as error:
-            await self._in_thread(store.close)
-            self._complain(claim.spool, str(error))
-            await self._in_thread(claim.set_aside, self._log.partitions)
-            self._metrics.spool_damaged_files.inc()
-            store = Store(claim.path)
-            content = await self._in_thread(claim.look, store)
-            oldest = {}
-        except UnavailableError:
-            await self._in_thread(store.close)
-            raise
-        file = _File(claim, store, content)
-        _log.warning(
-            "a spool that another process left is drained",
-            extra={"file": str(store.path), "records": sum(end - start for start, end in content.bounds.values())},
-        )
-        self._adopted.append(file)
-        self._bytes += file.size
-        for partition, (start, end) in content.bounds.items():
-            if start < end:
-                stretch = file.stretches[partition] = _Stretch(partition, start, end, oldest.get(partition, 0))
+        for file in await self._files.adopt():
+            self._bytes += file.size
+            for stretch in file.parts.values():
                 self._take_on(file, stretch)
-        if file.depth and file.partitions != len(self._lanes):
-            self._moved.append(file)
-            for lane in self._lanes:
-                self._hold(lane)
+            if file.depth and file.partitions != len(self._lanes):
+                self._moved.append(file)
+                for lane in self._lanes:
+                    self._hold(lane)
 
-    def _take_on(self, file: _File, stretch: _Stretch) -> None:
+    def _take_on(self, file: SpoolFile, stretch: Stretch) -> None:
         """Drain before what this process spools itself."""
         lane = self._lanes[stretch.partition % len(self._lanes)]
-        own = lane.stretches[-1:] if lane.stretches and lane.stretches[-1][0] is self._own else []
+        own = lane.stretches[-1:] if lane.stretches and lane.stretches[-1][0] is self._files.own else []
         lane.stretches[len(lane.stretches) - len(own) :] = [(file, stretch), *own]
         self._hold(lane)
 
     async def _forget_drained(self) -> None:
         """Delete adopted files that are drained, and in others what is."""
-        for file in [file for file in (*self._adopted, *self._retired) if not file.depth and not file.uncertain]:
-            if not await self._end(file.spool):
-                break  # whoever did not answer will not answer for the others either
-            for lane in self._lanes:
-                lane.stretches = [one for one in lane.stretches if one[0] is not file]
-            for files in (self._adopted, self._retired, self._moved):
-                if file in files:
-                    files.remove(file)
-            await self._in_thread(file.store.close)
-            await self._in_thread(file.claim.delete)
-            _log.info("a spool is drained and deleted", extra={"spool": str(file.spool)})
-        for file in self._files():
-            drained = {stretch.partition: stretch.next for stretch in file.stretches.values() if stretch.next}
-            if file.log is not None:
-                await file.log.landed(drained)
-            elif drained and not file.mending.locked():
-                with contextlib.suppress(UnavailableError, OutcomeUnknownError, LogMisfitError):
-                    await self._in_thread(file.store.prune, drained, PRUNE_WAIT_S)
-
-    async def _set_aside(self, file: _File, error: DamagedError) -> None:
-        """Go on with what can be read of a damaged file. Raises `UnavailableError` when that cannot be written."""
-        self._complain(file.claim.spool, str(error))
-        if file.log is not None:
-            log, file.log = file.log, None
-            if file is self._own:
-                self._own = None
-                self._retired.append(file)
-            await log.close()
-            file.uncertain = False  # what the file holds is about to be seen
-        await self._in_thread(file.store.close)
-        await self._in_thread(file.claim.set_aside, file.partitions)
-        store = Store(file.claim.path)
-        content = await self._in_thread(file.claim.look, store)
-        for partition, stretch in file.stretches.items():
-            stretch.end = max(stretch.end, content.bounds[partition].end)
-        file.store = store
-        self._metrics.spool_damaged_files.inc()
-
-    async def _look_behind(self) -> None:
-        """See whether records stand in the own file that it did not say it had kept."""
-        file = self._own
-        if file is None or not file.uncertain or file.log is None or file.log.trouble is not None:
-            return
-        with contextlib.suppress(UnavailableError):
-            bounds = await file.log.bounds()
-            file.uncertain = False
-            for lane in self._lanes:
-                stretch = file.stretches[lane.partition]
-                if bounds[lane.partition].end > stretch.end:
-                    stretch.end = bounds[lane.partition].end
-                    self._hold(lane)
-
-    def _files(self) -> Iterator[_File]:
-        yield from self._adopted
-        yield from self._retired
-        if self._own is not None:
-            yield self._own
-
-    def _complain(self, spool: UUID, text: str) -> None:
-        """Once for each cause."""
-        if self._complaints.get(spool) != text:
-            self._complaints[spool] = text
-            _log.error("a spool cannot be drained now; it is kept and tried again", extra={"reason": text})
+        gone = await self._files.tidy()
+        for lane in self._lanes:
+            lane.stretches = [one for one in lane.stretches if one[0] not in gone]
+        self._moved = [file for file in self._moved if file not in gone]
 
     # ------------------------------------------------------------ the rest
 
@@ -658,34 +495,13 @@ class Spool:
         metrics.spool_age_seconds.set(self._age_s())
         metrics.spool_partitions.set(len(self._held))
 
-    async def _in_thread(self, call: Callable[..., T], *arguments: object) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, functools.partial(call, *arguments))
-
 
 _APPENDED: Final = ("appended",)
 _DRAINED: Final = ("drained",)
 _LOST: Final = ("lost",)
-_NO_SPOOL: Final = UUID(int=0)
 
 
-def _oldest(store: Store, content: Content) -> dict[int, int]:
-    """When the oldest record of each partition was received, as far as that can be read."""
-    found = {}
-    for partition, (start, end) in content.bounds.items():
-        part = store.read_on(partition, start, 1) if start < end else None
-        if part is not None and part.bodies:
-            with contextlib.suppress(UndecodableError, UnknownVersionError):
-                found[partition] = decode(part.bodies[0]).received_at
-    return found
-
-
-def _refused(loop: asyncio.AbstractEventLoop, reason: str) -> "asyncio.Future[Kept]":
-    future: asyncio.Future[Kept] = loop.create_future()
-    future.set_exception(UnavailableError(reason))
-    return future
-
-
-def _overloaded(loop: asyncio.AbstractEventLoop, waiting: int) -> "asyncio.Future[Kept]":
-    future: asyncio.Future[Kept] = loop.create_future()
-    future.set_exception(OverloadedError(f"{waiting} bytes wait for the spool (SLUICE_LOG_QUEUE_BYTES_MAX)"))
+def _failed(error: SluiceError) -> "asyncio.Future[Kept]":
+    future: asyncio.Future[Kept] = asyncio.get_running_loop().create_future()
+    future.set_exception(error)
     return future

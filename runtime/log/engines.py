@@ -19,7 +19,7 @@ from runtime.log.keeping import Kept
 from runtime.log.port import NEW_GENERATION, Expected, Log, LogMisfitError
 from runtime.log.settings import LogSettings
 from runtime.log.sqlite_log import SqliteLog
-from runtime.log.sqlite_store import Store, create_store
+from runtime.log.sqlite_store import DamagedError, Store, create_store
 
 SUFFIX: Final = ".db"
 
@@ -84,6 +84,8 @@ def _path(url: str, name: str) -> Path:
 def _verify(store: Store, expected: Expected) -> None:
     try:
         found = store.open()
+    except DamagedError as error:
+        raise DamagedError(f"{error}: bring it back from a copy, or {NEW_GENERATION}") from error
     finally:
         store.close()  # the thread that will use it opens it again
     if (found.source, found.partitions) != (expected.source, expected.partitions):

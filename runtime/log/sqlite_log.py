@@ -29,6 +29,8 @@ POLL_S: Final = 0.02  # how late a commit of another process is seen, at worst
 WATCH_S: Final = 1.0
 PRUNE_EVERY_S: Final = 1.0
 HANDOVER_GRACE_S: Final = 0.5
+#: Kept on trial before a file counts as usable again: on a full disk a page or two can often be written.
+TRIAL_BYTES: Final = 256_000
 
 T = TypeVar("T")
 
@@ -79,6 +81,8 @@ class SqliteLog:
         self._trouble = Trouble(str(store.path))
         self._closed = False
         self._checking = False
+        self._failed_bytes = 0
+        """Of the largest commit that failed in this trouble; a smaller one that succeeds does not end it."""
         self._watch = self._loop.create_task(self._keep_watch(), name="log-watch")
 
     @property
@@ -166,8 +170,10 @@ class SqliteLog:
         if error is None:
             for partition, first in job.result().items():
                 settle(group.futures[partition], first)
-            self._trouble.over()
+            if group.size >= self._failed_bytes:
+                self._recovered()
         else:
+            self._failed_bytes = max(self._failed_bytes, group.size)
             self._note(error)
             certain = isinstance(error, UnavailableError | LogMisfitError)
             group.fail(UnavailableError if certain else OutcomeUnknownError, str(error))
@@ -212,8 +218,12 @@ class SqliteLog:
         if self._trouble.reason is None:
             self._store.bounds()
         else:
-            self._store.probe(self._timeout_s)
-            self._loop.call_soon_threadsafe(self._trouble.over)
+            self._store.probe(max(TRIAL_BYTES, self._failed_bytes), self._timeout_s)
+            self._loop.call_soon_threadsafe(self._recovered)
+
+    def _recovered(self) -> None:
+        self._failed_bytes = 0
+        self._trouble.over()
 
     def _expire(self, born_before: float) -> None:
         if self._writing is not None and self._open_group is not None and self._open_group.born < born_before:

@@ -1,12 +1,13 @@
 """Makes a whole file out of a damaged one: every chunk that still can be read, with holes where the others stood.
 
-Works through SQLite, which reaches what is not behind a damaged page, and believes only checksums. Left out: what
+Works through SQLite, which reaches what is not behind a damaged page, and believes only checksums. SQLite is given
+the file under another name, with a WAL of all frames that are whole: the damaged one stays as it is. Left out: what
 becomes of the holes, and of the damaged file.
 """
 
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -14,7 +15,9 @@ from urllib.parse import quote
 from uuid import UUID, uuid4
 
 from runtime.errors import UnavailableError
+from runtime.log import sqlite_wal
 from runtime.log.port import Bounds
+from runtime.log.sqlite_ends import told_ends
 from runtime.log.sqlite_store import (
     INSERT_CHUNK,
     DamagedError,
@@ -52,21 +55,30 @@ def salvage(path: Path, target: Path, source: UUID, partitions: int) -> Salvage:
     `target` cannot be written, or `path` not be opened for another reason than damage.
     """
     draft = target.with_name(f"{target.name}.{uuid4()}")
+    link = draft.with_name(f"{draft.name}.link")
     try:
-        with closing(_open_damaged(path)) as damaged:
-            found = _copy(damaged, draft, source, partitions)
+        os.link(path, link)
+        sqlite_wal.mend(_beside(path, sqlite_wal.SUFFIX), _beside(link, sqlite_wal.SUFFIX))
+        with closing(_open_damaged(link)) as damaged:
+            found = _copy(damaged, draft, Origin(uuid4(), source, partitions), told_ends(path))
         os.replace(draft, target)
         sync_directory(target.parent)
     except (OSError, sqlite3.Error) as error:
         raise UnavailableError(f"{path} cannot be saved to {target}: {error}") from error
     finally:
-        for left in (draft, *(draft.with_name(draft.name + end) for end in ("-wal", "-shm", "-journal"))):
-            left.unlink(missing_ok=True)
+        for left in (draft, link):
+            for ending in ("", "-wal", "-shm", "-journal"):
+                _beside(left, ending).unlink(missing_ok=True)
     return found
 
 
+def _beside(path: Path, ending: str) -> Path:
+    return path.with_name(path.name + ending)
+
+
 def _open_damaged(path: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(f"file:{quote(str(path))}?mode=rw", uri=True, isolation_level=None)
+    """Only to read, for it is the damaged file's own content."""
+    connection = sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True, isolation_level=None)
     try:
         # Also lets SQLite into a file that is shorter than it says.
         connection.execute("PRAGMA writable_schema = ON")
@@ -76,8 +88,8 @@ def _open_damaged(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def _copy(damaged: sqlite3.Connection, draft: Path, source: UUID, partitions: int) -> Salvage:
-    origin = _origin(damaged) or Origin(uuid4(), source, partitions)
+def _copy(damaged: sqlite3.Connection, draft: Path, believed: Origin, told: Mapping[int, int]) -> Salvage:
+    origin = _origin(damaged) or believed
     heads = _heads(damaged)
     write_empty(draft, origin)
     records = 0
@@ -91,7 +103,8 @@ def _copy(damaged: sqlite3.Connection, draft: Path, source: UUID, partitions: in
                 whole.execute(INSERT_CHUNK, (key, lengths, bodies, checksum))
                 end = key - key_of(partition, 0) + count_of(lengths)
                 records += count_of(lengths)
-            start, end = (known.start, max(known.end, end)) if known else (0, end)
+            end = max(end, told.get(partition, 0), known.end if known else 0)
+            start = known.start if known else 0
             whole.execute("UPDATE heads SET start = ?, next = ? WHERE partition = ?", (start, end, partition))
         whole.execute("COMMIT")
         whole.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()

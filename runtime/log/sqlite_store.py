@@ -10,6 +10,7 @@ import sys
 import time
 from array import array
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 from urllib.parse import quote
@@ -17,7 +18,9 @@ from uuid import UUID, uuid4
 from zlib import crc32
 
 from runtime.errors import OutcomeUnknownError, UnavailableError
+from runtime.log import sqlite_wal
 from runtime.log.port import NEW_GENERATION, BehindRetentionError, Bounds, LogMisfitError, Slice
+from runtime.log.sqlite_ends import Ends, told_ends
 
 FORMAT: Final = 1
 APPLICATION_ID: Final = 0x534C5543  # "SLUC"
@@ -55,6 +58,10 @@ DELETE_CHUNKS: Final = """
 DELETE FROM chunks WHERE key IN (SELECT key FROM chunks WHERE key >= ? AND key < ? ORDER BY key LIMIT ?)
 """
 
+PUT_TRIAL: Final = "INSERT OR REPLACE INTO chunks VALUES (?, x'', ?, 0)"
+DELETE_TRIAL: Final = "DELETE FROM chunks WHERE key = ?"
+#: Of no partition, so that nobody reads what is kept there only to see whether it can be.
+TRIAL_KEY: Final = 0x7FFF << POSITION_BITS
 
 DAMAGE: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
 
@@ -85,7 +92,7 @@ def create_store(path: Path, source: UUID, partitions: int) -> Origin:
         write_empty(draft, origin)
         os.link(draft, path)
     except sqlite3.Error as error:
-        raise OSError(f"{path} cannot be made: {error}") from error
+        raise OSError(str(error)) from error
     finally:
         draft.unlink(missing_ok=True)
     sync_directory(path.parent)
@@ -134,9 +141,16 @@ class Store:
         self._connection: sqlite3.Connection | None = None
         self._file: tuple[int, int] | None = None
         self._version = -1
+        self._ends = Ends(path)
 
     def open(self) -> Origin:
-        """Take hold of the file and read what it says about itself."""
+        """Take hold of the file and read what it says about itself, if nothing that was acknowledged is missing.
+
+        A damaged file is left as it stands: closing it would have SQLite drop the rest of its WAL.
+        """
+        self._check_file()
+        _check_wal(self.path)
+        _check_ends(self.path)
         return self._guarded(read_origin)
 
     def append(self, batch: Mapping[int, list[bytes]], wait_s: float) -> dict[int, int]:
@@ -149,14 +163,20 @@ class Store:
             self.close()
             raise _unavailable(f"{self.path} takes no records", error) from error
         self._commit(connection)
+        self._ends.tell({partition: first + len(batch[partition]) for partition, first in firsts.items()})
         return firsts
 
-    def probe(self, wait_s: float) -> None:
-        """Find out whether the file can be written, by a transaction that changes nothing."""
+    def probe(self, size: int, wait_s: float) -> None:
+        """Find out whether so many bytes can be kept, by keeping them and deleting them again."""
+        # What compresses well would tell nothing on some file systems.
+        self._change(PUT_TRIAL, (TRIAL_KEY, os.urandom(size)), wait_s)
+        self._change(DELETE_TRIAL, (TRIAL_KEY,), wait_s)
+
+    def _change(self, query: str, arguments: tuple[int | bytes, ...], wait_s: float) -> None:
         connection = self._hold()
         self._begin(connection, wait_s)
         try:
-            connection.execute("UPDATE origin SET partitions = partitions")
+            connection.execute(query, arguments)
         except sqlite3.Error as error:
             self.close()
             raise _unavailable(f"{self.path} cannot be written", error) from error
@@ -217,6 +237,7 @@ class Store:
 
     def close(self) -> None:
         """Let go of the file; the next call takes hold of it again."""
+        self._ends.close()
         if self._connection is not None:
             connection, self._connection = self._connection, None
             connection.close()
@@ -272,6 +293,8 @@ class Store:
         _check_format(connection, self.path)
         self._check_identity(read_origin(connection).identity)
         connection.execute("PRAGMA synchronous = FULL")
+        # Else an append that is undone leaves frames behind the last commit, as damage does.
+        connection.execute("PRAGMA cache_spill = OFF")
         connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
         connection.execute(f"PRAGMA journal_size_limit = {WAL_BYTES_KEPT}")
 
@@ -333,6 +356,39 @@ def _check_format(connection: sqlite3.Connection, path: Path) -> None:
         raise LogMisfitError(
             f"{path} is no log of format {FORMAT} (found application {application}, format {version}): "
             f"start the Sluice that made it, or {NEW_GENERATION}"
+        )
+
+
+def _check_wal(path: Path) -> None:
+    wal = path.with_name(path.name + sqlite_wal.SUFFIX)
+    try:
+        verdict = sqlite_wal.judge(wal)
+    except OSError as error:
+        raise UnavailableError(f"{wal} cannot be read: {error}") from error
+    if verdict is not None and verdict.is_damaged:
+        raise DamagedError(
+            f"{wal} is damaged behind frame {verdict.frames}: SQLite would pass over whole commits up to frame "
+            f"{verdict.whole_end}"
+        )
+
+
+def _check_ends(path: Path) -> None:
+    """Without a trace: what cannot be read that way is found out when the file is opened."""
+    told = told_ends(path)
+    if not told:
+        return
+    try:
+        uri = f"file:{quote(str(path))}?mode=ro"
+        with closing(sqlite3.connect(uri, uri=True, timeout=OPEN_WAIT_S)) as connection:
+            bounds = _read_bounds(connection)
+    except sqlite3.Error:
+        return
+    short = {partition: end for partition, end in told.items() if partition in bounds and bounds[partition].end < end}
+    if short:
+        partition, end = min(short.items())
+        raise DamagedError(
+            f"{path} has lost records that were acknowledged: partition {partition} ends at {bounds[partition].end}, "
+            f"and {end} were kept"
         )
 
 

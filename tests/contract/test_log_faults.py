@@ -7,12 +7,11 @@ reported as not known is there at most once; what it reported as unavailable is 
 import asyncio
 import collections
 import contextlib
-import resource
 import signal
 import sqlite3
 import ssl
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
@@ -29,6 +28,7 @@ from runtime.errors import OutcomeUnknownError, UnavailableError
 from runtime.log import Expected, Log, LogMisfitError, open_log
 from runtime.log.kafka_log import KafkaLog
 from runtime.log.sqlite_log import SqliteLog
+from runtime.log.sqlite_store import Store
 from tests.contract.conftest import (
     PARTITIONS,
     Broker,
@@ -41,6 +41,7 @@ from tests.contract.conftest import (
     run,
     troubled,
 )
+from tests.support import file_size_limit
 
 TIMEOUT_MS = 1_500
 
@@ -409,7 +410,8 @@ def test_a_file_that_may_not_grow(sqlite_place: SqlitePlace) -> None:
                 await log.append(0, bytes(100_000))
             assert troubled(log)
             assert await log.append(0, b"fits") == 0
-            assert not troubled(log)
+            assert troubled(log)  # for what failed would fail again
+            await eventually(lambda: _well(log))  # the connection that had the limit is gone
 
     run(test())
 
@@ -420,15 +422,40 @@ def _pragma(log: SqliteLog, text: str) -> tuple[int]:
     return found
 
 
-@contextlib.contextmanager
-def file_size_limit(size: int) -> Iterator[None]:
-    """Writes beyond this size fail in this process, as on a disk that breaks."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+def test_a_full_disk_is_told_once_though_a_little_can_be_written(
+    sqlite_place: SqlitePlace, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Room for a page or two is no room for records."""
+    monkeypatch.setattr("runtime.log.sqlite_log.WATCH_S", 0.02)
+    caplog.set_level("INFO", "sluice.log")
+    trials: list[int] = []
+    probe = Store.probe
+
+    def counted(store: Store, size: int, wait_s: float) -> None:
+        trials.append(size)
+        probe(store, size, wait_s)
+
+    monkeypatch.setattr(Store, "probe", counted)
+
+    async def test() -> None:
+        async with opened(sqlite_place) as log:
+            await log.append(0, b"first")
+            with file_size_limit(200_000):
+                replies = await asyncio.gather(log.append(0, bytes(300_000)), return_exceptions=True)
+                assert isinstance(replies[0], OutcomeUnknownError | UnavailableError)
+                assert await log.append(0, b"little") == 1
+
+                async def tried_again() -> bool:
+                    return len(trials) >= 5
+
+                await eventually(tried_again)
+                assert troubled(log)
+            await eventually(lambda: _well(log))
+            assert await log.append(0, bytes(300_000)) == 2
+            assert [len(body) for body in (await read_all(log))[0]] == [5, 6, 300_000]
+
+    run(test())
+    assert [one.message for one in caplog.records] == ["the log cannot be used", "the log can be used again"]
 
 
 def test_a_commit_the_disk_does_not_confirm(sqlite_place: SqlitePlace) -> None:
@@ -502,6 +529,40 @@ def test_what_a_killed_process_was_told_is_written_is_written(sqlite_place: Sqli
             assert told <= {number for partition in numbers for number in partition}
             for partition, appended in enumerate(numbers):
                 assert appended == list(range(partition, partition + PARTITIONS * len(appended), PARTITIONS))
+
+    run(test())
+
+
+def flip_the_middle(path: Path) -> None:
+    with path.open("r+b") as file:
+        middle = file.seek(path.stat().st_size // 2)
+        found = file.read(8)
+        file.seek(middle)
+        file.write(bytes(byte ^ 0xFF for byte in found))
+
+
+def test_a_log_that_lost_what_it_acknowledged_is_not_opened(sqlite_place: SqlitePlace) -> None:
+    async def test() -> None:
+        expected = await make(sqlite_place)
+        where = [sqlite_place.settings().log_url, str(expected.source), expected.name, expected.identity]
+        process = await asyncio.create_subprocess_exec(
+            *[sys.executable, "-c", ENDLESS, *where],
+            stdout=asyncio.subprocess.PIPE,
+            cwd=Path(__file__).parents[2],
+        )
+        assert process.stdout is not None
+        for _ in range(1_000):
+            await process.stdout.readline()
+        process.send_signal(signal.SIGKILL)
+        await process.communicate()
+        wal = Path(f"{sqlite_place.path(expected)}-wal")
+        flip_the_middle(wal)
+        for _ in range(2):  # the first attempt leaves everything as it was
+            with pytest.raises(UnavailableError, match=r"is damaged.*--new-generation"):
+                await open_log(sqlite_place.settings(), expected, client_id="test")
+        flip_the_middle(wal)
+        async with opened(sqlite_place, expected) as log:
+            assert sum(end for _, end in (await log.bounds()).values()) >= 1_000
 
     run(test())
 

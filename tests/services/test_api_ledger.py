@@ -120,7 +120,7 @@ def test_how_far_the_books_are_complete(database: Database) -> None:
 
     async def test() -> None:
         async with world(database) as here:
-            nothing = {"data": [], "complete_through": None, "lost_records": {"log": 0, "spool": 0}}
+            nothing: dict[str, Any] = {"data": [], "complete_through": None, "lost_records": {"log": 0, "spool": 0}}
             assert (await get(here))[1] == nothing | {"next_cursor": None}
             old, new = uuid4(), uuid4()
             await write(

@@ -211,6 +211,21 @@ async def spread(installation: Installation, tenant: Tenant, log: Log) -> tuple[
     raise AssertionError("100 devices on one partition")
 
 
+def test_a_suspended_device_is_told_so_only_once_its_readings_are_kept(installation: Installation) -> None:
+    async def test() -> None:
+        tenant = await installation.tenant()
+        await installation.execute(tenant, "UPDATE devices SET status = 'suspended'")
+        async with installation.open_log(log_append_timeout_ms=100) as log, installation.face(log=log) as face:
+            with locked(installation, face):
+                assert (await face.post(tenant.token, ONE)).status == 503
+                assert (await face.get(f"/v1/ingest/shelly/{tenant.token}?temp=4")).status == 503
+                assert told_to_retry(await face.post(tenant.token, ONE), "log_unavailable")
+            await until(lambda: _status(face, tenant.token, 403))
+            assert [record.accepted for record in await face.records_of(tenant.device)] == [0]
+
+    run(test())
+
+
 FAILURES: list[tuple[Callable[[str], Exception], bool, str]] = [
     (OverloadedError, True, "overloaded"),
     (UnavailableError, True, "log_unavailable"),

@@ -7,6 +7,7 @@ import pytest
 from ingest.http.service import IngestService
 from schemas.record import VERSION
 from tests.ingest_rig import Face, Installation, Reply, Tenant, head_of, measured, post_bytes
+from tests.landing_rig import until
 from tests.support import run
 
 ONE = measured(("temperature", 4.2))
@@ -68,6 +69,26 @@ def test_the_same_key_for_another_device_is_another_request(installation: Instal
             assert len(await face.records_of(tenant.device)) == len(await face.records_of(other)) == 2
 
     run(test())
+
+
+def test_what_was_refused_does_not_use_up_its_key(installation: Installation) -> None:
+    async def test() -> None:
+        tenant = await installation.tenant()
+        async with installation.face() as face:
+            await installation.execute(tenant, "UPDATE devices SET status = 'suspended'")
+            refused = await post(face, tenant, ONE, "k")
+            assert (refused.status, refused.code) == (403, "device_suspended")
+            await installation.execute(tenant, "UPDATE devices SET status = 'active'")
+            await until(lambda: _accepted(face, tenant))
+            kept = await face.records_of(tenant.device)
+            assert kept[0].idempotency is None
+            assert kept[-1].idempotency is not None
+
+    run(test())
+
+
+async def _accepted(face: Face, tenant: Tenant) -> bool:
+    return (await post(face, tenant, ONE, "k")).status == 202
 
 
 def test_repeats_while_the_first_is_under_way_wait_for_its_answer(installation: Installation) -> None:

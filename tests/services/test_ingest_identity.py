@@ -10,14 +10,21 @@ from uuid import UUID
 
 from api.registry import Credentials as TokenMaker
 from api.registry import add_site
+from runtime.clock import ManualClock
 from runtime.ids import uuid7
 from runtime.secrets import make_token, new_ring
+from schemas.record import VERSION
 from tests.ingest_rig import Face, Installation, Reply, Tenant, head_of, measured, post_bytes
 from tests.landing_rig import until
 from tests.support import run
 
 ONE = measured(("temperature", 21.5))
 FELT_WITHIN_S = 1.0
+
+
+def still() -> ManualClock:
+    """A clock that stands still: no minute ends while a test counts."""
+    return ManualClock(time.time_ns() // 1000)
 
 
 async def device_of(face: Face, reply: Reply) -> bytes:
@@ -416,9 +423,77 @@ def test_what_a_gateway_sends_for_a_suspended_device_is_kept_for_the_quarantine(
                 (refused,) = record.refused
                 assert (refused.code, json.loads(refused.payload)["ts"]) == ("device_suspended", now)
             assert [record.accepted for record in await face.records_of(other)] == [1]
-            # By its own token nothing is read of what it sends.
-            assert (await face.post(tenant.token, ONE)).code == "device_suspended"
-            assert len(await face.records_of(tenant.device)) == 3
+
+    run(test())
+
+
+async def kept_of(face: Face, tenant: Tenant) -> list[list[tuple[int, str, object]]]:
+    """Of each record of the device, which has no readings: index, code and payload of what is refused."""
+    found = await face.records_of(tenant.device)
+    assert all(not record.channels for record in found)
+    return [[(one.index, one.code, json.loads(one.payload)) for one in record.refused] for record in found]
+
+
+def test_what_a_suspended_device_sends_is_kept_for_the_quarantine(installation: Installation) -> None:
+    async def test() -> None:
+        tenant = await installation.tenant()
+        await set_status(installation, tenant, "suspended")
+        one, two = {"type": "co2", "value": 1, "extra": 7}, {"type": "warp", "value": None}
+        async with installation.face() as face:
+            for reply in (
+                await face.post(tenant.token, {"ts": 5, "measurements": [one, two]}),
+                await face.post(tenant.token, [{"measurements": [one]}, {"device": "fridge", "measurements": [two]}]),
+                await face.get(f"/v1/ingest/shelly/{tenant.token}?temp=4&warp=1"),
+            ):
+                assert (reply.status, reply.code) == (403, "device_suspended")
+            code = "device_suspended"
+            assert await kept_of(face, tenant) == [
+                [(0, code, one | {"ts": 5}), (1, code, two | {"ts": 5})],
+                [(0, code, one), (1, code, two)],
+                [
+                    (0, code, {"type": "temperature", "value": 4.0}),
+                    (1, "unknown_parameter", {"parameter": "warp", "value": "1"}),
+                ],
+            ]
+            face.service._publish()
+            assert face.counted("sluice_ingest_readings_total", outcome="refused", reason=code) == 5
+
+    run(test())
+
+
+def test_of_a_suspended_device_nothing_is_kept_that_is_no_reading_of_its_own(installation: Installation) -> None:
+    async def test() -> None:
+        tenant = await installation.tenant()
+        async with installation.face() as face:
+            receipt = (await face.post(tenant.token, ONE)).json()["receipt"]
+            await set_status(installation, tenant, "suspended")
+            await felt(lambda: face.get(f"/v1/receipts/{receipt}", tenant.token), 403)
+            for body, status, code in (
+                (b'{"measurements":[', 400, "bad_json"),
+                ({"measurements": []}, 422, "no_readings"),
+                (ONE | {"device": "another"}, 403, "device_mismatch"),
+            ):
+                reply = await face.post(tenant.token, body)
+                assert (reply.status, reply.code) == (status, code)
+            assert (await face.get(f"/v1/receipts/{receipt}", tenant.token)).code == "device_suspended"
+            assert len(await face.records_of(tenant.device)) == 1
+
+    run(test())
+
+
+def test_a_suspended_device_has_its_limits_and_keeps_the_names_of_its_requests(installation: Installation) -> None:
+    async def test() -> None:
+        tenant = await installation.tenant()
+        await set_status(installation, tenant, "suspended")
+        async with installation.face(limit_device_requests_per_minute=2, clock=still()) as face:
+            for _ in range(2):
+                assert (await face.post(tenant.token, ONE, Idempotency_Key="a")).code == "device_suspended"
+            reply = await face.post(tenant.token, ONE)
+            assert (reply.status, reply.json()["error"]["limit"]["scope"]) == (429, "device")
+            # Landing keeps one of the two.
+            first, second = await face.records_of(tenant.device)
+            assert first.idempotency == second.idempotency is not None
+            assert (first.version, len(first.refused)) == (VERSION, 1)
 
     run(test())
 

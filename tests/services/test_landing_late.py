@@ -1,5 +1,7 @@
 """Records that may come more than once: out of a spool, under a name, or as a replay. Each lands once."""
 
+import json
+import struct
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -8,10 +10,23 @@ import pytest
 from msgspec.structs import replace
 
 from deploy.spool import skip, standing
+from ingest.admit import Admission
+from ingest.replay import judge
 from runtime.errors import ConfigurationError
 from runtime.ids import uuid7
 from runtime.postgres import connect
-from schemas.record import VERSION, Channel, Idempotency, Origin, Quality, Record, Refused, encode
+from schemas.record import (
+    PG_EPOCH_US,
+    VERSION,
+    Channel,
+    Idempotency,
+    Note,
+    Origin,
+    Quality,
+    Record,
+    Refused,
+    encode,
+)
 from tests.databases import Database
 from tests.landing_rig import DAY, NOW, SECOND, Device, Rig, channel, open_rig, record, sqlite_url, until
 from tests.support import run
@@ -299,6 +314,35 @@ def test_a_replay_releases_its_row_and_lands_once(any_database: Database, tmp_pa
             assert await rig.fetch("SELECT state, payload FROM quarantine") == [("released", b"")]
             books = "sum(received)::int, sum(stored)::int, sum(quarantined)::int, sum(replayed)::int"
             assert await rig.fetch(f"SELECT {books} FROM ledger") == [(2, 1, 1, 1)]
+
+    run(test())
+
+
+def test_a_replay_lands_with_the_flags_and_the_note_that_the_reading_came_with(
+    any_database: Database, tmp_path: Path
+) -> None:
+    async def test() -> None:
+        async with open_rig(any_database, sqlite_url(tmp_path)) as rig:
+            (device,) = await rig.register(partition=0)
+            flags = Quality.UNIT_CONVERTED | Quality.TIME_SHIFTED
+            note = Note(0, 0, "63.1", "°F", b'{"rssi": -60}')
+            temperature = channel("temperature", [(NOW, 20.0)], unit="°C", quality=flags.value)
+            too_old = replace(temperature, times=struct.pack(">q", NOW - 4000 * DAY))
+            await rig.land(record(device, too_old, notes=[note]))
+            await rig.fetch("UPDATE organisations SET raw_retention_days = 36500")
+            replay = uuid7()
+            query = "UPDATE quarantine SET state = 'replaying', replay_id = $1 RETURNING *"
+            async with rig.superuser() as connection:
+                row = dict(await connection.fetchrow(query, replay))
+            assert json.loads(row["payload"])["value"] == 68
+            row |= {"edited": False, "status": "active", "raw_retention_days": 36_500}
+            again = judge(Admission(future_us=0, year_floor=1980), row, NOW + PG_EPOCH_US)
+            assert isinstance(again, Record), again
+            await rig.land(again)
+            assert await rig.readings() == [("temperature", "", NOW - 4000 * DAY, 20.0, flags.value)]
+            kept = "SELECT original_time, original_unit, metadata::text FROM reading_notes"
+            assert await rig.fetch(kept) == [("63.1", "°F", '{"rssi": -60}')]
+            assert await rig.value("SELECT state FROM quarantine") == "released"
 
     run(test())
 

@@ -220,6 +220,31 @@ def test_an_edit_is_one_measurement_and_the_first_payload_stays(any_database: Da
     run(test())
 
 
+def test_what_a_device_sent_besides_may_stand_in_an_edit(database: Database) -> None:
+    async def test() -> None:
+        async with world(database) as here:
+            sent = b'{"type":"temperature","value":1e400,"value":2,"metadata":{"rssi":-60},"extra":1}'
+            row = await Quarantine(database).hold(here.organisation, here.device, sent)
+            headers = {"Authorization": f"Bearer {here.key}"}
+            async with here.session.get(f"{here.url}{PATH}/{row}", headers=headers) as answer:
+                assert sent in await answer.read()
+            more = {"metadata": {"rssi": 1}}
+            assert await code(here, "PATCH", f"/{row}", body={"payload": MENDED | more | {"extar": 1}}) == (
+                400,
+                "invalid_payload",
+            )
+            for payload in (MENDED, MENDED | more | {"extra": None}):
+                status, found = await ask(here, "PATCH", f"/{row}", body={"payload": payload})
+                assert (status, found["payload"]) == (200, payload)
+            assert await code(here, "PATCH", f"/{row}", body={"payload": MENDED | {"vlaue": 1}}) == (
+                400,
+                "invalid_payload",
+            )
+            assert (await ask(here, "GET", f"/{row}"))[1]["payload"] == MENDED | more | {"extra": None}
+
+    run(test())
+
+
 def test_no_secret_is_kept_of_what_is_sent(database: Database) -> None:
     async def test() -> None:
         async with world(database) as here:

@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import asyncpg
 import pytest
 from prometheus_client import CollectorRegistry
 
 from api import quarantine as requests
 from api.quarantine import Filter
+from ingest import replay
 from ingest.http.compose import make_replayer
 from ingest.metrics import IngestMetrics
 from ingest.replay import Replayer
@@ -156,12 +158,13 @@ def test_what_landing_had_set_aside_keeps_its_flags_unless_it_was_edited(install
             tenant = await installation.tenant()
             flags = Quality.TIME_STAMPED | Quality.UNIT_CONVERTED
             shown = GOOD | {"quality": (flags | Quality.BOOLEAN | 2**14).value}
-            held = await here.hold(tenant, shown, code="conflict")
-            edited = await here.hold(tenant, shown, code="conflict")
+            held = await here.hold(tenant, shown, code="conflict", item=-1)
+            edited = await here.hold(tenant, shown, code="conflict", item=-1)
+            theirs = await here.hold(tenant, shown)  # what a device says of its flags says nothing
             async with installation.acting_for(tenant.organisation) as connection:
                 await requests.edit(connection, edited, json.dumps(shown).encode())
             found = {record.replays: rows(record)[0][5] for record in await here.replay(tenant)}
-            assert found == {held.bytes: flags.value, edited.bytes: 0}
+            assert found == {held.bytes: flags.value, edited.bytes: 0, theirs.bytes: 0}
 
     run(test())
 
@@ -171,6 +174,8 @@ REFUSED: list[tuple[Any, str]] = [
     ({"type": "temperature", "value": "x"}, "invalid_value"),
     ({"type": "note", "value": {"not_finite": "NaN"}}, "invalid_value"),
     ({"type": "co2", "value": 1, "ts": "yesterday"}, "invalid_time"),
+    (b'{"type":"co2","value":1,"value":2,"ts":null,"ts":5}', "invalid_measurement"),
+    (b'{"type":"co2","value":1e400,"metadata":{"rssi":-60}}', "not_finite"),
     ({"type": "co2", "value": 1, "ts": "2024-01-01T00:00:00Z"}, "too_old"),
     ({"parameter": "warp"}, "invalid_metric"),
     ([], "invalid_measurement"),
@@ -279,6 +284,103 @@ class FailingLog(DeadLog):
         future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         future.set_exception(self._errors.pop())
         return future
+
+
+class WaitingLog(DeadLog):
+    """A log whose one append is durable once the test says so."""
+
+    def __init__(self, log: Log) -> None:
+        super().__init__(log)
+        self.appended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    def append(self, partition: int, body: bytes) -> "asyncio.Future[int]":
+        self.asked.set()
+        return self.appended
+
+
+@asynccontextmanager
+async def in_other_hands(here: Station, replayer: Replayer, row: UUID) -> AsyncIterator[Any]:
+    """Another session that has the lock on `row`, and what tells that the replayer has tried to hand rows back.
+
+    So has another process's claim that began before this one's was committed, until it ends: it locks the row, and
+    only then sees that it is claimed.
+    """
+    tried, asks = asyncio.Event(), replayer._ask
+
+    async def ask(query: str, *arguments: Any) -> list[Any]:
+        found = await asks(query, *arguments)
+        if query is replay._BACK:
+            tried.set()
+        return found
+
+    replayer._ask = ask  # type: ignore[method-assign]
+    other = await asyncpg.connect(here.installation.database.superuser_url)
+    transaction = other.transaction()
+    await transaction.start()
+    await other.fetch("SELECT FROM quarantine WHERE quarantine_id = $1 FOR UPDATE", row)
+    try:
+        yield other, tried
+        await transaction.commit()
+    finally:
+        await other.close()
+
+
+@pytest.mark.parametrize("becomes", ["held", "released"])
+def test_a_row_that_another_process_has_locked_is_handed_back_all_the_same(
+    installation: Installation, becomes: str
+) -> None:
+    """Unless that was landing, which has released it."""
+
+    async def test() -> None:
+        async with station(installation) as here:
+            tenant = await installation.tenant()
+            good, bad = await here.hold(tenant), await here.hold(tenant, {"type": "temperature", "value": "x"})
+            await here.ask(tenant)
+            log: Any = WaitingLog(here.log)
+            async with here.replayer(log) as replayer:
+                round_ = asyncio.create_task(replayer.round())
+                await log.asked.wait()  # both are claimed, and nothing is handed back yet
+                async with in_other_hands(here, replayer, bad) as (other, tried):
+                    log.appended.set_result(0)
+                    await tried.wait()
+                    assert not round_.done()
+                    assert (await here.quarantine.row(bad))["state"] == "replaying"
+                    if becomes == "released":
+                        await other.execute("UPDATE quarantine SET state = 'released' WHERE quarantine_id = $1", bad)
+                assert await round_ == 2
+            row = await here.quarantine.row(bad)
+            assert (row["state"], row["attempts"]) == (becomes, 2 if becomes == "held" else 1)
+            assert (await here.quarantine.row(good))["replay_due_at"] - datetime.now(UTC) > timedelta(minutes=30)
+
+    run(test())
+
+
+def test_a_row_that_stays_locked_holds_no_round_up(
+    installation: Installation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test() -> None:
+        async with station(installation) as here:
+            tenant = await installation.tenant()
+            await here.hold(tenant)
+            bad = await here.hold(tenant, {"type": "temperature", "value": "x"})
+            await here.ask(tenant)
+            log: Any = WaitingLog(here.log)
+            async with here.replayer(log, replay_lease_s=0.1) as replayer:
+                round_ = asyncio.create_task(replayer.round())
+                await log.asked.wait()
+                async with in_other_hands(here, replayer, bad):
+                    log.appended.set_result(0)
+                    assert await round_ == 2
+                    assert (await here.quarantine.row(bad))["state"] == "replaying"
+
+                async def is_back() -> bool:  # as its lease is over
+                    await replayer.round()
+                    return bool((await here.quarantine.row(bad))["state"] == "held")
+
+                await until(is_back)
+
+    monkeypatch.setattr(replay, "_LOCKED_WAITS_S", (0.01, 0.01))
+    run(test())
 
 
 def test_what_a_dead_process_had_claimed_is_taken_over(installation: Installation) -> None:

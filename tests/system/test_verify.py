@@ -81,8 +81,8 @@ def test_a_deleted_row_is_found_and_named(environment: dict[str, str], database:
             for line in clean.stdout.splitlines()
             if line.startswith(("organ", seeded["organisation_id"]))
         )
-        assert counts == [seeded["organisation_id"], "501", "500", "0", "0", "1", "0", "0", "0"]
-        assert heads[-2:] == ["LOST", "unexplained"]
+        assert counts == [seeded["organisation_id"], "501", "500", "0", "0", "1", "0", "0", "0", "0"]
+        assert heads[-3:] == ["LOST", "altered", "unexplained"]
 
         delete(database.superuser_url, "DELETE FROM readings WHERE value = 12.3")
         differing = verify(environment, "--rate", "1000000")
@@ -105,7 +105,14 @@ def test_a_deleted_row_is_found_and_named(environment: dict[str, str], database:
         summary = told[1]["summary"]
         assert (summary["ok"], summary["findings"]) == (False, {"lost": 1})
         assert summary["organisations"][seeded["organisation_id"]]["lost"] == 1
-        assert verify(environment, "--until", "2026-01-01T00:00:00Z").returncode == 0
+        empty = verify(environment, "--until", "2026-01-01T00:00:00Z")
+        assert empty.returncode == 0, empty.stderr
+        assert "not covered: nothing was compared" in empty.stdout
+        assert "no difference: nothing was compared" in empty.stdout
+        empty = verify(environment, "--until", "2026-01-01T00:00:00Z", "--json")
+        coverage = json.loads(empty.stdout)["summary"]["coverage"]
+        assert (coverage["judged_readings"], coverage["ledger_rows"]) == (0, 0)
+        assert coverage["not_covered"][0].startswith("nothing was compared")
 
 
 def test_beside_all_in_one_process_on_a_log_that_prunes(up_directory: Path) -> None:
@@ -138,6 +145,9 @@ def test_beside_all_in_one_process_on_a_log_that_prunes(up_directory: Path) -> N
     [
         (["--since", "yesterday"], {}, "RFC 3339"),
         (["--organisation", "7"], {}, "UUID"),
+        (["--organisation", "01920000-0000-7000-8000-000000000000"], {}, "there is no organisation 01920000-"),
+        (["--since", "2026-01-02T00:00:00Z", "--until", "2026-01-01T00:00:00Z"], {}, "is not before --until"),
+        (["--since", "2026-01-02T00:00:00Z", "--until", "2026-01-02T00:00:00Z"], {}, "is not before --until"),
         (["--rate", "-1"], {}, "SLUICE_VERIFY_RATE"),
         ([], {"SLUICE_VERIFY_DIR": "/nowhere/at/all"}, "SLUICE_VERIFY_DIR"),
         ([], {"SLUICE_LOG_URL": "kafka://127.0.0.1:1"}, "Kafka"),

@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest.admit import Admission, Admitted, Sender
+from ingest.admit import SENT_BYTES_MAX, Admission, Admitted, Sender
+from ingest.formats.measurements_json import Sent
+from ingest.formats.measurements_json import decode as decode_json
 from ingest.formats.shape import BadNumber, Malformed, Measurement, Submission
 from schemas.errors import ReadingCode
 from schemas.record import PG_EPOCH_US, PLAIN_VERSION, Quality, decode, encode
@@ -464,6 +466,85 @@ def test_the_longest_text_is_kept_whole() -> None:
 def test_what_is_no_json_again_keeps_its_shape() -> None:
     assert payload(Submission([Measurement("temperature", 10**30)]))["value"] == 10**30
     assert payload(Submission([Measurement("note", BadNumber("NaN"))]))["value"] == {"not_finite": "NaN"}
+
+
+def kept_of(body: str, *, is_refused: bool = False) -> list[str]:
+    """The payloads of what is refused of a body of one device."""
+    indexed, first, raw = [], 0, body.encode()
+    for submission in decode_json(raw):
+        indexed.append((first, submission))
+        first += len(submission.measurements)
+    ids: dict[str, Any] = {"record_id": bytes(16), "request_id": "r", "way": "http", "sent": Sent(raw)}
+    if is_refused:
+        code = ReadingCode.DEVICE_SUSPENDED
+        admitted = ADMISSION.refuse(indexed, SENDER, WINDOW, code, "suspended", **ids)
+    else:
+        admitted = ADMISSION.admit(indexed, SENDER, WINDOW, **ids)
+    return [refused.payload.decode() for refused in admitted.record.refused]
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        '{"type":"t","value":1,"value":2}',
+        '{ "value" : 21.50, "type":"temperature","unit":"\\u00b0R", "metadata":{"rssi":[-60]},"extra":null }',
+        '{"type":"co2","value":1e400,"ts":5}',
+        '{"type":"co2","value":' + "9" * 500 + "}",
+        '"junk"',
+        "[1, 2]",
+        "null",
+    ],
+)
+def test_what_is_refused_is_kept_as_it_was_sent(sent: str) -> None:
+    good = '{"type":"co2","value":1}'
+    assert kept_of(f'{{"measurements":[{good}, {sent} ,{good}]}}') == [sent]
+    assert kept_of(f'[{{"measurements":[{good}]}},{{"measurements":[{sent}]}}]', is_refused=True) == [good, sent]
+
+
+def test_what_is_kept_as_it_was_sent_has_the_time_of_its_request() -> None:
+    def timed(sent: str, ts: str = "1779006120.5") -> str:
+        (kept,) = kept_of(f'{{"ts":{ts},"measurements":[{sent}]}}')
+        return kept
+
+    head = '{"type":"temperature","unit":"°R" , "x":{"ts":1},"value":1'
+    assert timed(head + " }") == head + ',"ts":1779006120.5}'
+    assert timed(head + "}", '"2026-05-17T08:22:00Z"') == head + ',"ts":"2026-05-17T08:22:00Z"}'
+    assert timed(head + ',"ts":7}') == head + ',"ts":7}'
+    assert json.loads(timed(head + ',"ts":null}')) == json.loads(head + ',"ts":1779006120.5}')
+    # It has to be edited anyway, and must not lose what was said.
+    doubled = '{"value":1,"value":2,"ts":null'
+    assert timed(doubled + "}") == doubled + ',"ts":1779006120.5}'
+    assert timed("{}") == '{"ts":1779006120.5}'
+    assert timed("[]") == "[]"
+    assert timed(head + "}", '{"a":1}') == head + "}"
+    assert timed(head + "}", f'"{TOKEN}"') == head + ',"ts":"***"}'
+
+
+@pytest.mark.parametrize(
+    "spelt", [TOKEN, TOKEN.replace("_", "\\u005F"), "\\u0064" + TOKEN[1:], "eyJhbGci.e\\u0079J.c2"]
+)
+def test_no_token_is_kept_of_what_was_sent(spelt: str) -> None:
+    names = (
+        '{"%s":1,"type":"t"}',
+        '{"type":"temperature","value":"a\\\\%s","value":1}',
+        '["%s"]',
+        '{"x":{"%s":"\\u00e9"}}',
+    )
+    for sent in names:
+        (kept,) = kept_of('{"measurements":[' + sent % spelt + "]}")
+        assert kept == sent % "***"
+
+
+def test_what_would_have_to_be_cut_is_kept_without_what_nobody_knows() -> None:
+    long = '{"type":"temperature","value":1,"unit":"°R","x":"' + "x" * 8_000 + '"}'
+    assert kept_of(f'{{"measurements":[{long}]}}') == ['{"type":"temperature","value":1,"unit":"°R"}']
+
+
+def test_what_is_kept_as_it_was_sent_is_bounded_in_each_record() -> None:
+    each = '{"type":"temperature","value":1,"unit":"°R","x":"' + "x" * 4_000 + '"}'
+    kept = kept_of('{"measurements":[' + ",".join([each] * 100) + "]}")
+    whole = SENT_BYTES_MAX // len(each.encode())
+    assert kept == [each] * whole + ['{"type":"temperature","value":1,"unit":"°R"}'] * (100 - whole)
 
 
 def test_a_device_s_readings_are_refused_for_a_reason_that_is_not_theirs() -> None:

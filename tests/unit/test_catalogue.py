@@ -2,6 +2,7 @@
 
 import math
 import re
+from decimal import Decimal
 from fractions import Fraction
 
 import pytest
@@ -173,3 +174,27 @@ def test_a_spelling_of_a_metric_leads_to_a_metric() -> None:
     assert set(METRIC_SPELLINGS.values()) <= set(METRICS)
     assert not set(METRIC_SPELLINGS) & set(METRICS)
     assert all(spelling == spelling.lower() for spelling in METRIC_SPELLINGS)
+
+
+@pytest.mark.parametrize(("metric", "value", "unit", "canonical"), PAIRS)
+def test_what_was_converted_is_told_as_it_was_sent(metric: str, value: float, unit: str, canonical: float) -> None:
+    assert METRICS[metric].conversions[unit].undo(canonical) == value
+
+
+@given(
+    st.sampled_from([(name, unit) for name, metric in METRICS.items() for unit in metric.conversions]),
+    st.decimals(-10_000, 10_000, allow_nan=False, places=3),
+)
+def test_what_a_conversion_is_undone_to_converts_to_the_same(of: tuple[str, str], sent: Decimal) -> None:
+    conversion = METRICS[of[0]].conversions[of[1]]
+    canonical = conversion(float(sent))
+    found = conversion.undo(canonical)
+    assert found is not None
+    assert conversion(found) == canonical
+    assert len(repr(found)) <= len(repr(float(sent)))
+
+
+def test_what_no_value_was_converted_to_is_not_undone() -> None:
+    conversion = METRICS["temperature"].conversions["K"]
+    assert conversion.undo(math.nan) is None
+    assert conversion.undo(1e-300) is None

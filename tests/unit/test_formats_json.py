@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest.formats.measurements_json import decode
+from ingest.formats.measurements_json import Sent, decode
 from ingest.formats.shape import BadNumber, BodyError, Malformed, Measurement, Submission
 from schemas.errors import RequestCode
 
@@ -163,6 +163,34 @@ def test_a_lone_surrogate_is_left_to_be_judged() -> None:
     assert only(with_value('"\\ud800"')).value == "\ud800"
 
 
+def texts(body: bytes) -> list[bytes | None]:
+    """Of each measurement of a body that is decoded, as it was sent."""
+    sent = Sent(body)
+    return [sent.text(index) for index in range(sum(len(one.measurements) for one in decode(body)))]
+
+
+def test_each_measurement_is_told_as_it_was_sent() -> None:
+    odd = [b'{ "type":"a" ,\n"value":21.50,"value":3e400, "extra":{"a":[1]}}', b"7", b'"x"', b"null", b"[ ]"]
+    one, two = b'{"measurements":[%b, %b]}' % (odd[0], odd[1]), b'{"measurements" : [ %b ]}' % b" , ".join(odd[2:])
+    assert texts(b"[%b,%b]" % (one, two)) == odd
+    assert texts(one) == odd[:2]
+    assert texts(two) == odd[2:]
+    assert Sent(two).text(3) is None
+
+
+def test_numbers_that_json_does_not_have_are_told_as_what_they_are() -> None:
+    odd = b'{"type":"NaN \\"Infinity\\\\","value":%b,"x":[NaN,-1]}'
+    (found,) = texts(b'{"measurements":[%b],"NaN":NaN}' % (odd % b"-Infinity"))
+    shown = b'{"not_finite":"%b"}'
+    assert found == (odd % (shown % b"-Infinity")).replace(b"[NaN", b"[" + shown % b"NaN")
+
+
+def test_what_cannot_be_told_apart_has_no_text() -> None:
+    assert texts(with_value('"\\ud800"')) == [None]
+    for constants, found in ((9_999, b"-1"), (10_001, None)):
+        assert texts(b'{"measurements":[-1],"x":[%b-2]}' % (b"NaN," * constants)) == [found]
+
+
 def test_ten_thousand_items_of_junk_are_ten_thousand_refusals() -> None:
     (submission,) = decode(b'{"measurements":[' + b"1," * 9_999 + b"1]}")
     assert len(submission.measurements) == 10_000
@@ -182,6 +210,9 @@ def _check(body: bytes) -> None:
         found = decode(body)
     except BodyError:
         return
+    count, sent = sum(len(one.measurements) for one in found), Sent(body)
+    assert sent.text(count) is None
+    assert all(text is None or text == text.strip() for text in map(sent.text, range(count)))
     for submission in found:
         assert type(submission) is Submission
         assert all(type(one) in (Measurement, Malformed) for one in submission.measurements)
@@ -196,6 +227,14 @@ def test_any_bytes_are_submissions_or_a_body_error(body: bytes) -> None:
 def test_any_json_is_submissions_or_a_body_error(content: Any) -> None:
     _check(json.dumps(content).encode())
     _check(json.dumps(content, ensure_ascii=False).encode("utf-8", "surrogatepass"))
+
+
+@given(st.lists(st.lists(_JSON)))
+def test_any_measurement_is_told_as_it_was_sent(content: list[list[Any]]) -> None:
+    body = json.dumps([{"measurements": one} for one in content]).encode()
+    if b"NaN" in body or b"Infinity" in body:
+        return
+    assert [json.loads(text or b"") for text in texts(body)] == [one for part in content for one in part]
 
 
 @given(st.integers(0, len(ESP32)), st.integers(0, len(ESP32)), st.binary(max_size=3))

@@ -15,8 +15,10 @@ from runtime.ids import uuid7
 from runtime.log.port import BehindRetentionError, Slice
 from schemas.record import PLAIN_VERSION, Channel, Record, encode
 from tests.support import run
+from workers.landing.apart import Apart
+from workers.landing.holding import Holding
 from workers.landing.leases import Lease
-from workers.landing.pipeline import Holding, Pipeline
+from workers.landing.pipeline import Pipeline
 from workers.landing.plan import Limits, Plan
 from workers.landing.registry import Registry
 from workers.landing.series import Found, SeriesName
@@ -97,15 +99,12 @@ class Landing:
 
 
 def pipeline(reader: ScriptedReader, landing: Landing, records_max: int = 100) -> Pipeline:
-    return Pipeline(
-        {0: Holding(Lease(0, None), is_clean=True)},
-        reader,
-        cast("Registry", KnowsAll()),
-        LandingSettings(landing_batch_wait_ms=0),
-        land=landing,
-        records_max=lambda: records_max,
-        clock=ManualClock(),
-    )
+    holdings = {0: Holding(Lease(0, None), is_clean=True)}
+    registry = cast("Registry", KnowsAll())
+    settings = LandingSettings(landing_batch_wait_ms=0, landing_batch_records_max=records_max)
+    unused = cast("Any", None)
+    apart = Apart(holdings, registry, settings, land=unused, trial=unused, reject=unused, clock=ManualClock())
+    return Pipeline(holdings, reader, registry, settings, land=landing, apart=apart, clock=ManualClock())
 
 
 async def turn_until(condition: Callable[[], bool]) -> None:

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from runtime.ids import uuid7
-from schemas.record import VERSION, Channel, Note, Record, Refused, UnknownVersionError, encode
+from schemas.record import VERSION, Channel, Note, Quality, Record, Refused, UnknownVersionError, encode
 from workers.landing.plan import Bounds, Limits, Part, Plan
 from workers.landing.series import NEVER, Found, Refusal, SeriesCache
 
@@ -258,6 +258,22 @@ def test_conflicts_tell_what_they_were() -> None:
     assert b'"type":"b"' in planning.plan.quarantine[1].payload
     assert b'"value":3.5' in planning.plan.quarantine[1].payload
     assert (planning.plan.outcomes[0].duplicates, planning.plan.outcomes[0].conflicts) == (1, 2)
+
+
+def test_what_is_set_aside_tells_the_note_of_its_reading() -> None:
+    quality = Quality.UNIT_CONVERTED.value
+    first, second = channel("a", [NOW]), channel("power", [NOW, NOW + 1], [1500.0, 2500.0], quality=quality)
+    one = body(first, second, notes=[Note(1, 0, "3.1", "kW"), Note(1, 1, None, "kW")])
+    judged = Planning(careful_until=1).add(one)
+    judged.plan.judged(0, duplicates=[], conflicts=[0, 1, 2])
+    refused = Planning().add(one, refusal=Refusal("series_limit", "too many"))
+    for planning in (judged, refused):
+        shown = [msgspec.json.decode(row.payload) for row in planning.plan.quarantine]
+        assert [(told["value"], told["unit"], told.get("original_time")) for told in shown] == [
+            (0.0, "W", None),
+            (1.5, "kW", "3.1"),
+            (2.5, "kW", None),
+        ]
 
 
 def test_payloads_are_bounded() -> None:

@@ -2,6 +2,7 @@
 
 import base64
 import hmac
+import json
 import stat
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,6 +24,8 @@ from runtime.secrets import (
     make_token,
     new_ring,
     plausible_token,
+    without_secrets_in_bytes,
+    without_secrets_in_json,
 )
 
 RING = KeyRing((Key(7, bytes(range(32))), Key(3, bytes(range(1, 33)))))
@@ -162,3 +165,27 @@ def test_two_seals_of_one_process_do_not_share_nonces() -> None:
     seals = [Seal(RING, "test") for _ in range(50)]
     nonces = {base64.urlsafe_b64decode(seal.seal(b"") + "==")[1:13] for seal in seals for _ in range(20)}
     assert len(nonces) == 1000
+
+
+TOKEN = "gw_live_0123456789abcdefghijABCDEFGHIJ012345"
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        (f'{{"a":"{TOKEN}","b":"\\u00b0C \\n"}}', '{"a":"***","b":"\\u00b0C \\n"}'),
+        (f'["\\u0067{TOKEN[1:]}"]', '["***"]'),
+        (f'["{TOKEN.replace("_", chr(92) + "u005f")}x\\u0022"]', '["***\\u0022"]'),
+        # Nothing is changed where nothing is blotted out, and an escaped backslash begins no escape.
+        ('["\\u0061\\u005f"]', '["\\u0061\\u005f"]'),
+        (f'["\\\\u0067{TOKEN[1:]}"]', f'["\\\\u0067{TOKEN[1:]}"]'),
+    ],
+)
+def test_tokens_in_json_are_blotted_out_however_they_are_spelt(text: str, left: str) -> None:
+    json.loads(text)
+    assert without_secrets_in_json(text) == left
+
+
+def test_tokens_in_bytes_are_blotted_out() -> None:
+    assert without_secrets_in_bytes(b"\xff\x00" + TOKEN.encode() + b"\xd9") == b"\xff\x00***\xd9"
+    assert without_secrets_in_bytes(b"\xffeyJh.eyJz.c2ln\xff_live_") == b"\xff***\xff_live_"

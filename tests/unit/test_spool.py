@@ -14,6 +14,7 @@ from uuid import UUID
 
 import pytest
 
+from ingest.spool.files import Claim
 from ingest.spool.spool import Kept, Spool
 from runtime.clock import ManualClock
 from runtime.errors import OutcomeUnknownError, OverloadedError, UnavailableError
@@ -21,7 +22,7 @@ from runtime.log.sqlite_store import CHUNK_BYTES_MAX
 from schemas.record import PG_EPOCH_US, VERSION, decode, encode
 from tests.landing_rig import until
 from tests.spool_rig import PARTITIONS, Faulty, SpoolRig, drained, land, record, spooled
-from tests.support import run
+from tests.support import file_size_limit, run
 
 AWAY = "gone, as the test has it"
 
@@ -457,6 +458,32 @@ def test_of_a_damaged_file_the_rest_is_drained_and_what_is_missing_declared(
     run(test())
 
 
+@pytest.mark.parametrize("share", [0.2, 0.6, 0.99])
+def test_of_a_damaged_wal_the_rest_is_drained_and_what_is_missing_declared(
+    tmp_path: Path, share: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def test() -> None:
+        rig = await SpoolRig.make(tmp_path)
+        await left_behind(rig, 6_000)
+        (wal,) = rig.spool_directory.glob("*.spool-wal")
+        with wal.open("r+b") as file:
+            file.seek(int(wal.stat().st_size * share))
+            file.write(os.urandom(8))
+        async with rig.log() as log:
+            async with rig.spool(log) as spool:
+                await drained(spool)
+                assert rig.registry.get_sample_value("sluice_ingest_spool_damaged_files_total") == 1
+            landed = await land(log)
+        assert landed.lost + len(landed.all) == 6_000
+        assert 0 <= landed.lost < 6_000
+        assert "set aside" in caplog.text
+        assert ("are lost" in caplog.text) == (landed.lost > 0)
+        assert rig.files("damaged-wal") == ["damaged-wal"]
+        assert rig.files("spool*") == rig.files("salvaged*") == []
+
+    run(test())
+
+
 def test_a_file_of_which_nothing_can_be_read_is_set_aside_and_the_start_goes_on(tmp_path: Path) -> None:
     async def test() -> None:
         rig = await SpoolRig.make(tmp_path)
@@ -605,15 +632,57 @@ def test_a_disk_that_refuses_is_told_at_once_and_tried_again(tmp_path: Path, mon
     run(test())
 
 
+def test_a_disk_that_goes_on_refusing_is_told_once_and_refuses_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("ingest.spool.spool.TICK_S", 0.01)
+    caplog.set_level("INFO", "sluice.spool")
+    made: list[Path] = []
+    make = Claim.make
+
+    def counted(directory: Path) -> Claim:
+        made.append(directory)
+        return make(directory)
+
+    monkeypatch.setattr(Claim, "make", counted)
+
+    async def test() -> None:
+        rig = await SpoolRig.make(tmp_path)
+        async with rig.log() as log, rig.spool(log) as spool:
+            log.trouble = AWAY
+            os.makedirs(rig.spool_directory)
+            with file_size_limit(2_000):  # room for a lock, not for a database
+                await refused(spool, "SLUICE_SPOOL_DIR")
+
+                async def tried_again() -> bool:
+                    assert spool.refusal is not None  # at no moment, or readiness would flicker
+                    return len(made) >= 5
+
+                await until(tried_again)
+
+            async def takes() -> bool:
+                return spool.refusal is None
+
+            await until(takes)
+            await spooled(spool, 4)
+            log.trouble = None
+            await drained(spool)
+        told = [one.message for one in caplog.records]
+        assert told.count("a spool cannot be drained now; it is kept and tried again") == 1
+        assert told.count("a spool can be made again") == 1
+
+    run(test())
+
+
 def test_a_full_disk_is_told_and_what_was_taken_before_is_drained(tmp_path: Path) -> None:
     async def test() -> None:
         rig = await SpoolRig.make(tmp_path)
         async with rig.log() as log, rig.spool(log) as spool:
             log.trouble = AWAY
             await spooled(spool, 4_000)
-            assert spool._own is not None
-            assert spool._own.log is not None
-            own = spool._own.log
+            assert spool._files.own is not None
+            assert spool._files.own.log is not None
+            own = spool._files.own.log
             await own._in_thread(lambda: own._store._hold().execute("PRAGMA max_page_count = 1"))
             with pytest.raises(UnavailableError, match="full"):
                 await spool.append(0, encode(record(0)) + bytes(CHUNK_BYTES_MAX))

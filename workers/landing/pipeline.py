@@ -6,18 +6,18 @@ the log still has it. Left out: who holds which partition, and what follows a fa
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from runtime.clock import Clock
 from runtime.log.port import BehindRetentionError, Reader, Slice
 from schemas.record import PG_EPOCH_US, UnknownVersionError
-from workers.landing.late import Memory, SpoolJumpError, SpoolPart
-from workers.landing.leases import Lease
-from workers.landing.plan import Bounds, Part, Plan
-from workers.landing.registry import Registry
-from workers.landing.series import NEVER, SeriesCache, SeriesName
+from workers.landing.apart import Apart
+from workers.landing.holding import Holding, bounds_of
+from workers.landing.late import SpoolJumpError
+from workers.landing.plan import Part, Plan
+from workers.landing.registry import Registry, settle
+from workers.landing.series import SeriesCache
 from workers.settings import LandingSettings
 
 _log = logging.getLogger("sluice.landing")
@@ -27,35 +27,6 @@ _READ_WAIT_S: Final = 0.25
 # Planned between two looks at the event loop: a few milliseconds, so that COPY is fed meanwhile.
 _RECORDS_AT_ONCE: Final = 500
 _WEIGHT_AT_ONCE: Final = 20_000
-
-
-@dataclass
-class Holding:
-    """A partition that is held: where it stands, and what is remembered of it."""
-
-    lease: Lease
-    position: int = 0
-    landed_until: int = 0
-    """Records before it have landed before."""
-    cache: SeriesCache = field(default_factory=lambda: SeriesCache(NEVER))
-    is_clean: bool = False
-    """Whether position and cache are those of the last COMMIT; if not, they are made anew from the database."""
-    careful_until: int = 0
-    """Records before it were in a transaction that met others' rows: all their readings are suspect."""
-    rejected: dict[int, str] = field(default_factory=dict)
-    """Records that the database refuses, by position, with what it said."""
-    newer_version: int | None = None
-    """Of the record it waits at."""
-    jump: str | None = None
-    """Why it waits for an operator: a spool's record came before one that it must follow."""
-    spools: dict[SpoolPart, int] = field(default_factory=dict)
-    """The next record of each spool that drains into it."""
-    has_losses: bool = False
-    """Whether the log has lost records of it."""
-
-    @property
-    def is_waiting(self) -> bool:
-        return self.newer_version is not None or self.jump is not None
 
 
 class Pipeline:
@@ -69,26 +40,19 @@ class Pipeline:
         settings: LandingSettings,
         *,
         land: Callable[[Plan], Awaitable[None]],
-        records_max: Callable[[], int],
+        apart: Apart,
         clock: Clock,
-        until: Mapping[int, int] | None = None,
     ) -> None:
-        """`until`: if there are any, only these partitions are landed, up to these positions; then the run ends."""
         self._holdings = holdings
         self._reader = reader
         self._registry = registry
         self._settings = settings
         self._land = land
-        self._records_max = records_max
+        self._apart = apart
         self._clock = clock
-        self._bounds = Bounds(
-            round(settings.landing_future_s * 1e6),
-            settings.landing_quarantine_payload_max,
-            round(settings.landing_move_max_ms * 1000),
-        )
-        self._until = until or {}
-        wanted = self._until or holdings
-        self._next = {partition: holdings[partition].position for partition in wanted}
+        self._bounds = bounds_of(settings)
+        self._next = {partition: holding.position for partition, holding in holdings.items()}
+        self._resting: set[int] = set()
         self._is_ending = False
         self._error: Exception | None = None
         self._is_ready = False
@@ -108,6 +72,8 @@ class Pipeline:
 
     async def run(self) -> None:
         """Until `end`. Raises the first failure, after the transaction under way has ended."""
+        for holding in self._holdings.values():
+            holding.begin()
         await self._assign()
         reading = asyncio.create_task(self._read_ahead(), name="landing read-ahead")
         try:
@@ -125,41 +91,44 @@ class Pipeline:
         begun = float("-inf")
         while not self._is_ending:
             await asyncio.sleep(max(0.0, begun + pause - self._clock.monotonic()))
-            plan = await self._ready_plan()
-            if plan is None:
-                return
+            await self._work()
             begun = self._clock.monotonic()
-            try:
-                await self._land(plan)
-            except Exception:
-                self.failed = plan
-                raise
-            for part in plan.parts.values():
-                part.apply()
-                self._landed(part)
-            self.landing = None
+            if self._is_ready and self.growing is not None and not self._is_ending:
+                await self._land_next(self.growing)
+            if self._apart.has_work and not self._is_ending:
+                await self._land_apart()
             self._room.set()
 
-    async def _ready_plan(self) -> Plan | None:
-        """What has grown, as soon as there is any; None at the end."""
-        while not self._is_ending:
-            if self._is_ready and self.growing is not None:
-                self.landing, self.growing = self.growing, None
-                self._is_ready = False
-                self._room.set()
-                for part in self.landing.parts.values():
-                    part.ahead = part.memory.before = None
-                return self.landing
+    async def _work(self) -> None:
+        """Wait for something to land, or for the end."""
+        while not (self._is_ending or (self._is_ready and self.growing is not None) or self._apart.has_work):
             self._news.clear()
             await self._news.wait()
-        return None
 
-    def _landed(self, part: Part) -> None:
-        holding = self._holdings[part.partition]
-        holding.position = part.position
-        holding.spools.update(part.memory.spools)
-        for position in [position for position in holding.rejected if position < part.position]:
-            del holding.rejected[position]
+    async def _land_next(self, plan: Plan) -> None:
+        """While what has grown is written, the next grows."""
+        self.landing, self.growing = plan, None
+        self._is_ready = False
+        self._room.set()
+        for part in plan.parts.values():
+            part.ahead = part.memory.before = None
+        try:
+            await self._land(plan)
+        except Exception:
+            self.failed = plan
+            raise
+        for part in plan.parts.values():
+            self._holdings[part.partition].landed(part)
+        self.landing = None
+        self._room.set()
+
+    async def _land_apart(self) -> None:
+        try:
+            if not await self._apart.turn():
+                self.end()
+        except Exception:
+            self.failed = self._apart.landing
+            raise
 
     # ------------------------------------------------------------ reading
 
@@ -177,66 +146,58 @@ class Pipeline:
                 async with asyncio.timeout(self._settings.landing_transaction_timeout_s):
                     await self._registry.refresh()
                 await self._take(await self._reader.read(bytes_max=bytes_max, wait_s=_READ_WAIT_S))
-                if self._until and self._is_through():
-                    await self._landed_all()
-                    self.end()
-                    return
         except BehindRetentionError:
             # What lies before the gap lands first: the log may no longer have that either.
             await self._landed_all()
             raise
 
-    def _is_through(self) -> bool:
-        return all(partition in self._waiting() or self._is_read(partition) for partition in self._until)
-
-    def _is_read(self, partition: int) -> bool:
-        return bool(self._until) and self._next[partition] >= self._until[partition]
-
     async def _landed_all(self) -> None:
         """Let what has been read be written, and wait for it."""
         await self._offer()
-        while self.growing is not None or self.landing is not None:
+        while self.growing is not None or self.landing is not None or self._apart.has_work:
             self._room.clear()
             await self._room.wait()
 
     async def _take(self, slices: list[Slice]) -> None:
-        waiting = self._waiting()
         for read in slices:
-            if read.partition not in self._waiting() and not self._is_read(read.partition):
-                await self._plan(self._wanted(read))
+            if not self._holdings[read.partition].is_waiting:
+                await self._plan(read)
         await self._offer()
-        if self._waiting() != waiting:
+        if self._unread() != self._resting:
             await self._assign()
 
-    def _wanted(self, read: Slice) -> Slice:
-        if not self._until:
-            return read
-        return read._replace(bodies=read.bodies[: self._until[read.partition] - read.first])
-
-    def _waiting(self) -> set[int]:
-        return {partition for partition, holding in self._holdings.items() if holding.is_waiting}
+    def _unread(self) -> set[int]:
+        """Partitions that wait for an operator or an upgrade, or of which enough has been read."""
+        waiting = {partition for partition, holding in self._holdings.items() if holding.is_waiting}
+        return waiting | self._apart.resting()
 
     async def _assign(self) -> None:
-        """Read on from where planning stands, but for partitions that wait for an upgrade."""
-        waiting = self._waiting()
-        await self._reader.assign({partition: at for partition, at in self._next.items() if partition not in waiting})
+        """Read on from where planning stands."""
+        self._resting = resting = self._unread()
+        await self._reader.assign({partition: at for partition, at in self._next.items() if partition not in resting})
 
     async def _plan(self, read: Slice) -> None:
         if read.first != self._next[read.partition]:
             raise BehindRetentionError(read.partition, self._next[read.partition], read.first)
+        if self._apart.keep(read):
+            self._next[read.partition] = read.next_position
+            self._news.set()
+            return
         try:
             while self._next[read.partition] < read.next_position:
                 plan = await self._roomy()
                 self._fill(plan, read)
                 await asyncio.sleep(0)
         except UnknownVersionError as error:
-            self._holdings[read.partition].newer_version = error.version
+            holding = self._holdings[read.partition]
+            holding.newer_version, holding.waits_at = error.version, self._next[read.partition]
             _log.error(
                 "a record is newer than this worker: its partition waits for `sluice` to be upgraded",
                 extra={"partition": read.partition, "position": self._next[read.partition], "version": error.version},
             )
         except SpoolJumpError as error:
-            self._holdings[read.partition].jump = str(error)
+            holding = self._holdings[read.partition]
+            holding.jump, holding.waits_at = str(error), self._next[read.partition]
             _log.error("a spool's records are missing", extra={"partition": read.partition, "reason": str(error)})
 
     async def _roomy(self) -> Plan:
@@ -254,7 +215,7 @@ class Pipeline:
     def _is_full(self, plan: Plan) -> bool:
         settings = self._settings
         return (
-            plan.records >= self._records_max()
+            plan.records >= settings.landing_batch_records_max
             or plan.weight >= settings.landing_batch_rows_max
             or plan.bytes >= settings.landing_batch_bytes_max
         )
@@ -268,7 +229,7 @@ class Pipeline:
         now = self._clock.now_us() - PG_EPOCH_US
         weight_max = min(plan.weight + _WEIGHT_AT_ONCE, self._settings.landing_batch_rows_max)
         begin = part.position - read.first
-        end = begin + min(_RECORDS_AT_ONCE, self._records_max() - plan.records)
+        end = begin + min(_RECORDS_AT_ONCE, self._settings.landing_batch_records_max - plan.records)
         try:
             for body in read.bodies[begin:end]:
                 plan.add(part, body, now)
@@ -290,16 +251,7 @@ class Pipeline:
             high_water = cache.high_water if ahead is None else max(cache.high_water, ahead.high_water)
             cache = holding.cache = SeriesCache(high_water)
         cache.forget_refused(self._clock.monotonic())
-        return Part(
-            partition,
-            self._next[partition],
-            cache,
-            ahead=ahead,
-            careful_until=holding.careful_until,
-            landed_until=holding.landed_until,
-            rejected=holding.rejected,
-            memory=Memory(holding.spools, None if ahead is None else ahead.memory, expects_losses=holding.has_losses),
-        )
+        return holding.part(self._next[partition], ahead=ahead)
 
     async def _offer(self) -> None:
         """Look up what the growing plan misses, then let it be written."""
@@ -307,21 +259,8 @@ class Pipeline:
         if plan is None or not plan.records:
             return
         async with asyncio.timeout(self._settings.landing_transaction_timeout_s):
-            while not plan.is_settled:
-                await self._settle(plan)
-            if not await self._registry.has_hypertables():
-                await self._registry.ensure_weeks(plan.weeks())
+            until = self._clock.monotonic() + self._settings.landing_refusal_ttl_s
+            await settle(plan, self._registry, until)
         if self.growing is plan:
             self._is_ready = True
             self._news.set()
-
-    async def _settle(self, plan: Plan) -> None:
-        await self._registry.learn(plan.unknown_organisations)
-        names: dict[bytes, SeriesName] = {}
-        for part in plan.parts.values():
-            names |= part.unknown
-        found = await self._registry.resolve(list(names.values())) if names else []
-        until = self._clock.monotonic() + self._settings.landing_refusal_ttl_s
-        plan.settle(dict(zip(names, found, strict=True)), until)
-        if plan.late.questions:
-            plan.answer(await self._registry.answer(plan.late.questions))

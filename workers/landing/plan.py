@@ -185,8 +185,8 @@ class Spot(NamedTuple):
     def is_careful(self) -> bool:
         return self.at < self.part.careful_until
 
-    def reading(self, index: int) -> Reading:
-        return Reading(self.place, self.record, self.channel, index, self.base + index)
+    def reading(self, index: int, note: Note | None) -> Reading:
+        return Reading(self.place, self.record, self.channel, index, self.base + index, note)
 
 
 class Plan:
@@ -297,8 +297,9 @@ class Plan:
         told.conflicts += len(conflicts)
         for number in (*duplicates, *conflicts):
             self.notes.pop((outcome, number), None)
-        for reading in _readings(told.place, told.record, sorted(conflicts)):
-            row = quarantine.of_reading(reading, "conflict", message, self._bounds.payload_max)
+        for ordinal, reading in _readings(told.place, told.record, sorted(conflicts)):
+            noted = reading._replace(note=self._note_of(told.record, ordinal, reading.at))
+            row = quarantine.of_reading(noted, "conflict", message, self._bounds.payload_max)
             if told.record.replays:
                 told.conflicts -= 1
                 self._hold_again(told.part, told.place, told.record, row)
@@ -479,23 +480,23 @@ class Plan:
         values = spot.channel.values
         if type(values) is list and not quarantine.is_storable_text(values[index]):
             return Refusal("rejected_by_store", "a text with a NUL character cannot be stored")
-        note = self._note_of(spot, index)
+        note = self._note_of(spot.record, spot.ordinal, index)
         if note is not None and not _is_storable(note):
             return Refusal("rejected_by_store", "its metadata, original time or unit cannot be stored")
         return None
 
-    def _note_of(self, spot: Spot, index: int) -> Note | None:
-        record = spot.record
+    def _note_of(self, record: Record, ordinal: int, index: int) -> Note | None:
+        """Of reading `index` of the channel `ordinal`."""
         if not record.notes:
             return None
         if self._noted is None or self._noted[0] is not record:
             self._noted = record, {(note.channel, note.reading): note for note in record.notes}
-        return self._noted[1].get((spot.ordinal, index))
+        return self._noted[1].get((ordinal, index))
 
     def _note(self, spot: Spot, index: int, slot: int) -> None:
-        note = self._note_of(spot, index)
+        record = spot.record
+        note = self._note_of(record, spot.ordinal, index)
         if note is not None:
-            record = spot.record
             row = NoteRow(
                 spot.part.cache.ids[slot], self._stamps[index], record.organisation, record.received_at, note
             )
@@ -506,7 +507,8 @@ class Plan:
             self._quarantine(spot, index, refusal)
 
     def _quarantine(self, spot: Spot, index: int, refusal: Refusal) -> None:
-        row = quarantine.of_reading(spot.reading(index), refusal.code, refusal.message, self._bounds.payload_max)
+        reading = spot.reading(index, self._note_of(spot.record, spot.ordinal, index))
+        row = quarantine.of_reading(reading, refusal.code, refusal.message, self._bounds.payload_max)
         self.weight += _QUARANTINE_WEIGHT
         if spot.record.replays:
             self.rows -= 1
@@ -565,12 +567,12 @@ def _is_storable(note: Note) -> bool:
     )
 
 
-def _readings(place: Place, record: Record, numbers: Sequence[int]) -> Iterator[Reading]:
-    """The readings of a record with these numbers, which ascend."""
+def _readings(place: Place, record: Record, numbers: Sequence[int]) -> Iterator[tuple[int, Reading]]:
+    """The readings of a record with these numbers, which ascend, each with the number of its channel."""
     channels = enumerate(record.channels)
     base, end, index = 0, 0, 0
     for number in numbers:
         while number >= end:
             index, channel = next(channels)
             base, end = end, end + len(channel)
-        yield Reading(place, record, record.channels[index], number - base, number)
+        yield index, Reading(place, record, record.channels[index], number - base, number)

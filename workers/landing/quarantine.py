@@ -12,7 +12,9 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from schemas.record import Channel, Quality, Record
+from runtime.secrets import without_secrets_in_bytes
+from schemas.catalogue import METRICS, UNIT_SPELLINGS
+from schemas.record import Channel, Note, Quality, Record
 
 _EPOCH: Final = datetime(2000, 1, 1, tzinfo=UTC)
 _TIME: Final = struct.Struct(">q")
@@ -55,6 +57,8 @@ class Reading(NamedTuple):
     channel: Channel
     at: int
     number: int
+    note: Note | None = None
+    """What the record says of it besides."""
 
 
 def of_reading(reading: Reading, code: str, message: str, payload_max: int) -> QuarantineRow:
@@ -75,7 +79,8 @@ def of_refused(place: Place, record: Record, payload_max: int) -> list[Quarantin
 
 def of_body(place: Place, body: bytes, message: str, received_at: int, payload_max: int) -> QuarantineRow:
     """A record of which nothing can be read, not even whose it is."""
-    return QuarantineRow(None, None, "undecodable", message, body[:payload_max], "", received_at, place, 0)
+    payload = without_secrets_in_bytes(body)[:payload_max]
+    return QuarantineRow(None, None, "undecodable", message, payload, "", received_at, place, 0)
 
 
 def is_storable_json(raw: bytes) -> bool:
@@ -110,22 +115,42 @@ def _cleaned(text: str, length_max: int) -> str:
 
 
 def _as_json(reading: Reading) -> bytes:
-    """As the JSON format takes it again; its flags beside it, which a replay gives back."""
-    channel, at = reading.channel, reading.at
+    """As the JSON format takes it again; its flags and note beside it, which a replay gives back."""
+    channel, at, note = reading.channel, reading.at, reading.note
     (time,) = _TIME.unpack_from(channel.times, 8 * at)
     quality = channel.quality
     if isinstance(quality, bytes):
         (quality,) = _QUALITY.unpack_from(quality, 2 * at)
-    return msgspec.json.encode(
-        {
-            "type": channel.metric,
-            "label": channel.label,
-            "unit": channel.unit,
-            "ts": _as_text(time),
-            "value": _value(channel, at, quality),
-            "quality": quality,
-        }
-    )
+    shown = {
+        "type": channel.metric,
+        "label": channel.label,
+        "unit": channel.unit,
+        "ts": _as_text(time),
+        "value": _value(channel, at, quality),
+        "quality": quality,
+    }
+    return msgspec.json.encode(shown if note is None else shown | _noted(note, channel.metric, shown["value"]))
+
+
+def _noted(note: Note, metric: str, value: object) -> dict[str, object]:
+    """What a note tells: unit and value as they were sent, the rest under the note's own names."""
+    shown: dict[str, object] = {}
+    if note.original_unit is not None:
+        sent = _before_conversion(metric, note.original_unit, value)
+        unit = "unit" if sent is not None else "original_unit"
+        shown |= {unit: note.original_unit, "value": value if sent is None else sent}
+    if note.original_time is not None:
+        shown["original_time"] = note.original_time
+    if note.metadata is not None and is_storable_json(note.metadata):
+        shown["metadata"] = msgspec.Raw(note.metadata)
+    return shown
+
+
+def _before_conversion(metric: str, unit: str, value: object) -> float | None:
+    """The value in `unit` that became `value`; None where none is known to."""
+    known = METRICS.get(metric)
+    conversion = None if known is None else known.conversions.get(UNIT_SPELLINGS.get(unit, unit))
+    return conversion.undo(value) if conversion is not None and isinstance(value, float) else None
 
 
 def _value(channel: Channel, at: int, quality: int) -> object:

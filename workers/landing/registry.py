@@ -12,7 +12,7 @@ from uuid import UUID
 from runtime.clock import Clock
 from runtime.postgres import PostgresSettings, connect
 from workers.landing.late import Answers, Named, Question
-from workers.landing.plan import Limits
+from workers.landing.plan import Limits, Plan
 from workers.landing.series import Found, Refusal, SeriesName
 from workers.metrics import LandingMetrics
 from workers.settings import LandingSettings
@@ -286,6 +286,21 @@ class _Room:
     def __init__(self, organisation: bytes, series: int) -> None:
         self.organisation = organisation
         self.series = series
+
+
+async def settle(plan: Plan, registry: Registry, refusals_until: float) -> None:
+    """Look up whatever `plan` waits for, and make the tables' partitions that it needs."""
+    while not plan.is_settled:
+        await registry.learn(plan.unknown_organisations)
+        names: dict[bytes, SeriesName] = {}
+        for part in plan.parts.values():
+            names |= part.unknown
+        found = await registry.resolve(list(names.values())) if names else []
+        plan.settle(dict(zip(names, found, strict=True)), refusals_until)
+        if plan.late.questions:
+            plan.answer(await registry.answer(plan.late.questions))
+    if not await registry.has_hypertables():
+        await registry.ensure_weeks(plan.weeks())
 
 
 def _identity(name: SeriesName) -> _Identity:

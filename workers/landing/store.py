@@ -6,17 +6,18 @@ Its timestamps go in and out as microseconds since 2000, as records have them. L
 
 import asyncio
 import time
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 import asyncpg
 
+from runtime.errors import UnavailableError
 from runtime.postgres import PostgresSettings, check_role, connect
 from workers.landing import books, columns, staging
-from workers.landing.failures import MiscountError, PositionMovedError
+from workers.landing.failures import Cause, MiscountError, PositionMovedError, cause_of
 from workers.landing.late import SpoolPart
 from workers.landing.plan import Plan
 from workers.landing.series import NEVER
@@ -67,6 +68,10 @@ _UNDECODABLE: Final = """
 SELECT partition, position FROM quarantine
 WHERE organisation_id IS NULL AND quarantined_at > now() - make_interval(secs => $2)
   AND source = $1 AND code = 'undecodable' LIMIT 10000"""
+
+# What the database would check at COMMIT only, a trial must see at once.
+_TRIALS: Final = "SET CONSTRAINTS ALL IMMEDIATE; SAVEPOINT trial"
+_TAKE_BACK: Final = "ROLLBACK TO SAVEPOINT trial"
 
 
 class Session(NamedTuple):
@@ -150,6 +155,11 @@ class Store:
         if connection is not None:
             connection.terminate()
 
+    def _session(self) -> Any:
+        if self._connection is None:
+            raise UnavailableError("the landing session has ended")
+        return self._connection
+
     def interrupt(self) -> None:
         """Cut the connection under whoever waits for an answer on it, and whoever asks on it next."""
         if self._connection is not None:
@@ -186,10 +196,11 @@ class Store:
     async def land(self, plan: Plan) -> Landed:
         """Write `plan` in one transaction. After any failure nothing of it is known to stand: read the positions."""
         began = time.monotonic()
-        connection = self._connection
+        connection = self._session()
         try:
             async with asyncio.timeout(self._settings.landing_transaction_timeout_s):
                 await connection.execute("BEGIN")
+                await self._advance(connection, plan)
                 wrote = await self._write(connection, plan)
                 self.in_doubt = plan, Landed(*wrote, time.monotonic() - began)
                 await connection.execute("COMMIT")
@@ -202,6 +213,41 @@ class Store:
             raise
         return Landed(*wrote, time.monotonic() - began)
 
+    @asynccontextmanager
+    async def trial(self, refused: Plan) -> AsyncIterator[Callable[[Plan], Awaitable[str | None]]]:
+        """A transaction in which plans are tried, each taken back before the next; at the end all of it is.
+
+        Gives what tries one: what the database says if it refuses its content. Where rows met others' it is not
+        refused: its landing will see. The positions are those of `refused`, in which all of them are.
+        """
+        connection = self._session()
+
+        async def attempt(plan: Plan) -> str | None:
+            said = None
+            try:
+                await self._write(connection, plan)
+            except Exception as error:
+                cause = cause_of(error)
+                if cause not in (Cause.CONTENT, Cause.CONTENTION):
+                    raise
+                said = str(error) if cause is Cause.CONTENT else None
+            await connection.execute(_TAKE_BACK)
+            return said
+
+        try:
+            async with asyncio.timeout(self._settings.landing_transaction_timeout_s):
+                await connection.execute("BEGIN")
+                await self._advance(connection, refused)
+                await connection.execute(_TRIALS)
+                yield attempt
+        except asyncpg.PostgresError:
+            await self._roll_back(connection)
+            raise
+        except BaseException:
+            self.close()
+            raise
+        await self._roll_back(connection)
+
     async def _roll_back(self, connection: Any) -> None:
         with suppress(Exception):
             async with asyncio.timeout(self._settings.landing_lock_timeout_s):
@@ -210,7 +256,6 @@ class Store:
         self.close()
 
     async def _write(self, connection: Any, plan: Plan) -> tuple[int, Judgement, Judgement]:
-        await self._advance(connection, plan)
         fresh = 0
         if plan.fresh.times:
             rows = plan.fresh.sorted()

@@ -17,9 +17,11 @@ from runtime.health import Health
 from runtime.log.port import BehindRetentionError, Log
 from runtime.postgres import PostgresSettings
 from schemas.record import PG_EPOCH_US
+from workers.landing.apart import Apart
 from workers.landing.failures import Backoff, Cause, FloodGuard, LeaseLapsedError, PositionMovedError, cause_of
+from workers.landing.holding import Aside, Holding
 from workers.landing.leases import Lease, Leases
-from workers.landing.pipeline import Holding, Pipeline
+from workers.landing.pipeline import Pipeline
 from workers.landing.plan import Part, Plan
 from workers.landing.registry import Registry
 from workers.landing.series import SeriesCache
@@ -82,9 +84,16 @@ class LandingWorker:
         self._session: Session | None = None
         self._holdings: dict[int, Holding] = {}
         self._backoff = Backoff(settings.landing_retry_min_ms / 1000, settings.landing_retry_max_ms / 1000)
-        self._records_max = settings.landing_batch_records_max
-        self._narrowed: dict[int, int] = {}
-        """Where the batch ended, by partition, of which a record was refused for its content."""
+        self._apart_registry = Registry(postgres, settings, clock, metrics)
+        self._apart = Apart(
+            self._holdings,
+            self._apart_registry,
+            settings,
+            land=self._land_apart,
+            trial=self._store.trial,
+            reject=self._reject,
+            clock=clock,
+        )
         window = settings.landing_undecodable_window_s
         self._undecodable = FloodGuard(
             "undecodable records", "SLUICE_LANDING_UNDECODABLE_MAX", settings.landing_undecodable_max, window
@@ -124,6 +133,7 @@ class LandingWorker:
             self._store.close()
             await self._leases.leave()
             await self._registry.close()
+            await self._apart_registry.close()
             await self._reader.close()
             self._holdings.clear()
             self._show({})
@@ -163,9 +173,8 @@ class LandingWorker:
             self._registry,
             self._settings,
             land=self._land,
-            records_max=lambda: self._records_max,
+            apart=self._apart,
             clock=self._clock,
-            until=self._refused_together(),
         )
         ending = asyncio.create_task(_any_of(stop, self._leases.changed), name="landing end")
         ending.add_done_callback(lambda _: pipeline.end())
@@ -260,8 +269,22 @@ class LandingWorker:
         if self._failure is not None:
             self._failure = None
             _log.info("landing goes on", extra={"readings": plan.rows})
-        self._widen(plan)
         await self._log.landed({part.partition: part.position for part in plan.parts.values()})
+
+    async def _land_apart(self, plan: Plan) -> str | None:
+        """The same for a partition set aside; what the database says if it refuses the content."""
+        try:
+            await self._land(plan)
+        except Exception as error:
+            if cause_of(error) is not Cause.CONTENT:
+                raise
+            self._refused()
+            return str(error)
+        return None
+
+    def _refused(self) -> None:
+        self._metrics.retries.labels(Cause.CONTENT.value).inc()
+        self._store.in_doubt = None  # a refusal is an answer, also of a COMMIT
 
     def _count(self, plan: Plan, landed: Landed) -> None:
         metrics = self._metrics
@@ -289,17 +312,20 @@ class LandingWorker:
     async def _recover(self, cause: Cause, error: Exception) -> float:
         """Make the next run differ in what the failure asks for; how long to wait before it."""
         plan = self._failed_plan
-        await self._registry.close()
-        if cause is Cause.CONTENT and (plan is None or not plan.records or self._is_rejected_already(plan)):
+        if cause is Cause.CONTENT and plan is not None and plan.records:
+            # Nothing of it stands, and nothing that is remembered was to change before its COMMIT.
+            self._refused()
+            self._set_aside(plan)
+            return 0.0
+        if cause is Cause.CONTENT:
             cause = Cause.DATABASE
+        await self._registry.close()
+        await self._apart_registry.close()
         self._metrics.retries.labels(cause.value).inc()
         for part in plan.parts.values() if plan is not None else ():
             self._holdings[part.partition].is_clean = False
             if cause is Cause.CONTENTION:
                 self._holdings[part.partition].careful_until = part.position
-        if cause is Cause.CONTENT and plan is not None:
-            self._narrow(plan, error)
-            return 0.0
         if isinstance(error, BehindRetentionError):
             return await self._skip(error)
         if isinstance(error, PositionMovedError):
@@ -315,44 +341,23 @@ class LandingWorker:
             _log.log(level, "landing was interrupted and is tried again", extra={"reason": reason})
         self._failure = reason
 
-    def _is_rejected_already(self, plan: Plan) -> bool:
-        """Whether the plan is one record, which is refused even for the quarantine."""
-        return plan.records == 1 and all(
-            part.expected in self._holdings[part.partition].rejected for part in _begun(plan)
-        )
-
-    def _narrow(self, plan: Plan, error: Exception) -> None:
-        """Land in halves until the record at fault stands alone; then it is quarantined whole."""
-        if plan.records > 1:
-            self._records_max = max(1, plan.records // 2)
-            self._narrowed = {part.partition: part.position for part in _begun(plan)}
-            return
+    def _set_aside(self, plan: Plan) -> None:
+        """Let the partitions of a refused batch land by themselves until the records at fault are found."""
         for part in _begun(plan):
-            self._rejecting.note(part.organisations(), self._clock.monotonic())
-            self._holdings[part.partition].rejected[part.expected] = str(error)
-            self._metrics.rejected.inc()
-            _log.error(
-                "the database refuses a record for its content, it is quarantined whole",
-                extra={"partition": part.partition, "position": part.expected, "reason": str(error)},
-            )
+            holding = self._holdings[part.partition]
+            if holding.aside is None:
+                holding.aside = Aside(part.position)
 
-    def _refused_together(self) -> dict[int, int]:
-        """Where the batch ends, by partition, in which a record is looked for; it is found before others land."""
-        held = self._holdings
-        return {
-            partition: end
-            for partition, end in self._narrowed.items()
-            if partition in held and held[partition].position < end
-        }
-
-    def _widen(self, landed: Plan) -> None:
-        """Batches grow again once all that was refused together has landed: before, the next would be refused too."""
-        for part in landed.parts.values():
-            if part.position >= self._narrowed.get(part.partition, part.position + 1):
-                del self._narrowed[part.partition]
-        if not self._narrowed.keys() & self._holdings.keys():
-            self._narrowed.clear()
-            self._records_max = min(self._records_max * 2, self._settings.landing_batch_records_max)
+    def _reject(self, partition: int, said: Mapping[int, str], organisations: set[bytes]) -> None:
+        """Records of a partition that are quarantined whole. Raises `PoisonFloodError`."""
+        self._rejecting.note(organisations, self._clock.monotonic())
+        self._holdings[partition].rejected |= said
+        self._metrics.rejected.inc(len(said))
+        first = min(said)
+        _log.error(
+            "the database refuses records for their content, they are quarantined whole",
+            extra={"partition": partition, "position": first, "records": len(said), "reason": said[first]},
+        )
 
     async def _skip(self, error: BehindRetentionError) -> float:
         """Never silently: what the log no longer has is counted where the books are."""
@@ -401,6 +406,7 @@ class LandingWorker:
             self._leases.silence.clear()
             self._store.interrupt()
             self._registry.interrupt()
+            self._apart_registry.interrupt()
 
     def _look_again(self) -> None:
         """An operator may have resolved what partitions wait for: take them up again from what the database says."""

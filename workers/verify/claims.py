@@ -12,22 +12,31 @@ from typing import IO, Final, Literal, NamedTuple
 
 WIDTH: Final = 40
 KEY_BYTES: Final = 12
+#: Value, quality and flags: of a judged claim without a note, what the store has of the row as well.
+CONTENT: Final = slice(24, 36)
+QUALITY: Final = slice(32, 34)
+GROUP: Final = slice(36, 40)
+#: What follows the value in a row's content: its quality, and flags that are a claim's alone.
+TAIL_BYTES: Final = 4
 #: A reading that only explains a row: it lies outside the span that is judged.
 UNJUDGED: Final = 1
+#: The value stands in the file of `Blobs`, with a note that must stand beside it.
+NOTED: Final = 2
 
-_ENTRY: Final = struct.Struct(">4s8sQI8sII")
-_TEMPLATE: Final = struct.Struct(">I8xQI8xII")
-_TIME_AT, _ITEM_AT, _VALUE_AT = 4, 20, 24
+_ENTRY: Final = struct.Struct(">4s8sQI8sHHI")
+_TEMPLATE: Final = struct.Struct(">I8xQI8xHHI")
+_TIME_AT, _ITEM_AT, _VALUE_AT, _QUALITY_AT, _FLAGS_AT = 4, 20, 24, 32, 34
 # Signed times in the order of bytes: the sign bit turned round.
 _TURNED: Final = bytes(byte ^ 0x80 for byte in range(256))
 _POSITION_BITS: Final = 48
+_QUALITY_MASK: Final = 0xFFFF
 _FILES_AT_ONCE: Final = 64
 _READ_ENTRIES: Final = 1_000
 _LENGTH_BITS: Final = 24
 
 
 class Claim(NamedTuple):
-    """One entry, unpacked. `value` as 8 bytes: a float8, or where the text stands in `Texts`."""
+    """One entry, unpacked. `value` as 8 bytes: a float8, or where a text or what is noted stands in `Blobs`."""
 
     series_id: int
     ts: int
@@ -35,26 +44,37 @@ class Claim(NamedTuple):
     position: int
     item: int
     value: bytes
-    group: int
+    quality: int
     flags: int
+    group: int
 
 
 def entries(
-    series_id: int, times: bytes, values: bytes, place: tuple[int, int], base: int, group: int, flags: int
+    series_id: int,
+    times: bytes,
+    values: bytes,
+    quality: int | bytes,
+    place: tuple[int, int],
+    base: int,
+    group: int,
+    flags: int,
 ) -> bytearray:
     """Of readings side by side, numbered from `base` on in the record at `place` (partition, position)."""
     count = len(times) // 8
     order = place[0] << _POSITION_BITS | place[1]
-    buffer = bytearray(_TEMPLATE.pack(series_id, order, base, group, flags) * count)
+    common = quality & _QUALITY_MASK if isinstance(quality, int) else 0
+    buffer = bytearray(_TEMPLATE.pack(series_id, order, base, common, flags, group) * count)
     _lay(buffer, _TIME_AT, times, "q")
     _lay(buffer, _VALUE_AT, values, "q")
+    if not isinstance(quality, int):
+        _lay(buffer, _QUALITY_AT, quality, "h")
     if count > 1:
         _lay(buffer, _ITEM_AT, struct.pack(f">{count}I", *range(base, base + count)), "i")
     buffer[_TIME_AT::WIDTH] = bytes(buffer[_TIME_AT::WIDTH]).translate(_TURNED)
     return buffer
 
 
-def _lay(buffer: bytearray, offset: int, column: bytes, kind: Literal["i", "q"]) -> None:
+def _lay(buffer: bytearray, offset: int, column: bytes, kind: Literal["h", "i", "q"]) -> None:
     size = struct.calcsize(kind)
     end = len(buffer) - WIDTH + offset + size
     memoryview(buffer)[offset:end].cast(kind)[:: WIDTH // size] = memoryview(column).cast(kind)
@@ -64,6 +84,13 @@ def move(buffer: bytearray, index: int, ts: int) -> None:
     """Entry `index` stands at another time than its own."""
     at = index * WIDTH + _TIME_AT
     buffer[at : at + 8] = turned(ts)
+
+
+def add_note(buffer: bytearray, index: int, place: bytes) -> None:
+    """Beside the reading of entry `index` a note must stand: its value and that are at `place` in `Blobs`."""
+    at = index * WIDTH
+    buffer[at + _VALUE_AT : at + _VALUE_AT + 8] = place
+    buffer[at + _FLAGS_AT + 1] |= NOTED
 
 
 def turned(ts: int) -> bytes:
@@ -76,20 +103,19 @@ def unpack_key(key: bytes) -> tuple[int, int]:
 
 
 def unpack(entry: bytes) -> Claim:
-    series, ts, order, item, value, group, flags = _ENTRY.unpack(entry)
+    series, ts, order, *rest = _ENTRY.unpack(entry)
     position = order & ((1 << _POSITION_BITS) - 1)
     time = int.from_bytes(ts, "big") - 2**63
-    return Claim(int.from_bytes(series, "big"), time, order >> _POSITION_BITS, position, item, value, group, flags)
+    return Claim(int.from_bytes(series, "big"), time, order >> _POSITION_BITS, position, *rest)
 
 
-class Texts:
-    """Values that have no fixed width, in a file; an entry holds where."""
+class Blobs:
+    """What has no fixed width, in a file; an entry holds where."""
 
     def __init__(self, directory: Path) -> None:
-        self._file = (directory / "texts").open("w+b")
+        self._file = (directory / "blobs").open("w+b")
 
-    def add(self, text: str) -> bytes:
-        raw = text.encode()
+    def add(self, raw: bytes) -> bytes:
         at = self._file.seek(0, 2)
         self._file.write(raw)
         return (at << _LENGTH_BITS | len(raw)).to_bytes(8, "big")

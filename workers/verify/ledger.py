@@ -1,46 +1,79 @@
-"""What was found against what the ledger says, row by row of it. Left out: finding it (`reading`, `matching`)."""
+"""What was found against what the ledger says, row by row of it. Left out: finding it (`reading`, `matching`).
+
+What left the quarantine moves while the log is read: it is compared in the first snapshot, as the books stood then.
+"""
 
 from collections.abc import Callable, Sequence
-from typing import Final
+from dataclasses import dataclass
 from uuid import UUID
 
 from workers.verify import tally
-from workers.verify.tally import HOUR_US, Booked, Finding, Findings, Group, Tally
+from workers.verify.tally import HOUR_US, Booked, Finding, Findings, Group, SetAside, Tally
 from workers.verify.times import as_text
 
-_SET_ASIDE: Final = (tally.CONFLICTS, tally.QUARANTINED, tally.DISCARDED, tally.EXPIRED)
 
-
+@dataclass
 class Compared:
     """How many of the ledger's rows could be compared."""
 
-    def __init__(self) -> None:
-        self.hours = 0
-        self.not_whole = 0
-        """Whose records were not all read."""
+    hours: int = 0
+    not_whole: int = 0
+    """Whose records were not all read."""
+    set_aside: int = 0
+    """Those with readings set aside, compared with the quarantine."""
+    forgotten: int = 0
+    """Readings that left the quarantine so long ago that their rows are gone."""
 
 
-def compare(totals: Tally, findings: Findings, is_whole: Callable[[Group], bool]) -> Compared:
+def compare_set_aside(group: Group, found: SetAside, findings: Findings, compared: Compared) -> None:
+    """Tell of it if the quarantine differs from what the ledger says of it."""
+    compared.set_aside += 1
+    differences = differing_set_aside(found)
+    _tell(group, differences, findings)
+    compared.forgotten += 0 if differences else found.gone
+
+
+def differing_set_aside(found: SetAside) -> list[str]:
+    """Each difference in words. A row that is forgotten had left, in whichever way."""
+    differences = []
+    inside = found.booked - found.replayed - found.discarded - found.expired
+    if inside != found.held:
+        differences.append(f"{inside} still in quarantine by the ledger, {found.held} in quarantine")
+    for what, booked, standing in (
+        ("replayed", found.replayed, found.rows_released),
+        ("discarded", found.discarded, found.rows_discarded),
+        ("expired", found.expired, found.rows_expired),
+    ):
+        if booked < standing or booked > standing + max(0, found.gone):
+            differences.append(f"{what} {booked} in the ledger, {standing} in quarantine")
+    for what, booked in (("erased", found.erased), ("lost", found.lost)):
+        if booked:
+            differences.append(f"{what} {booked} in the ledger, where nothing is counted yet")
+    return differences
+
+
+def compare(totals: Tally, findings: Findings, compared: Compared, is_whole: Callable[[Group], bool]) -> None:
     """Tell of every row that differs; `is_whole`: all records of its hour were read."""
-    compared = Compared()
     for group, found, booked in totals.groups():
         if not is_whole(group):
             compared.not_whole += 1
             continue
         compared.hours += 1
-        differences = differing(found, booked)
-        if differences:
-            findings.add(
-                Finding(
-                    kind="ledger",
-                    message="; ".join(differences),
-                    organisation_id=UUID(bytes=group.organisation),
-                    time=as_text(group.hour * HOUR_US),
-                    source=UUID(bytes=group.source),
-                    partition=group.partition,
-                )
+        _tell(group, differing(found, booked), findings)
+
+
+def _tell(group: Group, differences: list[str], findings: Findings) -> None:
+    if differences:
+        findings.add(
+            Finding(
+                kind="ledger",
+                message="; ".join(differences),
+                organisation_id=UUID(bytes=group.organisation),
+                time=as_text(group.hour * HOUR_US),
+                source=UUID(bytes=group.source),
+                partition=group.partition,
             )
-    return compared
+        )
 
 
 def differing(found: Sequence[int], booked: Booked) -> list[str]:
@@ -53,14 +86,12 @@ def differing(found: Sequence[int], booked: Booked) -> list[str]:
             f"received {booked.received} is not the sum of stored {booked.stored}, duplicates {booked.duplicates}, "
             f"conflicts {booked.conflicts} and quarantined {booked.quarantined}"
         )
+    if found[tally.TOLD_CONFLICTS] != booked.conflicts:
+        differences.append(
+            f"conflicts {booked.conflicts} in the ledger, {found[tally.TOLD_CONFLICTS]} in the outcomes"
+        )
     if found[tally.LOST]:
         return differences
-    set_aside = sum(found[column] for column in _SET_ASIDE)
-    if set_aside != booked.conflicts + booked.quarantined:
-        differences.append(
-            f"conflicts and quarantined {booked.conflicts + booked.quarantined} in the ledger, "
-            f"{set_aside} in quarantine"
-        )
     standing = found[tally.FOUND] + found[tally.RETIRED]
     if standing != booked.stored + booked.duplicates:
         differences.append(

@@ -9,8 +9,22 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 from uuid import UUID
 
-from workers.verify import tally
-from workers.verify.claims import KEY_BYTES, UNJUDGED, Texts, turned, unpack, unpack_key
+from workers.verify import notes, tally
+from workers.verify.claims import (
+    CONTENT,
+    GROUP,
+    KEY_BYTES,
+    NOTED,
+    QUALITY,
+    TAIL_BYTES,
+    UNJUDGED,
+    Blobs,
+    Claim,
+    turned,
+    unpack,
+    unpack_key,
+)
+from workers.verify.notes import Noted, Notes
 from workers.verify.pace import Pace
 from workers.verify.reading import Span
 from workers.verify.store import NEVER, ROWS_AT_ONCE, Row, SeriesRow, Store
@@ -20,10 +34,6 @@ from workers.verify.times import as_text
 _LATE_AT_ONCE: Final = 5_000
 _DAY_US: Final = 86_400_000_000
 _DOUBLE: Final = struct.Struct(">d")
-_VALUE: Final = slice(24, 32)
-_GROUP: Final = slice(32, 36)
-_FLAGS: Final = slice(36, 40)
-_JUDGED: Final = bytes(4)
 _LAST_TIME: Final = b"\xff" * 8
 
 
@@ -40,7 +50,7 @@ class Matching:
         span: Span,
         totals: Tally,
         findings: Findings,
-        texts: Texts,
+        blobs: Blobs,
         pace: Pace,
         *,
         judged_from: Callable[[UUID], int],
@@ -51,7 +61,9 @@ class Matching:
         self._span = span
         self._tally = totals
         self._findings = findings
-        self._texts = texts if table == "text_readings" else None
+        self._blobs = blobs
+        self._is_text = table == "text_readings"
+        self._notes = Notes(table, store)
         self._pace = pace
         self._judged_from = judged_from
         self._now = now
@@ -65,6 +77,11 @@ class Matching:
         self.rows = 0
         self.rows_not_judged = 0
         """Rows without a record, brought since the beginning or perhaps by records that the log no longer has."""
+
+    @property
+    def notes(self) -> int:
+        """Compared."""
+        return self._notes.compared
 
     @property
     def _row_end(self) -> int:
@@ -117,15 +134,15 @@ class Matching:
             if is_first:
                 last, row = key, standing.pop(key, None)
             if row is not None:
-                if claim[_FLAGS] == _JUDGED and claim[_VALUE] == row.value and self._texts is None:
-                    group = claim[_GROUP]
+                if claim[CONTENT] == row.content and not self._is_text:
+                    group = claim[GROUP]
                     stored[group] = stored.get(group, 0) + 1
                     if not is_first:
                         repeated[group] = repeated.get(group, 0) + 1
                     elif key[4:] < self._from[key[:4]]:
                         self._tally.add(int.from_bytes(group, "big"), tally.OPEN)
                 else:
-                    self._judge(claim, row.value, is_first)
+                    self._judge(claim, row.content, is_first)
             elif scan_from <= key[4:] < self._end:
                 self._judge(claim, None, is_first)
             else:
@@ -140,6 +157,7 @@ class Matching:
         for left in standing.values():
             self._judge_row(left)
         self.rows += len(rows)
+        await self._check_notes()
         await self._pace.spend(max(count, len(rows)), f"comparing {self._table}")
 
     async def _look_up(self) -> None:
@@ -152,18 +170,38 @@ class Matching:
             key = claim[:KEY_BYTES]
             self._judge(claim, found.get(key), key != self._late_key)
             self._late_key = key
+        await self._check_notes()
+
+    async def _check_notes(self) -> None:
+        for claim, noted, matter in await self._notes.differing():
+            self._tell_altered(claim, noted.value, matter)
 
     def _judge(self, entry: bytes, standing: bytes | None, is_first: bool) -> None:
+        """`standing`: the content of the row at its place."""
         claim = unpack(entry)
         if claim.flags & UNJUDGED:
             return
-        if standing is not None and self._is_equal(claim.value, standing):
-            self._tally.add(claim.group, tally.FOUND)
-            if not is_first:
-                self._tally.add(claim.group, tally.REPEATED)
-            elif entry[4:KEY_BYTES] < self._from.get(entry[:4], b""):
-                self._tally.add(claim.group, tally.OPEN)
+        is_noted = claim.flags & NOTED
+        value = self._blobs.get(claim.value) if is_noted or self._is_text else claim.value
+        noted: Noted | None = None
+        if is_noted:
+            noted = notes.decode(value)
+            value = noted.value
+        if standing is None or not self._is_equal(value, standing[:-TAIL_BYTES]):
+            self._judge_missing(claim, value, standing)
             return
+        self._tally.add(claim.group, tally.FOUND)
+        if not is_first:
+            self._tally.add(claim.group, tally.REPEATED)
+        elif entry[4:KEY_BYTES] < self._from.get(entry[:4], b""):
+            self._tally.add(claim.group, tally.OPEN)
+        elif entry[QUALITY] != standing[-TAIL_BYTES:][:2]:
+            flags = int.from_bytes(standing[-TAIL_BYTES:][:2], "big")
+            self._tell_altered(claim, value, f"its flags are {flags}, and were {claim.quality} in its record")
+        elif noted is not None:
+            self._notes.expect(claim, noted)
+
+    def _judge_missing(self, claim: Claim, value: bytes, standing: bytes | None) -> None:
         series = self._series.get(claim.series_id)
         if standing is None and series is not None and claim.ts < self._now - series.retention_days * _DAY_US:
             self._tally.add(claim.group, tally.RETIRED)
@@ -171,14 +209,22 @@ class Matching:
         self._tally.add(claim.group, tally.LOST)
         message = "neither stored nor in quarantine"
         if standing is not None:
-            message = f"not in quarantine, and another value is stored: {self._shown(standing)!r}"
+            shown = self._shown(standing[:-TAIL_BYTES])
+            message = f"not in quarantine, and another value is stored: {shown!r}"
+        self._tell("lost", claim, value, message)
+
+    def _tell_altered(self, claim: Claim, value: bytes, message: str) -> None:
+        self._tally.add(claim.group, tally.ALTERED)
+        self._tell("altered", claim, value, message)
+
+    def _tell(self, kind: str, claim: Claim, value: bytes, message: str) -> None:
         self._findings.add(
             Finding(
-                kind="lost",
+                kind=kind,
                 message=message,
-                **self._names(series),
+                **self._names(self._series.get(claim.series_id)),
                 time=as_text(claim.ts),
-                value=self._shown(claim.value if self._texts is None else self._texts.get(claim.value)),
+                value=self._shown(value),
                 partition=claim.partition,
                 position=claim.position,
                 item=claim.item,
@@ -196,20 +242,17 @@ class Matching:
                 message="stored, and no record brought it",
                 **self._names(self._series.get(series_id)),
                 time=as_text(ts),
-                value=self._shown(row.value),
+                value=self._shown(row.content[:-TAIL_BYTES]),
             )
         )
 
     def _is_equal(self, claimed: bytes, standing: bytes) -> bool:
-        if self._texts is not None:
-            return self._texts.get(claimed) == standing
-        return claimed == standing or is_same_number(_DOUBLE.unpack(claimed)[0], _DOUBLE.unpack(standing)[0])
+        if claimed == standing:
+            return True
+        return not self._is_text and is_same_number(_DOUBLE.unpack(claimed)[0], _DOUBLE.unpack(standing)[0])
 
     def _shown(self, value: bytes) -> float | str:
-        if self._texts is not None:
-            return value.decode()
-        number: float = _DOUBLE.unpack(value)[0]
-        return number
+        return shown(value, is_text=self._is_text)
 
     def _names(self, series: SeriesRow | None) -> dict[str, Any]:
         if series is None:
@@ -220,6 +263,14 @@ class Matching:
             "metric": series.metric,
             "label": series.label,
         }
+
+
+def shown(value: bytes, *, is_text: bool) -> float | str:
+    """For findings."""
+    if is_text:
+        return value.decode()
+    number: float = _DOUBLE.unpack(value)[0]
+    return number
 
 
 def is_same_number(value: float, standing: float) -> bool:

@@ -13,10 +13,10 @@ from uuid import UUID
 
 from runtime.errors import ConfigurationError, UnavailableError
 from runtime.log.port import BehindRetentionError, Log, Slice
-from schemas.record import TIME_MADE_UP, Channel, Origin, Record, UndecodableError, UnknownVersionError, decode
+from schemas.record import TIME_MADE_UP, Channel, Note, Origin, Record, UndecodableError, UnknownVersionError, decode
 from workers.landing.quarantine import Place, of_refused
-from workers.verify import tally
-from workers.verify.claims import UNJUDGED, WIDTH, Sorter, Texts, entries, move
+from workers.verify import notes, tally
+from workers.verify.claims import UNJUDGED, WIDTH, Blobs, Sorter, add_note, entries, move
 from workers.verify.pace import Pace
 from workers.verify.store import ALWAYS, NEVER, Asked, Exceptions, Held, Store, StoredOutcome
 from workers.verify.tally import HOUR_US, Finding, Findings, Group, Tally
@@ -28,7 +28,7 @@ _SILENCE_S: Final = 30.0
 _WAIT_S: Final = 1.0
 _SERIES_MAX: Final = 500_000
 _RELEASED_MAX: Final = 1_000_000
-_NOTHING_TOLD: Final = StoredOutcome(False, 0, 0, 0)
+_NOTHING_TOLD: Final = StoredOutcome(False, 0, 0, 0, 0)
 _GONE: Final = {"discarded": tally.DISCARDED, "expired": tally.EXPIRED}
 
 
@@ -63,7 +63,7 @@ class Target(NamedTuple):
     findings: Findings
     numbers: Sorter
     words: Sorter
-    texts: Texts
+    blobs: Blobs
 
 
 class LogReading:
@@ -226,7 +226,7 @@ class Judge:
     def __init__(self, source: UUID, span: Span, target: Target, series: dict[bytes, int]) -> None:
         self._source = source
         self._span = span
-        self._tally, self._findings, self._numbers, self._words, self._texts = target
+        self._tally, self._findings, self._numbers, self._words, self._blobs = target
         self._series = series
         self._spools: dict[tuple[bytes, int], int] = {}
         self._released: set[bytes] = set()
@@ -254,6 +254,7 @@ class Judge:
                 hour = record.received_at // HOUR_US
                 spot.group = self._tally.number(Group(record.organisation, hour, source, place.partition))
                 self._tally.add(spot.group, tally.TOLD, told.duplicates)
+                self._tally.add(spot.group, tally.TOLD_CONFLICTS, told.conflicts)
             if record.idempotency is not None and place not in found.named and not spot.held:
                 self._take_repeat(spot)
             else:
@@ -346,9 +347,10 @@ class Judge:
         if spot.is_judged:
             self._tally.add(spot.group, tally.RECEIVED, record.accepted + len(record.refused))
             self._check_quarantine(spot)
+        noted = notes.of_record(record) if record.notes else {}
         base = 0
-        for channel in record.channels:
-            self._claim(spot, channel, base, moved)
+        for ordinal, channel in enumerate(record.channels):
+            self._claim(spot, channel, base, moved, noted.get(ordinal, ()))
             base += len(channel)
 
     def _check_quarantine(self, spot: "_Spot") -> None:
@@ -373,7 +375,9 @@ class Judge:
                 )
             )
 
-    def _claim(self, spot: "_Spot", channel: Channel, base: int, moved: Mapping[int, int]) -> None:
+    def _claim(
+        self, spot: "_Spot", channel: Channel, base: int, moved: Mapping[int, int], noted: Sequence[Note]
+    ) -> None:
         """What is not in quarantine has to stand in the store."""
         count = len(channel)
         kept: Sequence[int] = range(count)
@@ -387,18 +391,22 @@ class Judge:
             return
         if not kept:
             return
-        values = channel.values
-        is_text = not isinstance(values, bytes)
-        packed = b"".join(map(self._texts.add, values)) if not isinstance(values, bytes) else values
-        flags = 0 if spot.is_judged else UNJUDGED
-        place = spot.partition, spot.position
-        block = entries(series_id, channel.times, packed, place, base, spot.group, flags)
+        block = self._entries(spot, channel, series_id, base)
         for item, ts in moved.items():
             if base <= item < base + count:
                 move(block, item - base, ts)
+        for note in noted:
+            blob = notes.encode(_value(channel, note.reading), spot.record, note)
+            add_note(block, note.reading, self._blobs.add(blob))
         if len(kept) < count:
             block = bytearray().join(block[index * WIDTH : (index + 1) * WIDTH] for index in kept)
-        (self._words if is_text else self._numbers).add(block)
+        (self._numbers if isinstance(channel.values, bytes) else self._words).add(block)
+
+    def _entries(self, spot: "_Spot", channel: Channel, series_id: int, base: int) -> bytearray:
+        values, place = channel.values, (spot.partition, spot.position)
+        packed = values if isinstance(values, bytes) else b"".join(self._blobs.add(one.encode()) for one in values)
+        flags = 0 if spot.is_judged else UNJUDGED
+        return entries(series_id, channel.times, packed, channel.quality, place, base, spot.group, flags)
 
     def _lose(self, spot: "_Spot", item: int, message: str, channel: Channel | None = None, index: int = 0) -> None:
         self._tally.add(spot.group, tally.LOST)
@@ -446,6 +454,11 @@ class _Spot:
 def place_of(origin: Origin) -> Place:
     """Where the books have a record that came out of a spool."""
     return Place(origin.partition, origin.sequence, origin.spool)
+
+
+def _value(channel: Channel, index: int) -> bytes:
+    values = channel.values
+    return values[8 * index : 8 * index + 8] if isinstance(values, bytes) else values[index].encode()
 
 
 def _asked(records: Sequence[Record]) -> Asked:

@@ -4,7 +4,8 @@ Positions first; then only what lies below them, a snapshot a slice, so that a l
 nothing that lands meanwhile is mistaken for a difference. Left out: opening the log and printing (`deploy`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,13 +19,14 @@ from runtime.postgres import PostgresSettings
 from schemas.topics import partition_of
 from workers.settings import LandingSettings
 from workers.verify import ledger, tally
-from workers.verify.claims import Sorter, Texts
+from workers.verify.claims import Blobs, Sorter
 from workers.verify.ledger import Compared
 from workers.verify.matching import Matching
 from workers.verify.pace import Pace
 from workers.verify.reading import Covered, LogReading, Span, Target, oldest_received
 from workers.verify.settings import VerifySettings
 from workers.verify.store import ALWAYS, NEVER, Start, Store, open_store
+from workers.verify.strays import find_strays
 from workers.verify.tally import HOUR_US, Finding, Findings, Group, Tally
 
 #: How long after its receive time a record may be appended, and how far the clocks of ingest's machines may differ.
@@ -33,7 +35,10 @@ _SLACK_US: Final = 60_000_000
 
 @dataclass
 class Totals:
-    """What became of the readings of an organisation; `by_rule`: discarded, expired, or beyond the retention."""
+    """What became of the readings of an organisation; `by_rule`: discarded, expired, or beyond the retention.
+
+    `altered` of those stored have other flags than their records, or another note.
+    """
 
     received: int = 0
     stored: int = 0
@@ -42,6 +47,7 @@ class Totals:
     quarantined: int = 0
     by_rule: int = 0
     lost: int = 0
+    altered: int = 0
     unexplained: int = 0
 
 
@@ -56,17 +62,35 @@ class Report:
     judged_from: dict[int, int]
     """By partition: rows of earlier times may have been brought by records that were not read."""
     compared: Compared
-    records: int
-    readings: int
     repeats: int
     rows: int
     rows_not_judged: int
+    notes_compared: int
     notes: list[str] = field(default_factory=list)
     """What was not covered, and why."""
 
     @property
     def differs(self) -> bool:
         return self.findings.count > 0
+
+    @property
+    def records(self) -> int:
+        """Read, whether or not they lie in the span."""
+        return sum(part.records for part in self.covered.values())
+
+    @property
+    def readings(self) -> int:
+        return sum(part.readings for part in self.covered.values())
+
+    @property
+    def judged(self) -> int:
+        """Readings that were received in the span."""
+        return sum(totals.received for totals in self.organisations.values())
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there was nothing to compare with anything."""
+        return not (self.judged or self.compared.hours or self.compared.set_aside or self.findings.count)
 
 
 class Verification:
@@ -92,6 +116,7 @@ class Verification:
         self._pace = Pace(settings.verify_rate, clock, say)
         self._findings = Findings(emit)
         self._tally = Tally()
+        self._compared = Compared()
 
     async def run(self) -> Report:
         """Raises `UnavailableError`, `ConfigurationError`."""
@@ -104,58 +129,64 @@ class Verification:
                 return await self._run(store, Path(path))
 
     async def _run(self, store: Store, directory: Path) -> Report:
-        span, entries_max = self._span, self._settings.verify_sort_readings_max
-        texts = Texts(directory)
-        target = Target(
-            self._tally,
-            self._findings,
-            Sorter(directory, "readings", entries_max),
-            Sorter(directory, "text_readings", entries_max),
-            texts,
-        )
-        try:
-            booked_from = await self._booked_from()
-            start = await self._begin(store, booked_from)
-            log = LogReading(self._log, store, span, target, self._pace, knows_beginnings=start.is_first)
+        booked_from = await self._booked_from()
+        start = await self._begin(store, booked_from)
+        with closing(Blobs(directory)) as blobs:
+            target = self._target(directory, blobs)
+            log = LogReading(self._log, store, self._span, target, self._pace, knows_beginnings=start.is_first)
             await log.run(start.positions)
             judged_from = {partition: self._judged_from(start, part) for partition, part in log.covered.items()}
-            rows = not_judged = 0
-            for table, sorter in (("readings", target.numbers), ("text_readings", target.words)):
-                matching = Matching(
-                    table,
-                    store,
-                    span,
-                    self._tally,
-                    self._findings,
-                    texts,
-                    self._pace,
-                    judged_from=lambda device: judged_from[partition_of(device.bytes, self._log.partitions)],
-                    now=start.now,
-                )
-                await matching.run(sorter.in_order())
-                rows += matching.rows
-                not_judged += matching.rows_not_judged
-        finally:
-            texts.close()
-        whole_from = {
-            partition: max(booked_from, self._appended_by(start, part)) for partition, part in log.covered.items()
-        }
-        compared = ledger.compare(self._tally, self._findings, lambda group: self._is_whole(group, whole_from))
+            matched = [
+                await self._match(store, table, sorter, blobs, judged_from, start.now)
+                for table, sorter in (("readings", target.numbers), ("text_readings", target.words))
+            ]
+        if self._span.organisation is None:
+            for table in ("readings", "text_readings"):
+                await find_strays(store, table, self._span, self._findings, self._pace)
+        self._compare_ledger(start, log.covered, booked_from)
         report = Report(
-            self._log.source,
-            self._totals(),
-            self._findings,
-            log.covered,
-            judged_from,
-            compared,
-            sum(part.records for part in log.covered.values()),
-            sum(part.readings for part in log.covered.values()),
-            log.repeats,
-            rows,
-            not_judged,
+            source=self._log.source,
+            organisations=self._totals(),
+            findings=self._findings,
+            covered=log.covered,
+            judged_from=judged_from,
+            compared=self._compared,
+            repeats=log.repeats,
+            rows=sum(one.rows for one in matched),
+            rows_not_judged=sum(one.rows_not_judged for one in matched),
+            notes_compared=sum(one.notes for one in matched),
         )
-        report.notes = _notes(report, start)
+        report.notes = _notes(report, start, self._span)
         return report
+
+    def _target(self, directory: Path, blobs: Blobs) -> Target:
+        numbers, words = (
+            Sorter(directory, name, self._settings.verify_sort_readings_max) for name in ("readings", "text_readings")
+        )
+        return Target(self._tally, self._findings, numbers, words, blobs)
+
+    async def _match(
+        self, store: Store, table: str, sorter: Sorter, blobs: Blobs, judged_from: dict[int, int], now: int
+    ) -> Matching:
+        matching = Matching(
+            table,
+            store,
+            self._span,
+            self._tally,
+            self._findings,
+            blobs,
+            self._pace,
+            judged_from=lambda device: judged_from[partition_of(device.bytes, self._log.partitions)],
+            now=now,
+        )
+        await matching.run(sorter.in_order())
+        return matching
+
+    def _compare_ledger(self, start: Start, covered: dict[int, Covered], booked_from: int) -> None:
+        whole_from = {
+            partition: max(booked_from, self._appended_by(start, part)) for partition, part in covered.items()
+        }
+        ledger.compare(self._tally, self._findings, self._compared, lambda group: self._is_whole(group, whole_from))
 
     async def _booked_from(self) -> int:
         """The ledger reaches back further than the log: of older hours there is nothing to compare."""
@@ -163,11 +194,13 @@ class Verification:
         return max(self._span.since, oldest if oldest in (NEVER, ALWAYS) else oldest - oldest % HOUR_US)
 
     async def _begin(self, store: Store, booked_from: int) -> Start:
-        """Positions, and the ledger as it stood with them."""
+        """Positions, and the books as they stood with them."""
         span = self._span
         async with store.begin() as start:
+            organisations = await store.organisations(span.organisation)
             async for group, booked in store.ledger(booked_from, span.until, span.organisation):
                 self._tally.book(group, booked)
+            await self._compare_set_aside(store, organisations)
             for loss in await store.losses(span.since, span.until) if span.organisation is None else ():
                 self._findings.add(
                     Finding(
@@ -180,6 +213,13 @@ class Verification:
                     )
                 )
         return start
+
+    async def _compare_set_aside(self, store: Store, organisations: Sequence[UUID]) -> None:
+        """The ledger and the quarantine know of hours of which the log has no record any more."""
+        first, end = _whole_hours(self._span)
+        for organisation in organisations if first < end else ():
+            async for group, found in store.set_aside(organisation, first, end):
+                ledger.compare_set_aside(group, found, self._findings, self._compared)
 
     # ------------------------------------------------------------ what can be judged
 
@@ -218,14 +258,28 @@ class Verification:
             totals.quarantined += counts[tally.QUARANTINED]
             totals.by_rule += counts[tally.DISCARDED] + counts[tally.EXPIRED] + counts[tally.RETIRED]
             totals.lost += counts[tally.LOST]
+            totals.altered += counts[tally.ALTERED]
         for (organisation, kind), count in self._findings.counts.items():
             if kind == "unexplained" and organisation is not None:
                 found.setdefault(organisation, Totals()).unexplained += count
         return found
 
 
-def _notes(report: Report, start: Start) -> list[str]:
+def _whole_hours(span: Span) -> tuple[int, int]:
+    """The beginning of the first, and the end of the last."""
+    first = span.since if span.since == NEVER else -(-span.since // HOUR_US) * HOUR_US
+    end = span.until if span.until == ALWAYS else span.until // HOUR_US * HOUR_US
+    return first, end
+
+
+def _notes(report: Report, start: Start, span: Span) -> list[str]:
     notes = []
+    if report.is_empty:
+        notes.append(
+            "nothing was compared: neither the log nor the books have anything that was received in the span"
+        )
+    elif not report.judged:
+        notes.append("no reading was compared: the log has none that was received in the span")
     truncated = [partition for partition, part in report.covered.items() if part.start > 0]
     if truncated:
         records = sum(report.covered[partition].start for partition in truncated)
@@ -241,4 +295,11 @@ def _notes(report: Report, start: Start) -> list[str]:
         )
     if report.compared.not_whole:
         notes.append(f"{report.compared.not_whole} rows of the ledger are of hours that were not read whole")
+    if report.compared.forgotten:
+        notes.append(
+            f"{report.compared.forgotten} readings left the quarantine longer ago than it is remembered "
+            "(SLUICE_BOOKS_MEMORY_DAYS): whether as replayed, discarded or expired was not compared"
+        )
+    if span.organisation is not None:
+        notes.append("rows of series that do not exist are no organisation's: they were not looked for")
     return notes

@@ -12,15 +12,17 @@ from uuid import UUID
 
 import asyncpg
 
-from runtime.errors import UnavailableError
+from runtime.errors import ConfigurationError, UnavailableError
 from runtime.postgres import UNAVAILABLE, PostgresSettings, check_role, connect
 from schemas.record import Idempotency
 from workers.landing.quarantine import Place
-from workers.verify.tally import HOUR_US, Booked, Group
+from workers.verify import sql
+from workers.verify.tally import HOUR_US, Booked, Group, SetAside
 
 ROLE: Final = "sluice_worker"
 ROWS_AT_ONCE: Final = 20_000
 SERIES_AT_ONCE: Final = 500
+SERIES_IDS_AT_ONCE: Final = 10_000
 
 _LEDGER_AT_ONCE: Final = 5_000
 _WEEK_US: Final = 7 * 86_400_000_000
@@ -33,73 +35,6 @@ _SESSION: Final = {
     "max_parallel_workers_per_gather": "0",
 }
 
-_SOURCE: Final = """
-SELECT created_at, NOT EXISTS (SELECT FROM log_generations o WHERE o.source <> g.source) AS is_first,
-       pg_snapshot_xmax(pg_current_snapshot())::text::bigint AS transactions, now() AS now
-FROM log_generations g WHERE source = $1"""
-_POSITIONS: Final = """
-SELECT partition, greatest(position, landed_until) AS position FROM log_positions WHERE source = $1"""
-_LOSSES: Final = """
-SELECT source, partition, first_position, end_position, noticed_at FROM log_losses
-WHERE noticed_at >= $1 AND noticed_at < $2 ORDER BY noticed_at LIMIT 10000"""
-_LEDGER: Final = """
-SELECT organisation_id, hour, source, partition, received, stored, duplicates, conflicts, quarantined FROM ledger
-WHERE hour >= $1 AND hour < $2 AND ($3::uuid IS NULL OR organisation_id = $3)"""
-
-_OUTCOMES: Final = """
-SELECT source, partition, position, unreadable, duplicates, conflicts + quarantined AS set_aside, refused
-FROM outcomes WHERE source = $1 AND partition = $2 AND position >= $3 AND position < $4"""
-_SPOOLED_OUTCOMES: Final = """
-SELECT source, partition, position, unreadable, duplicates, conflicts + quarantined AS set_aside, refused
-FROM outcomes JOIN unnest($1::uuid[], $2::int[], $3::bigint[]) AS n (source, partition, position)
-    USING (source, partition, position)"""
-_QUARANTINE: Final = """
-SELECT source, partition, position, item, code, state
-FROM quarantine WHERE source = $1 AND partition = $2 AND position >= $3 AND position < $4"""
-_SPOOLED_QUARANTINE: Final = """
-SELECT source, partition, position, item, code, state
-FROM quarantine JOIN unnest($1::uuid[], $2::int[], $3::bigint[]) AS n (source, partition, position)
-    USING (source, partition, position)"""
-_MOVED: Final = "SELECT record_id, item, ts FROM moved_readings WHERE record_id = ANY ($1::uuid[])"
-_REPLAYS: Final = "SELECT quarantine_id, state, replay_id FROM quarantine WHERE quarantine_id = ANY ($1::uuid[])"
-
-_NAMED: Final = """
-SELECT n.source, n.partition, n.position
-FROM unnest($1::uuid[], $2::bytea[], $3::bytea[], $4::timestamptz[]) AS k (device_id, key, scope, received_at)
-JOIN idempotency_keys n USING (device_id, key, scope, received_at)"""
-
-_FIND: Final = """
-SELECT k.number - 1 AS number, s.series_id
-FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[]) WITH ORDINALITY
-    AS k (organisation_id, device_id, metric, label, number)
-JOIN series s ON s.device_id = k.device_id AND s.metric = k.metric AND s.label = k.label
-    AND s.organisation_id = k.organisation_id"""
-_SERIES: Final = """
-SELECT s.series_id, s.organisation_id, s.device_id, s.metric, s.label, o.raw_retention_days
-FROM series s JOIN organisations o USING (organisation_id)
-WHERE s.series_id > $1 AND ($2::uuid IS NULL OR s.organisation_id = $2) ORDER BY s.series_id LIMIT $3"""
-
-# In the byte order of claims: times with their sign bit turned round.
-_KEY: Final = (
-    """set_byte(int4send(r.series_id) || timestamptz_send(r.ts), 4, get_byte(timestamptz_send(r.ts), 0) # 128)"""
-)
-_VALUES: Final = {"readings": "float8send(r.value)", "text_readings": "convert_to(r.value, 'UTF8')"}
-# xmin has 32 bits: how far a row's transaction lies before those of the first snapshot, on the circle of them.
-_SEEN: Final = "(($6::bigint - r.xmin::text::bigint) & 4294967295) BETWEEN 1 AND 2147483647"
-# Series by series, each in the order of its index: nothing is sorted, and LIMIT ends it where it stands.
-_ROWS: Final = """
-SELECT r.key, r.value, r.seen
-FROM unnest($1::int[]) WITH ORDINALITY AS s (series_id, nth) CROSS JOIN LATERAL (
-    SELECT {key} AS key, {value} AS value, {seen} AS seen FROM {table} r
-    WHERE r.series_id = s.series_id AND r.ts >= $3 AND r.ts < $4 AND (s.nth > 1 OR r.ts > $2)
-    ORDER BY r.ts LIMIT $5) r
-LIMIT $5"""
-_LOOK_UP: Final = """
-SELECT {key} AS key, {value} AS value
-FROM unnest($1::int[], $2::timestamptz[]) AS k (series_id, ts)
-JOIN {table} r ON r.series_id = k.series_id AND r.ts = k.ts
-WHERE r.ts >= $3 AND r.ts < $4"""
-
 NEVER: Final = -(2**63)
 ALWAYS: Final = 2**63 - 1
 
@@ -111,8 +46,6 @@ class Start:
     is_first: bool
     """No other generation of the log may have brought readings."""
     created_at: int
-    transactions: int
-    """Every transaction whose rows the first snapshot sees has a smaller number."""
     now: int
     positions: dict[int, int] = field(default_factory=dict)
 
@@ -132,7 +65,9 @@ class StoredOutcome(NamedTuple):
 
     unreadable: bool
     duplicates: int
+    conflicts: int
     set_aside: int
+    """Conflicts among them."""
     refused: int
 
 
@@ -177,6 +112,13 @@ class Asked(NamedTuple):
     """Their devices, names and receive times."""
 
 
+class Gap(NamedTuple):
+    """Ids that no series has: both ends are among them."""
+
+    first: int
+    last: int
+
+
 class SeriesRow(NamedTuple):
     series_id: int
     organisation: UUID
@@ -187,11 +129,23 @@ class SeriesRow(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A stored reading: its key and value as claims have them; `seen`: the first snapshot saw it."""
+    """A stored reading: its key and content as claims have them; `seen`: the first snapshot saw it."""
 
     key: bytes
-    value: bytes
+    content: bytes
     seen: bool
+
+
+class NoteRow(NamedTuple):
+    """What must stand beside a flagged reading; `metadata` as JSON."""
+
+    series_id: int
+    ts: int
+    organisation: UUID
+    received_at: int
+    original_time: str | None
+    original_unit: str | None
+    metadata: str | None
 
 
 class Store:
@@ -200,7 +154,8 @@ class Store:
     def __init__(self, connection: Any, source: UUID) -> None:
         self._connection = connection
         self._source = source
-        self._transactions = 0
+        self._seen_before: tuple[int, list[int]] = 0, []
+        """The number that the first transaction after the first snapshot had at least, and those open in it."""
 
     @asynccontextmanager
     async def _snapshot(self) -> AsyncIterator[Any]:
@@ -214,25 +169,40 @@ class Store:
 
     @asynccontextmanager
     async def begin(self) -> AsyncIterator[Start]:
-        """Positions, and as long as the block lasts, the ledger of the very same moment."""
+        """Positions, and as long as the block lasts, the books and the quarantine of the very same moment."""
         async with self._snapshot() as connection:
-            row = await connection.fetchrow(_SOURCE, self._source)
-            start = Start(row["is_first"], row["created_at"], row["transactions"], row["now"])
-            rows = await connection.fetch(_POSITIONS, self._source)
+            row = await connection.fetchrow(sql.SOURCE, self._source)
+            start = Start(row["is_first"], row["created_at"], row["now"])
+            rows = await connection.fetch(sql.POSITIONS, self._source)
             start.positions = {row["partition"]: row["position"] for row in rows}
-            self._transactions = start.transactions
+            self._seen_before = row["transactions"], row["open"]
             yield start
+
+    async def organisations(self, organisation: UUID | None) -> list[UUID]:
+        """Within `begin`: all of them, or the one. Raises `ConfigurationError` when there is no such."""
+        found = [row[0] for row in await self._connection.fetch(sql.ORGANISATIONS, organisation)]
+        if organisation is not None and not found:
+            raise ConfigurationError(f"--organisation: there is no organisation {organisation}")
+        return found
 
     async def ledger(self, first: int, end: int, organisation: UUID | None) -> AsyncIterator[tuple[Group, Booked]]:
         """Within `begin`: its rows of the hours from `first` up to `end`."""
-        cursor = await self._connection.cursor(_LEDGER, first, end, organisation)
+        cursor = await self._connection.cursor(sql.LEDGER, first, end, organisation)
         while rows := await cursor.fetch(_LEDGER_AT_ONCE):
             for owner, hour, source, partition, *counts in rows:
                 yield Group(owner.bytes, hour // HOUR_US, source.bytes, partition), Booked(*counts)
 
+    async def set_aside(self, organisation: UUID, first: int, end: int) -> AsyncIterator[tuple[Group, SetAside]]:
+        """Within `begin`: of the hours from `first` up to `end`, both whole."""
+        cursor = await self._connection.cursor(sql.SET_ASIDE, organisation, first, end)
+        while rows := await cursor.fetch(_LEDGER_AT_ONCE):
+            for hour, source, partition, *counts in rows:
+                group = Group(organisation.bytes, hour // HOUR_US, source.bytes, partition)
+                yield group, SetAside(*counts)
+
     async def losses(self, first: int, end: int) -> list[Loss]:
         """Within `begin`: those noticed from `first` up to `end`."""
-        return [Loss(*row) for row in await self._connection.fetch(_LOSSES, first, end)]
+        return [Loss(*row) for row in await self._connection.fetch(sql.LOSSES, first, end)]
 
     # ------------------------------------------------------------ of records
 
@@ -247,15 +217,15 @@ class Store:
         found = Exceptions()
         async with self._snapshot() as connection:
             span = self._source, partition, first, end
-            outcomes = await connection.fetch(_OUTCOMES, *span)
-            quarantine = await connection.fetch(_QUARANTINE, *span)
+            outcomes = await connection.fetch(sql.OUTCOMES, *span)
+            quarantine = await connection.fetch(sql.QUARANTINE, *span)
             if asked.spooled:
                 columns = _place_columns(asked.spooled)
-                outcomes += await connection.fetch(_SPOOLED_OUTCOMES, *columns)
-                quarantine += await connection.fetch(_SPOOLED_QUARANTINE, *columns)
-            moved = await connection.fetch(_MOVED, _uuids(asked.made_up)) if asked.made_up else []
-            released = await connection.fetch(_REPLAYS, _uuids(asked.replays)) if asked.replays else []
-            named = await connection.fetch(_NAMED, *_name_columns(asked.named)) if asked.named else []
+                outcomes += await connection.fetch(sql.SPOOLED_OUTCOMES, *columns)
+                quarantine += await connection.fetch(sql.SPOOLED_QUARANTINE, *columns)
+            moved = await connection.fetch(sql.MOVED, _uuids(asked.made_up)) if asked.made_up else []
+            released = await connection.fetch(sql.REPLAYS, _uuids(asked.replays)) if asked.replays else []
+            named = await connection.fetch(sql.NAMED, *_name_columns(asked.named)) if asked.named else []
         for source, at, position, *told in outcomes:
             found.outcomes[self._place(source, at, position)] = StoredOutcome(*told)
         for source, at, position, item, *held in quarantine:
@@ -282,7 +252,7 @@ class Store:
             [names[number][3] for number in asked],
         )
         async with self._snapshot() as connection:
-            for number, series_id in await connection.fetch(_FIND, *columns):
+            for number, series_id in await connection.fetch(sql.FIND, *columns):
                 found[asked[number]] = series_id
         return found
 
@@ -291,18 +261,33 @@ class Store:
     async def series(self, after: int, organisation: UUID | None) -> list[SeriesRow]:
         """The next series by id."""
         async with self._snapshot() as connection:
-            return [SeriesRow(*row) for row in await connection.fetch(_SERIES, after, organisation, SERIES_AT_ONCE)]
+            return [
+                SeriesRow(*row) for row in await connection.fetch(sql.SERIES, after, organisation, SERIES_AT_ONCE)
+            ]
+
+    async def series_ids(self, after: int) -> list[int]:
+        """The next ones of all organisations."""
+        async with self._snapshot() as connection:
+            return [row[0] for row in await connection.fetch(sql.SERIES_IDS, after, SERIES_IDS_AT_ONCE)]
 
     async def rows(self, table: str, series: Sequence[int], after: int, first: int, end: int) -> list[Row]:
         """Of these series, in this order, what stands from `first` up to `end`; of the first one, after `after`."""
-        query = _ROWS.format(table=table, key=_KEY, value=_VALUES[table], seen=_SEEN)
+        return await self._rows(sql.ROWS[table], series, after, first, end)
+
+    async def strays(self, table: str, gaps: Sequence[Gap], after: int, first: int, end: int) -> list[Row]:
+        """The same of series ids between series; of the first of them, after `after`."""
+        return await self._rows(sql.STRAYS[table], [gap.first for gap in gaps], after, first, end, gaps)
+
+    async def _rows(
+        self, query: str, series: Sequence[int], after: int, first: int, end: int, gaps: Sequence[Gap] = ()
+    ) -> list[Row]:
+        lasts = [[gap.last for gap in gaps]] if gaps else []
         async with self._snapshot() as connection:
-            rows = await connection.fetch(query, series, after, first, end, ROWS_AT_ONCE, self._transactions)
+            rows = await connection.fetch(query, series, after, first, end, ROWS_AT_ONCE, *self._seen_before, *lasts)
         return [Row(*row) for row in rows]
 
     async def look_up(self, table: str, keys: Iterable[tuple[int, int]]) -> dict[bytes, bytes]:
-        """The values that stand at these series and times. By weeks, so that few chunks are looked into."""
-        query = _LOOK_UP.format(table=table, key=_KEY, value=_VALUES[table])
+        """What stands at these series and times. By weeks, so that few chunks are looked into."""
         weeks: dict[int, list[tuple[int, int]]] = {}
         for series_id, ts in keys:
             weeks.setdefault(ts // _WEEK_US, []).append((series_id, ts))
@@ -311,8 +296,15 @@ class Store:
             for week, places in sorted(weeks.items()):
                 span = max(NEVER, week * _WEEK_US), min(ALWAYS, (week + 1) * _WEEK_US)
                 ids, times = ([*column] for column in zip(*places, strict=True))
-                found.update(map(tuple, await connection.fetch(query, ids, times, *span)))
+                found.update(map(tuple, await connection.fetch(sql.LOOK_UP[table], ids, times, *span)))
         return found
+
+    async def notes(self, table: str, notes: Sequence[NoteRow]) -> dict[int, bool]:
+        """Which of these, by number, do not stand as they are told: whether another stands in their place."""
+        async with self._snapshot() as connection:
+            return dict(
+                await connection.fetch(sql.NOTES[table], *(list(column) for column in zip(*notes, strict=True)))
+            )
 
 
 @asynccontextmanager

@@ -27,7 +27,9 @@ DISCARDED: Final = 7
 EXPIRED: Final = 8
 RETIRED: Final = 9  # older than the organisation keeps raw readings
 LOST: Final = 10
-_FOUND_COLUMNS: Final = 11
+ALTERED: Final = 11  # of FOUND, those whose flags or note are others
+TOLD_CONFLICTS: Final = 12
+_FOUND_COLUMNS: Final = 13
 _BOOKED: Final = 5  # received, stored, duplicates, conflicts, quarantined of the ledger, behind what was found
 _WIDTH: Final = _FOUND_COLUMNS + _BOOKED
 
@@ -49,6 +51,28 @@ class Booked(NamedTuple):
     duplicates: int
     conflicts: int
     quarantined: int
+
+
+class SetAside(NamedTuple):
+    """What the ledger says of readings that were set aside in a group, and what stands in the quarantine of it."""
+
+    booked: int
+    """Conflicts and quarantined."""
+    replayed: int
+    discarded: int
+    expired: int
+    erased: int
+    lost: int
+    held: int
+    """From here on rows of the quarantine: held or being replayed."""
+    rows_released: int
+    rows_discarded: int
+    rows_expired: int
+
+    @property
+    def gone(self) -> int:
+        """Set aside, and of no row any more."""
+        return self.booked - self.held - self.rows_released - self.rows_discarded - self.rows_expired
 
 
 class Tally:
@@ -88,7 +112,7 @@ class Finding:
     """Something that is not as the records, the store and the books together say it must be."""
 
     kind: str
-    """lost, unexplained, outcome, ledger, gap."""
+    """lost, unexplained, altered, outcome, ledger, gap."""
     message: str
     organisation_id: UUID | None = None
     device_id: UUID | None = None
