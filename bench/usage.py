@@ -5,10 +5,12 @@ run is not lost, and an ended thread stays in its process's sum. Left out: proce
 """
 
 import os
+import random
 import socket
 import struct
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -20,6 +22,8 @@ CPU_CLOCK: Final = 2
 TRIES_MAX: Final = 100
 LISTEN: Final = "0A"
 PROC: Final = Path("/proc")
+#: Below what Linux gives to outgoing connections (net.ipv4.ip_local_port_range).
+PORTS: Final = range(20_000, 32_000)
 
 
 class Stat(NamedTuple):
@@ -120,13 +124,17 @@ def _links(pid: int) -> Iterator[str]:
 
 
 def free_port() -> int:
-    """A TCP port of loopback that nobody has at this moment."""
-    with socket.socket() as probe:
-        # Closed by a reset, it leaves no TIME_WAIT behind.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A TCP port of loopback that nobody has at this moment.
+
+    None of those that the system gives to outgoing connections, which may take it before it is listened on.
+    """
+    for port in random.sample(PORTS, len(PORTS)):
+        with socket.socket() as probe, suppress(OSError):
+            # Closed by a reset, it leaves no TIME_WAIT behind.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise BenchError("no port is free")
 
 
 def machine_cpu_s() -> float:

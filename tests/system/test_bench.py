@@ -23,6 +23,6 @@ def test_a_small_run_measures_everything(bare_database: Database, services: dict
     assert all(us > 0 for us in pipeline["cpu_us_per_reading_by_part"].values())
     assert all(pipeline[name]["p95"] > 0 for name in ("receipt_to_row_ms", "receipt_to_commit_under_load_ms"))
     assert min(landing["readings_per_s"], landing["worker_us"], landing["postgresql_us"], landing["to_copy"]) > 0
-    assert [single["connections"] for single in told["singles"]] == [4, 4, 8, 8]
+    assert [single["connections"] for single in told["singles"]] == [4, 4, 4, 8, 8, 8]
     assert all(single["to_bare"] > 0 for single in told["singles"])
     assert {target["met"] for target in told["targets"][:-1]} == {None}
