@@ -14,7 +14,7 @@ import orjson
 
 from api.http.spelt import parse_time
 from api.quarantine import HELD, STATES, Filter
-from api.registry import LIMITS
+from api.registry.limits import LIMITS
 from deploy.commands import migrate_all, print_limits, print_spools, print_token, seed_demo, skip_spool
 from deploy.quarantine import Desk, open_desk, payload_bytes_max
 from deploy.roles import ROLES, Launch, run_role

@@ -9,7 +9,11 @@ from typing import Any, Final
 from uuid import UUID
 
 from api.access.scopes import OWNER
-from api.registry import LIMITS, Credentials, acting_for, add_device, add_organisation, add_site, set_limits
+from api.registry.credentials import Credentials
+from api.registry.devices import add_device
+from api.registry.limits import LIMITS, set_limits
+from api.registry.organisations import acting_for, add_organisation
+from api.registry.sites import add_site
 from runtime.errors import ConfigurationError
 from runtime.ids import uuid7
 from runtime.secrets import TokenHasher

@@ -16,7 +16,7 @@ from api import quarantine
 from api.http.problems import Problem
 from api.platform.quarantine import as_json, shown, summed_up
 from api.quarantine import Filter
-from api.registry import acting_for
+from api.registry.organisations import acting_for
 from api.settings import ApiSettings
 from deploy.commands import login
 from deploy.database import check_up_to_date

@@ -15,8 +15,10 @@ from uuid import UUID
 import asyncpg
 from prometheus_client import CollectorRegistry
 
-from api.registry import Credentials as TokenMaker
-from api.registry import acting_for, add_device, add_organisation, add_site
+from api.registry.credentials import Credentials as TokenMaker
+from api.registry.devices import add_device
+from api.registry.organisations import acting_for, add_organisation
+from api.registry.sites import add_site
 from deploy.generation import ensure_generation, open_generation
 from ingest.credentials import Listener
 from ingest.http.compose import make_service

@@ -19,7 +19,10 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from api.metrics import ApiMetrics
-from api.registry import Credentials, acting_for, add_device, add_organisation, add_site
+from api.registry.credentials import Credentials
+from api.registry.devices import add_device
+from api.registry.organisations import acting_for, add_organisation
+from api.registry.sites import add_site
 from api.server import create_app
 from api.serving import ApiFace
 from api.settings import ApiSettings

@@ -8,8 +8,8 @@ from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
-from api.registry import Credentials as TokenMaker
-from api.registry import add_site
+from api.registry.credentials import Credentials as TokenMaker
+from api.registry.sites import add_site
 from runtime.clock import ManualClock
 from runtime.ids import uuid7
 from runtime.secrets import make_token, new_ring

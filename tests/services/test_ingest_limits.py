@@ -7,7 +7,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from api.registry import set_limits
+from api.registry.limits import set_limits
 from runtime.clock import ManualClock
 from runtime.postgres import connect
 from runtime.secrets import DEVICE_PREFIX, make_token

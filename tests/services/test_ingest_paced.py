@@ -10,7 +10,7 @@ from zlib import crc32
 
 import pytest
 
-from api.registry import set_limits
+from api.registry.limits import set_limits
 from ingest.http import pacing
 from ingest.paced import lane
 from runtime.clock import ManualClock

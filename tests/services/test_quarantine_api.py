@@ -7,7 +7,7 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 
-from api.registry import acting_for
+from api.registry.organisations import acting_for
 from runtime.postgres import connect
 from runtime.secrets import API_KEY_PREFIX, DEVICE_PREFIX, make_token
 from tests.databases import Database

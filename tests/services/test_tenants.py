@@ -5,7 +5,8 @@ from typing import Any
 import asyncpg
 import pytest
 
-from api.registry import acting_for, add_device, add_organisation
+from api.registry.devices import add_device
+from api.registry.organisations import acting_for, add_organisation
 from runtime.ids import uuid7
 from runtime.postgres import connect
 from tests.databases import Database

@@ -1,0 +1,68 @@
+"""Tokens and keys: made here, shown once; what is kept of them is a hash."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from runtime.ids import uuid7
+from runtime.secrets import API_KEY_PREFIX, DEVICE_PREFIX, GATEWAY_PREFIX, TokenHasher, make_token
+
+
+class Credentials:
+    """Makes tokens; what is returned is shown once, the database keeps a hash."""
+
+    def __init__(self, connection: Any, hasher: TokenHasher) -> None:
+        self._connection = connection
+        self._hasher = hasher
+
+    async def add_device_token(
+        self, organisation: UUID, device: UUID, *, name: str = "", expires_at: datetime | None = None
+    ) -> str:
+        return await self._add(DEVICE_PREFIX, "device", organisation, device=device, name=name, expires_at=expires_at)
+
+    async def add_gateway_token(
+        self, organisation: UUID, site: UUID, *, name: str = "", expires_at: datetime | None = None
+    ) -> str:
+        return await self._add(GATEWAY_PREFIX, "gateway", organisation, site=site, name=name, expires_at=expires_at)
+
+    async def add_api_key(
+        self, organisation: UUID, scopes: Sequence[str], *, name: str = "", expires_at: datetime | None = None
+    ) -> str:
+        return await self._add(
+            API_KEY_PREFIX, "api_key", organisation, scopes=scopes, name=name, expires_at=expires_at
+        )
+
+    async def revoke_named(self, name: str) -> None:
+        """Revoke every credential of the organisation that has this name."""
+        await self._connection.execute(
+            "UPDATE credentials SET revoked_at = now() WHERE name = $1 AND revoked_at IS NULL", name
+        )
+
+    async def _add(
+        self,
+        prefix: str,
+        kind: str,
+        organisation: UUID,
+        *,
+        device: UUID | None = None,
+        site: UUID | None = None,
+        scopes: Sequence[str] = (),
+        name: str,
+        expires_at: datetime | None,
+    ) -> str:
+        token = make_token(prefix)
+        await self._connection.execute(
+            "INSERT INTO credentials (credential_id, organisation_id, kind, device_id, site_id, token_hash, name,"
+            " scopes, expires_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+            uuid7(),
+            organisation,
+            kind,
+            device,
+            site,
+            self._hasher.digest(token),
+            name,
+            list(scopes),
+            expires_at,
+        )
+        return token
