@@ -5,7 +5,7 @@ decides what it sees. Left out: HTTP (`api.platform.quarantine`), and carrying a
 """
 
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import asdict, astuple, dataclass
 from datetime import datetime
 from typing import Annotated, Any, Final, NamedTuple
 from uuid import UUID
@@ -14,6 +14,7 @@ import msgspec
 
 from api.http.problems import Problem
 from api.problems import INVALID_NOTE, INVALID_PAYLOAD, NOT_HELD, QUARANTINE_NOT_FOUND
+from api.registry import audit
 from runtime.secrets import without_secrets, without_secrets_in_json
 
 HELD: Final = "held"
@@ -156,6 +157,7 @@ async def edit(connection: Any, quarantine_id: UUID, payload: bytes) -> Any:
     if status != "UPDATE 1":
         raise _not_held(row["state"])
     _check_names(payload, row["original_payload"])
+    await audit.record(connection, "quarantine.edited", quarantine_id)
     return row
 
 
@@ -168,12 +170,17 @@ async def replay(connection: Any, quarantine_id: UUID) -> Any:
     row = await get(connection, quarantine_id)
     if not asked and row["state"] not in (REPLAYING, RELEASED):
         raise _not_held(row["state"])
+    if asked:
+        await audit.record(connection, "quarantine.replayed", quarantine_id)
     return row
 
 
 async def replay_found(connection: Any, wanted: Filter, limit: int) -> int:
     """Ask for the replay of held rows, the oldest first: of how many."""
-    return await _ask_replay(connection, await _held(connection, wanted, limit))
+    asked = await _ask_replay(connection, await _held(connection, wanted, limit))
+    if asked:
+        await audit.record(connection, "quarantine.replayed", "", rows=asked, wanted=_told(wanted))
+    return asked
 
 
 async def discard(connection: Any, quarantine_id: UUID, note: str) -> Any:
@@ -185,13 +192,21 @@ async def discard(connection: Any, quarantine_id: UUID, note: str) -> Any:
     row = await get(connection, quarantine_id)
     if not discarded and row["state"] != DISCARDED:
         raise _not_held(row["state"])
+    if discarded:
+        await audit.record(connection, "quarantine.discarded", quarantine_id, note=note)
     return row
 
 
 async def discard_found(connection: Any, wanted: Filter, note: str, limit: int) -> int:
     """Throw held rows away, the oldest first: how many."""
     discarded: int = await connection.fetchval(_DISCARD, await _held(connection, wanted, limit), note)
+    if discarded:
+        await audit.record(connection, "quarantine.discarded", "", rows=discarded, wanted=_told(wanted), note=note)
     return discarded
+
+
+def _told(wanted: Filter) -> dict[str, object]:
+    return {name: value for name, value in asdict(wanted).items() if value is not None}
 
 
 async def _held(connection: Any, wanted: Filter, limit: int) -> list[UUID]:

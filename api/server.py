@@ -1,26 +1,61 @@
 """The API as an application: every operation of every face. Left out: the listener (`api.serving`), the process."""
 
+from typing import Final
+
 import asyncpg
 from aiohttp import web
 
-from api.access.authority import Authority
+from api.access.door import Door
+from api.access.settings import AccessSettings
+from api.access.signing import Signer
+from api.devices.downlink import NoDownlink
+from api.devices.operations import DeviceOperations
 from api.faces import FACES
 from api.http.edge import create_app as create_app_of
 from api.http.operations import Operation, operations_of
+from api.http.repeats import Repeats
 from api.metrics import ApiMetrics
+from api.platform.audit import AuditOperations
+from api.platform.auth import AuthOperations
+from api.platform.device_groups import DeviceGroupOperations
+from api.platform.keys import KeyOperations
 from api.platform.ledger import LedgerOperations
+from api.platform.organisations import OrganisationOperations
 from api.platform.quarantine import QuarantineOperations
 from api.platform.readings import ReadingOperations
 from api.settings import ApiSettings
+from api.sites.machines import MachineOperations
+from api.sites.sites import SiteOperations
+from runtime.addresses import Proxies
 from runtime.secrets import KeyRing, TokenHasher
+
+_ACCESS: Final = AccessSettings()
 
 
 def create_app(
-    *, pool: "asyncpg.Pool[asyncpg.Record]", ring: KeyRing, settings: ApiSettings, metrics: ApiMetrics
+    *,
+    pool: "asyncpg.Pool[asyncpg.Record]",
+    ring: KeyRing,
+    settings: ApiSettings,
+    metrics: ApiMetrics,
+    access: AccessSettings = _ACCESS,
+    trusted_proxies: tuple[str, ...] = (),
 ) -> web.Application:
     """The application, to be served through `api.serving`."""
-    authority = Authority(pool, TokenHasher(ring), connection_wait_s=settings.api_connection_wait_ms / 1000)
-    return create_app_of(_operations(ring, settings, metrics), authority, FACES, metrics)
+    door = Door(pool, ring, settings, access)
+    operations = [*_operations(ring, settings, metrics), *operations_of(*_people(door, ring, settings, access))]
+    app = create_app_of(operations, door.authority, Repeats(ring), Proxies(trusted_proxies), FACES, metrics)
+    app.on_cleanup.append(door.close)
+    return app
+
+
+def _people(door: Door, ring: KeyRing, settings: ApiSettings, access: AccessSettings) -> tuple[object, ...]:
+    return (
+        AuthOperations(door.accounts, door.tokens, door.mailer, door.background, settings.public_url),
+        OrganisationOperations(ring, access, door.mailer, settings.public_url),
+        KeyOperations(ring),
+        AuditOperations(ring),
+    )
 
 
 def _operations(ring: KeyRing, settings: ApiSettings, metrics: ApiMetrics) -> list[Operation]:
@@ -29,5 +64,9 @@ def _operations(ring: KeyRing, settings: ApiSettings, metrics: ApiMetrics) -> li
             ReadingOperations(ring, settings, metrics),
             LedgerOperations(ring, settings),
             QuarantineOperations(ring, settings),
+            SiteOperations(ring, settings),
+            MachineOperations(Signer(ring, issuer=settings.public_url or "sluice"), TokenHasher(ring), settings),
+            DeviceOperations(ring, TokenHasher(ring), settings.public_url, NoDownlink()),
+            DeviceGroupOperations(ring),
         )
     ]

@@ -7,10 +7,13 @@ from runtime.settings import setting
 
 @dataclass(frozen=True, kw_only=True)
 class ApiSettings:
-    """Where the API listens and what one request may cost."""
+    """Where the API listens, what one request may cost, and what sites are told."""
 
     api_listen: str = setting(
         "127.0.0.1:8081", why="host:port of the API; `sluice up` serves it on the ingest face's."
+    )
+    public_url: str = setting(
+        "", why="How devices reach the ingest face, for what they and people are told; unset: its address."
     )
     api_processes: int = setting(1, unit="processes", least=1, most=256, why="One event loop uses one core.")
     api_page_readings_max: int = setting(
@@ -18,6 +21,9 @@ class ApiSettings:
     )
     api_page_readings_default: int = setting(
         1_000, unit="readings", least=1, most=100_000, why="Of an answer whose request names no limit."
+    )
+    api_page_series_max: int = setting(
+        5_000, unit="series", least=1, most=100_000, why="That one answer is put together from: a site may have many."
     )
     api_statement_timeout_ms: int = setting(
         10_000, unit="ms", least=100, why="A page takes milliseconds; whatever takes longer is given up."
@@ -40,4 +46,22 @@ class ApiSettings:
     )
     api_quarantine_payload_bytes_max: int = setting(
         8_000, unit="bytes", least=100, most=65_536, why="Of an edited payload: the longest text a reading may have."
+    )
+    site_domain: str = setting(
+        "sites.internal",
+        why="A site's `url` is a name under it. `.internal` is reserved for private networks, so that no address "
+        "leads to a stranger's host by default: set a domain whose `*` leads to your sites.",
+    )
+    site_server_port: int = setting(
+        5_000, unit="port", least=1, most=65_535, why="Of `siteServerUrl`: where edge devices reach a site's server."
+    )
+    site_silence_s: int = setting(
+        90,
+        unit="s",
+        least=1,
+        most=86_400,
+        why="Without a heartbeat for longer, a server or edge device is offline: three missed of one every 30 s.",
+    )
+    site_edges_max: int = setting(
+        500, unit="edge devices", least=1, most=10_000, why="Of one site: they are all in the answer about it."
     )

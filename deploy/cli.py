@@ -15,7 +15,17 @@ import orjson
 from api.http.spelt import parse_time
 from api.quarantine import HELD, STATES, Filter
 from api.registry.limits import LIMITS
-from deploy.commands import migrate_all, print_limits, print_spools, print_token, seed_demo, skip_spool
+from deploy.auditing import verify_audit
+from deploy.commands import (
+    make_admin,
+    migrate_all,
+    print_limits,
+    print_reset_link,
+    print_spools,
+    print_token,
+    seed_demo,
+    skip_spool,
+)
 from deploy.quarantine import Desk, open_desk, payload_bytes_max
 from deploy.roles import ROLES, Launch, run_role
 from deploy.settings import DeploySettings, load
@@ -34,6 +44,7 @@ EXIT_UNAVAILABLE: Final = 1
 EXIT_DIFFERS: Final = 1
 #: More than any payload may have; read at most.
 PAYLOAD_CHARACTERS_MAX: Final = 100_000
+PASSWORD_LINE_MAX: Final = 1_000
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -182,9 +193,15 @@ def _moment(context: click.Context, parameter: click.Parameter, text: str | None
 @click.option("--until", callback=_moment, metavar="TIME", help="Judge what was received before.")
 @click.option("--organisation", type=click.UUID, help="Judge only what is of this organisation.")
 @click.option("--rate", type=int, metavar="N", help="Readings a second at most, beside a live system; 0: no limit.")
+@click.option("--audit", is_flag=True, help="Check the log of changes instead, from its first entry.")
 @_json_option
 def verify(
-    since: datetime | None, until: datetime | None, organisation: UUID | None, rate: int | None, json: bool | None
+    since: datetime | None,
+    until: datetime | None,
+    organisation: UUID | None,
+    rate: int | None,
+    audit: bool,
+    json: bool | None,
 ) -> None:
     """Read the log again and find every reading in the store or the quarantine, and every stored row in the log.
 
@@ -192,7 +209,14 @@ def verify(
     """
     try:
         settings = _load(verify_rate=rate, json=json)
-        is_right = asyncio.run(verify_all(settings, since=since, until=until, organisation=organisation))
+        if audit and (since is not None or until is not None):
+            raise ConfigurationError("--audit checks a chain from its first entry: it goes with --organisation alone")
+        checked = (
+            verify_audit(settings, organisation)
+            if audit
+            else verify_all(settings, since=since, until=until, organisation=organisation)
+        )
+        is_right = asyncio.run(checked)
     except SluiceError as error:
         _refuse(error, EXIT_REFUSED)
     else:
@@ -240,6 +264,33 @@ _token_command(
     "a key that may read (and later change) what an organisation owns",
     click.option("--scope", "scopes", multiple=True, help="What it may do: owner (all), readings:read."),
 )
+
+
+@main.group()
+def admin() -> None:
+    """What only an operator does about people."""
+
+
+@admin.command("create")
+@click.argument("email")
+@click.option("--name", default="Administrator", show_default=True, help="What the person is called.")
+@_json_option
+def admin_create(email: str, name: str, json: bool | None) -> None:
+    """Make a super-admin, who may do everything in every organisation; the password is asked for, or read."""
+    settings = _load(json=json)
+    if sys.stdin.isatty():
+        password = click.prompt("Password", hide_input=True, confirmation_prompt=True)
+    else:
+        password = sys.stdin.readline(PASSWORD_LINE_MAX).rstrip("\r\n")
+    asyncio.run(make_admin(settings, email, name, password))
+
+
+@admin.command("reset-link")
+@click.argument("email")
+@_json_option
+def admin_reset_link(email: str, json: bool | None) -> None:
+    """Print a link with which a person may set a new password; it is shown once."""
+    asyncio.run(print_reset_link(_load(json=json), email))
 
 
 @main.group()

@@ -1,7 +1,7 @@
 """What the operator's commands do, and what they print. Left out: their options (`deploy.cli`)."""
 
 from dataclasses import asdict
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -9,11 +9,13 @@ from uuid import UUID
 import click
 import orjson
 
-from deploy import spool
+from api.access.settings import AccessSettings
+from api.platform.auth import reset_link
+from deploy import people, spool
 from deploy.database import bring_up_to_date, check_up_to_date, connect_owner, migrations
 from deploy.generation import Closed, Generation, follow_generation
 from deploy.operator import Demo, issue_token, override_limits, seed
-from deploy.settings import DeploySettings
+from deploy.settings import DeploySettings, public_url
 from ingest.limits import KINDS, LimitSettings, defaults
 from ingest.settings import IngestSettings
 from runtime.log import LogSettings
@@ -21,7 +23,6 @@ from runtime.migrate import exclusively, migrate
 from runtime.postgres import PostgresSettings, check_role, connect
 from runtime.secrets import KeyRing, SecretSettings, TokenHasher
 from runtime.settings import Settings
-from runtime.tls import TlsSettings
 
 
 async def migrate_all(settings: Settings, *, new_generation: bool, abandon: bool) -> None:
@@ -114,12 +115,6 @@ async def skip_spool(settings: Settings, name: UUID, partition: int, sequence: i
         click.echo(f"{lost} records are counted as lost; landing goes on at {sequence} within a minute")
 
 
-def public_url(settings: Settings, address: str) -> str:
-    """How devices reach the ingest face, which listens at `address`."""
-    scheme = "https" if settings.get(TlsSettings).tls_certificate_file else "http"
-    return settings.get(DeploySettings).public_url.rstrip("/") or f"{scheme}://{address}"
-
-
 def print_demo(settings: Settings, demo: Demo, url: str, *, hint: str = "") -> None:
     """One line of JSON, or two commands to try; `hint` goes before a command that reaches the same database."""
     if settings.get(DeploySettings).json:
@@ -154,6 +149,34 @@ async def print_token(
     finally:
         await connection.close()
     click.echo(orjson.dumps({"token": token}).decode() if settings.get(DeploySettings).json else token)
+
+
+async def make_admin(settings: Settings, email: str, name: str, password: str) -> None:
+    """`sluice admin create`."""
+    await check_up_to_date(settings)
+    connection = await login(settings)
+    try:
+        user = await people.create_admin(connection, email, name, password)
+    finally:
+        await connection.close()
+    if settings.get(DeploySettings).json:
+        click.echo(orjson.dumps({"user_id": user}).decode())
+    else:
+        click.echo(f"{email} may do everything from now on")
+
+
+async def print_reset_link(settings: Settings, email: str) -> None:
+    """`sluice admin reset-link`."""
+    hasher = _hasher(settings)
+    await check_up_to_date(settings)
+    connection = await login(settings)
+    lasts = timedelta(minutes=settings.get(AccessSettings).auth_reset_minutes)
+    try:
+        token = await people.make_reset(connection, hasher, email, lasts)
+    finally:
+        await connection.close()
+    link = reset_link(public_url(settings, settings.get(IngestSettings).http_listen), token)
+    click.echo(orjson.dumps({"link": link, "token": token}).decode() if settings.get(DeploySettings).json else link)
 
 
 async def print_limits(settings: Settings, what: str, owner: UUID, values: dict[str, int | None]) -> None:

@@ -9,6 +9,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from api.access.scopes import OWNER
+from api.registry import audit
 from api.registry.credentials import Credentials
 from api.registry.devices import add_device
 from api.registry.limits import LIMITS, set_limits
@@ -104,10 +105,13 @@ async def issue_token(
     async with acting_for(connection, organisation):
         credentials = Credentials(connection, hasher)
         if kind == "device":
-            return await credentials.add_device_token(organisation, owner, name=name, expires_at=expires_at)
-        if kind == "gateway":
-            return await credentials.add_gateway_token(organisation, owner, name=name, expires_at=expires_at)
-        return await credentials.add_api_key(organisation, scopes, name=name, expires_at=expires_at)
+            token = await credentials.add_device_token(organisation, owner, name=name, expires_at=expires_at)
+        elif kind == "gateway":
+            token = await credentials.add_gateway_token(organisation, owner, name=name, expires_at=expires_at)
+        else:
+            token = await credentials.add_api_key(organisation, scopes, name=name, expires_at=expires_at)
+        await audit.record(connection, "token.created", owner, kind=kind, name=name, expires_at=expires_at)
+        return token
 
 
 async def override_limits(
@@ -118,7 +122,10 @@ async def override_limits(
     device = owner if what == "device" else None
     site = owner if what == "site" else None
     async with acting_for(connection, organisation):
-        return await set_limits(connection, organisation, values, device=device, site=site)
+        limits = await set_limits(connection, organisation, values, device=device, site=site)
+        if values:
+            await audit.record(connection, "limits.changed", owner, of=what, **values)
+        return limits
 
 
 async def _organisation_of(connection: Any, what: str, identifier: UUID) -> UUID:

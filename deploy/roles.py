@@ -6,17 +6,17 @@ Left out: all of them in one process (`deploy.up`).
 import asyncio
 import socket
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+from api.access.settings import AccessSettings
 from api.metrics import ApiMetrics
 from api.server import create_app
 from api.serving import ApiFace
 from api.settings import ApiSettings
 from deploy.process import Process
-from deploy.settings import DeploySettings
-from ingest.addresses import Proxies
+from deploy.settings import DeploySettings, public_url
 from ingest.http.compose import make_replayer, make_service
 from ingest.http.service import IngestService
 from ingest.limits import Limits, LimitSettings
@@ -27,6 +27,7 @@ from ingest.replay import Replayer
 from ingest.settings import IngestSettings, PacedSettings, ReplaySettings, SpoolSettings
 from ingest.spool.ends import ends_in
 from ingest.spool.spool import Spool
+from runtime.addresses import Proxies
 from runtime.clock import SystemClock
 from runtime.errors import ConfigurationError
 from runtime.http.refusals import count_refused
@@ -43,8 +44,9 @@ from runtime.tls import TlsSettings, server_tls
 from workers.landing.worker import run_worker
 from workers.ledger import LedgerTotals
 from workers.metrics import LandingMetrics, LedgerMetrics, QuarantineMetrics
+from workers.presence import Presence
 from workers.quarantine import Bounds
-from workers.settings import LandingSettings, LedgerSettings, QuarantineSettings
+from workers.settings import LandingSettings, LedgerSettings, PresenceSettings, QuarantineSettings
 
 _GENERATIONS: Final = "SELECT source FROM log_generations ORDER BY created_at"
 _GENERATIONS_WAIT_S: Final = 5.0
@@ -156,13 +158,22 @@ async def serve(
 # ---------------------------------------------------------------- api
 
 
-async def make_api(process: Process, ring: KeyRing) -> ApiFace:
+async def make_api(process: Process, ring: KeyRing, ingest_address: str) -> ApiFace:
     """The API on sessions of its own, started; it ends with the process."""
     settings = process.settings.get(ApiSettings)
+    settings = replace(settings, public_url=public_url(process.settings, ingest_address))
     pool = await process.pool("sluice_app", statement_timeout=str(settings.api_statement_timeout_ms))
     process.watch_database(pool)
     metrics = ApiMetrics()
-    face = ApiFace(create_app(pool=pool, ring=ring, settings=settings, metrics=metrics), metrics)
+    app = create_app(
+        pool=pool,
+        ring=ring,
+        settings=settings,
+        metrics=metrics,
+        access=process.settings.get(AccessSettings),
+        trusted_proxies=process.settings.get(IngestSettings).trusted_proxies,
+    )
+    face = ApiFace(app, metrics)
     await face.start()
     process.teardown.add("api", face.stop)
     return face
@@ -170,7 +181,7 @@ async def make_api(process: Process, ring: KeyRing) -> ApiFace:
 
 async def _work_api(process: Process, listeners: list[socket.socket]) -> None:
     ring = KeyRing.parse(process.settings.get(SecretSettings).secret_keys)
-    face = await make_api(process, ring)
+    face = await make_api(process, ring, process.settings.get(IngestSettings).http_listen)
     await serve(process, listeners[0], face.handler, face.refuse, face.request_factory)
 
 
@@ -324,6 +335,7 @@ INGEST: Final = Role(
 async def work_on(process: Process, log: Log) -> None:
     """Land the log beside whatever else the process does, until its turn to end comes."""
     stop = asyncio.Event()
+    presence = Presence(process.settings.get(PostgresSettings), process.settings.get(PresenceSettings))
     work = run_worker(
         process.settings.get(PostgresSettings),
         process.settings.get(LandingSettings),
@@ -332,8 +344,10 @@ async def work_on(process: Process, log: Log) -> None:
         clock=SystemClock(),
         metrics=LandingMetrics(),
         health=process.health,
+        heard=presence.hear,
     )
     process.run_beside("landing", work, stop=stop)
+    process.run_beside("presence", presence.run())
     process.run_beside("quarantine bounds", make_bounds(process.settings).run())
     postgres, ledger = process.settings.get(PostgresSettings), process.settings.get(LedgerSettings)
     process.run_beside("ledger totals", LedgerTotals(postgres, ledger, LedgerMetrics()).run())

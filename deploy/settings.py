@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from api.access.settings import AccessSettings
 from api.settings import ApiSettings
 from ingest.limits import LimitSettings
 from ingest.settings import IngestSettings, PacedSettings, ReplaySettings, SpoolSettings
@@ -19,7 +20,7 @@ from runtime.settings import Settings, setting
 from runtime.tls import TlsSettings
 from runtime.urls import check_query, check_server, split_url
 from schemas.topics import PARTITIONS_DEFAULT
-from workers.settings import LandingSettings, LedgerSettings, QuarantineSettings
+from workers.settings import LandingSettings, LedgerSettings, PresenceSettings, QuarantineSettings
 from workers.verify.settings import VerifySettings
 
 
@@ -38,7 +39,6 @@ class DeploySettings:
         why="Where `sluice up` keeps its database, log and keys, and ingest its spool and counts: a disk that stays, "
         "the same for all processes of a machine.",
     )
-    public_url: str = setting("", why="How devices reach the ingest face, for what is printed; unset: its address.")
     log_partitions: int = setting(
         PARTITIONS_DEFAULT,
         unit="partitions",
@@ -77,7 +77,9 @@ GROUPS: Final = (
     VerifySettings,
     QuarantineSettings,
     LedgerSettings,
+    PresenceSettings,
     ApiSettings,
+    AccessSettings,
     MetricsSettings,
     LoggingSettings,
     LifecycleSettings,
@@ -87,3 +89,9 @@ GROUPS: Final = (
 def load(overrides: Mapping[str, object] | None = None) -> Settings:
     """All settings: the command line's over the environment's over the file's. Raises `ConfigurationError`."""
     return Settings.load(GROUPS, os.environ, overrides)
+
+
+def public_url(settings: Settings, address: str) -> str:
+    """How devices reach the ingest face, which listens at `address`."""
+    scheme = "https" if settings.get(TlsSettings).tls_certificate_file else "http"
+    return settings.get(ApiSettings).public_url.rstrip("/") or f"{scheme}://{address}"

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Final
 
 from api.serving import beside
-from deploy.commands import login, print_demo, public_url
+from deploy.commands import login, print_demo
 from deploy.embedded import EmbeddedPostgres
 from deploy.operator import seed
 from deploy.process import Process
 from deploy.roles import make_api, make_ingest, serve, work_on
-from deploy.settings import DeploySettings, load
+from deploy.settings import DeploySettings, load, public_url
 from ingest.settings import IngestSettings
 from runtime.errors import ConfigurationError
 from runtime.secrets import KeyRing, SecretSettings, TokenHasher, kept_keys
@@ -71,7 +71,7 @@ async def _start(
     await process.prepare_database(may_change=True)
     ring = KeyRing.parse(process.settings.get(SecretSettings).secret_keys)
     _, log = await process.log()
-    api = await make_api(process, ring)
+    api = await make_api(process, ring, str(reachable(address_of(listener))))
     ingest = await make_ingest(process, log, ring)
     await work_on(process, log)
     handler = beside(ingest.serves, ingest.handle, api.handler)

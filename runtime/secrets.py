@@ -36,11 +36,17 @@ KEY_ID_MAX: Final = 255
 DEVICE_PREFIX: Final = "ds_live_"
 GATEWAY_PREFIX: Final = "gw_live_"
 API_KEY_PREFIX: Final = "sk_live_"
+REFRESH_PREFIX: Final = "rt_live_"
+INVITATION_PREFIX: Final = "iv_live_"
+RESET_PREFIX: Final = "pr_live_"
 
-_SECRET: Final = re.compile(r"(?:ds|gw|sk)_live_[A-Za-z0-9_]+|eyJ[\w\-]+\.[\w\-]+\.[\w\-]+")
+_SECRET: Final = re.compile(r"(?:ds|gw|sk|rt|iv|pr)_live_[A-Za-z0-9_]+|eyJ[\w\-]+\.[\w\-]+\.[\w\-]+")
 _SECRET_BYTES: Final = re.compile(_SECRET.pattern.encode())
 #: What a JSON text writes a character of a token as, if it does not write the character itself.
 _ESCAPE: Final = re.compile(r"\\(?:u00([2-7][0-9A-Fa-f])|.)", re.DOTALL)
+#: Twice the longest that is made here.
+JWT_CHARACTERS_MAX: Final = 2_048
+_JWT: Final = re.compile(r"eyJ[\w-]+\.[\w-]+\.[\w-]+", re.ASCII)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,6 +244,11 @@ def plausible_token(token: str, prefix: str) -> bool:
         and token.isascii()
         and _checksum(token[:-CHECKSUM_CHARACTERS]) == token[-CHECKSUM_CHARACTERS:]
     )
+
+
+def plausible_jwt(token: str) -> bool:
+    """Whether it looks like a JWT, of a length that ours have: says nothing about whose it is."""
+    return len(token) <= JWT_CHARACTERS_MAX and _JWT.fullmatch(token) is not None
 
 
 def _checksum(body: str) -> str:

@@ -161,3 +161,32 @@ class LedgerSettings:
     ledger_check_s: float = setting(
         30.0, unit="s", least=0.05, why="How often the ledger of the last day is summed up for the metrics."
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PresenceSettings:
+    """How it is kept which devices are heard."""
+
+    presence_flush_s: float = setting(
+        5.0,
+        unit="s",
+        least=0.05,
+        most=30,
+        why="How often it is written who was heard: well within the minute after which silence counts.",
+    )
+    presence_steady_s: float = setting(
+        15.0,
+        unit="s",
+        least=0,
+        most=30,
+        why="The same of a device that was written lately and goes on sending: a row of it costs PostgreSQL 25 µs.",
+    )
+    presence_step_rows: int = setting(
+        2_000, unit="rows", least=1, most=100_000, why="Of one statement, which holds their locks for milliseconds."
+    )
+    presence_devices_max: int = setting(
+        1_000_000,
+        unit="devices",
+        least=1,
+        why="Noted while the database is away, about 0.2 kB each; beyond it the first noted are forgotten.",
+    )

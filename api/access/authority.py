@@ -1,4 +1,4 @@
-"""Who asks: a credential is looked up for every request, so that a revoked one ends at once.
+"""Who asks: a credential is looked up for every request, so that a revoked key and an ended session end at once.
 
 The look-up is one indexed row beside a query for many; a cache would save little and would have to be told of
 every change. Left out: how credentials are made.
@@ -12,22 +12,33 @@ from uuid import UUID
 
 import asyncpg
 
+from api.access.background import Background
+from api.access.guesses import Guesses
+from api.access.tokens import AccessTokens, Claims, is_jwt
 from api.http.operations import Audience, Caller, Needs, Role
 from api.http.problems import (
     FORBIDDEN,
     NOT_FOUND,
     OVERLOADED,
     SCOPE_MISSING,
+    TOKEN_INVALID,
     Problem,
     auth_required,
     token_invalid,
     unavailable,
 )
-from runtime.secrets import API_KEY_PREFIX, TokenHasher, plausible_token
+from runtime.secrets import API_KEY_PREFIX, GATEWAY_PREFIX, TokenHasher, plausible_jwt, plausible_token
 
 OWNER_SCOPE: Final = "owner"
 
-_AUTHENTICATE: Final = "SELECT credential_id, organisation_id, scopes FROM authenticate_api_key($1)"
+_AUTHENTICATE: Final = "SELECT credential_id, organisation_id, scopes, unused FROM authenticate_api_key($1)"
+_AUTHENTICATE_SESSION: Final = "SELECT role, super_admin FROM authenticate_session($1, $2, $3)"
+_USED: Final = """
+UPDATE credentials SET last_used_at = now()
+WHERE credential_id = $1 AND (last_used_at IS NULL OR last_used_at < now() - interval '1 hour')
+"""
+_KNOWN_MAX: Final = 1_024
+_AUTHENTICATE_GATEWAY: Final = "SELECT credential_id, organisation_id, site_id FROM authenticate_gateway($1)"
 _NOBODY: Final = Caller(None, None, None, None)
 
 
@@ -36,6 +47,7 @@ class Session:
     """A transaction on behalf of a caller, which sees the caller's organisation only."""
 
     connection: Any
+    """None for an operation that opens its own."""
     caller: Caller
 
 
@@ -43,13 +55,25 @@ class Authority:
     """Opens sessions for those who may have one."""
 
     def __init__(
-        self, pool: "asyncpg.Pool[asyncpg.Record]", hasher: TokenHasher, *, connection_wait_s: float
+        self,
+        pool: "asyncpg.Pool[asyncpg.Record]",
+        hasher: TokenHasher,
+        tokens: AccessTokens,
+        guesses: Guesses,
+        background: Background,
+        *,
+        connection_wait_s: float,
     ) -> None:
         self._pool = pool
         self._hasher = hasher
+        self._tokens = tokens
+        self._guesses = guesses
+        self._background = background
         self._connection_wait_s = connection_wait_s
+        self._known: dict[bytes, None] = {}
+        """Hashes of keys that were good of late: whose address makes guesses, too, may go on using his own."""
 
-    def presented(self, needs: Needs, headers: Mapping[str, str]) -> str | None:
+    def presented(self, needs: Needs, headers: Mapping[str, str], address: bytes) -> str | None:
         """The credential of a request, None where none is needed. Raises its problem; costs no look-up."""
         if needs.audience is Audience.PUBLIC:
             return None
@@ -57,44 +81,144 @@ class Authority:
         if scheme.lower() != "bearer":
             raise auth_required()
         token = token.strip()
-        if not plausible_token(token, API_KEY_PREFIX):
+        if not _plausible(token, needs):
+            self._guesses.check(address)
+            self._guesses.count(address)
             raise token_invalid()
         return token
 
     @asynccontextmanager
     async def session(
-        self, presented: str | None, needs: Needs, organisation: str | None, *, writes: bool
+        self, presented: str | None, needs: Needs, organisation: str | None, address: bytes, *, writes: bool
     ) -> AsyncIterator[Session]:
         """A transaction for a request about `organisation`, where its path names one.
 
         Raises the problems of a credential that is not valid or may not do it, and of a pool that is busy for too
         long. Another organisation is one that is not there.
         """
-        try:
-            connection = await self._pool.acquire(timeout=self._connection_wait_s)
-        except TimeoutError:
-            raise unavailable(OVERLOADED, "too many requests are being answered: try again") from None
-        try:
-            async with connection.transaction(readonly=not writes):
-                caller = _NOBODY
-                if presented is not None:
-                    caller = await self._key(connection, presented, needs)
-                    if organisation is not None and _uuid(organisation) != caller.organisation:
-                        raise Problem(NOT_FOUND, "no such organisation")
+        if presented is None:
+            yield Session(None, _NOBODY)
+            return
+        claims = await self._claims(presented, needs, address)
+        async with open_transaction(self._pool, self._connection_wait_s, writes=writes) as connection:
+            if claims is not None:
+                caller = await self._person(connection, claims, needs, organisation)
+            else:
+                caller = await self._stranger(connection, presented, needs, address)
+                if organisation is not None and _uuid(organisation) != caller.organisation:
+                    raise Problem(NOT_FOUND, "no such organisation")
+            if needs.keeps:
                 yield Session(connection, caller)
-        finally:
-            await self._pool.release(connection)
+                return
+        yield Session(None, caller)
+
+    async def _claims(self, token: str, needs: Needs, address: bytes) -> Claims | None:
+        """What an access token says; None for a credential of another kind."""
+        if needs.audience is Audience.SITE or not is_jwt(token):
+            return None
+        try:
+            return await self._tokens.read(token)
+        except Problem:
+            self._guesses.check(address)
+            self._guesses.count(address)
+            raise
+
+    async def _person(self, connection: Any, claims: Claims, needs: Needs, organisation: str | None) -> Caller:
+        wanted = claims.organisation if organisation is None else _uuid(organisation)
+        if needs.audience is Audience.USER:
+            wanted = None
+        row = await connection.fetchrow(_AUTHENTICATE_SESSION, claims.session, claims.user, wanted)
+        if row is None:
+            raise token_invalid()
+        person = Caller(None, None, None, claims.user, session=claims.session, super_admin=row["super_admin"])
+        if needs.audience is Audience.USER:
+            return person
+        if row["role"] is None and organisation is not None:
+            raise Problem(NOT_FOUND, "no such organisation")
+        if row["role"] is None:
+            raise Problem(FORBIDDEN, "act for an organisation of yours first: POST /api/v1/auth/organisation")
+        role = Role[row["role"].upper()]
+        if role < needs.role:
+            raise Problem(FORBIDDEN, f"it takes the role {needs.role.name.lower()}: you are {role.name.lower()}")
+        return person._replace(organisation=wanted, role=role)
+
+    async def _stranger(self, connection: Any, token: str, needs: Needs, address: bytes) -> Caller:
+        """Who holds a token that has to be looked up: an address that guesses too often is not asked about."""
+        digest = self._hasher.digest(token)
+        if digest not in self._known:
+            self._guesses.check(address)
+        try:
+            if needs.audience is Audience.SITE:
+                caller = await self._gateway(connection, token)
+            else:
+                caller = await self._key(connection, token, needs)
+        except Problem as problem:
+            if problem.kind is TOKEN_INVALID:
+                self._known.pop(digest, None)
+                self._guesses.count(address)
+            raise
+        self._known[digest] = None
+        if len(self._known) > _KNOWN_MAX:
+            del self._known[next(iter(self._known))]
+        return caller
+
+    async def _gateway(self, connection: Any, token: str) -> Caller:
+        row = await connection.fetchrow(_AUTHENTICATE_GATEWAY, self._hasher.digests(token))
+        if row is None:
+            raise token_invalid()
+        return Caller(row["organisation_id"], None, row["credential_id"], None, row["site_id"])
 
     async def _key(self, connection: Any, token: str, needs: Needs) -> Caller:
         row = await connection.fetchrow(_AUTHENTICATE, self._hasher.digests(token))
         if row is None:
             raise token_invalid()
+        if row["unused"]:
+            self._background.start(self._touch(row["organisation_id"], row["credential_id"]))
+        scopes = frozenset(row["scopes"])
         if needs.audience is Audience.USER:
             raise Problem(FORBIDDEN, "an API key is nobody: log in")
-        if OWNER_SCOPE not in row["scopes"] and needs.scope not in row["scopes"]:
-            raise Problem(SCOPE_MISSING, f"the API key lacks the scope {needs.scope}")
-        role = Role.OWNER if OWNER_SCOPE in row["scopes"] else None
-        return Caller(row["organisation_id"], role, row["credential_id"], None)
+        wanted = OWNER_SCOPE if needs.role is Role.OWNER else needs.scope
+        if OWNER_SCOPE not in scopes and wanted not in scopes:
+            raise Problem(SCOPE_MISSING, f"the API key lacks the scope {wanted}")
+        role = Role.OWNER if OWNER_SCOPE in scopes else None
+        return Caller(row["organisation_id"], role, row["credential_id"], None, scopes=scopes)
+
+    async def _touch(self, organisation: UUID, credential: UUID) -> None:
+        """Note that a key is used: beside its request, which may be one that only reads."""
+        async with open_transaction(self._pool, self._connection_wait_s) as connection:
+            await act_for(connection, organisation=organisation)
+            await connection.execute(_USED, credential)
+
+
+@asynccontextmanager
+async def open_transaction(
+    pool: "asyncpg.Pool[asyncpg.Record]", wait_s: float, *, writes: bool = True
+) -> AsyncIterator[Any]:
+    """A transaction that acts for nobody yet. Raises the problem of a pool that is busy for too long."""
+    try:
+        connection = await pool.acquire(timeout=wait_s)
+    except TimeoutError:
+        raise unavailable(OVERLOADED, "too many requests are being answered: try again") from None
+    try:
+        async with connection.transaction(readonly=not writes):
+            yield connection
+    finally:
+        await pool.release(connection)
+
+
+async def act_for(connection: Any, *, organisation: UUID | None = None, user: UUID | None = None) -> None:
+    """From now on the transaction sees what is of this organisation, or else of this user."""
+    await connection.execute(
+        "SELECT set_config('sluice.organisation', $1, true), set_config('sluice.user', $2, true)",
+        "" if organisation is None else str(organisation),
+        "" if user is None else str(user),
+    )
+
+
+def _plausible(token: str, needs: Needs) -> bool:
+    if needs.audience is Audience.SITE:
+        return plausible_jwt(token) or plausible_token(token, GATEWAY_PREFIX)
+    return plausible_jwt(token) or plausible_token(token, API_KEY_PREFIX)
 
 
 def _uuid(text: str) -> UUID | None:

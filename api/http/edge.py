@@ -14,6 +14,7 @@ import msgspec
 from aiohttp import hdrs, web
 
 from api.access.authority import Authority
+from api.access.guesses import address_of
 from api.http import spelt
 from api.http.decoding import read_body, read_path, read_query, take_body
 from api.http.faces import Face, face_of
@@ -24,11 +25,14 @@ from api.http.problems import (
     INTERNAL,
     METHOD_NOT_ALLOWED,
     NOT_FOUND,
+    OVERLOADED,
     QUERY_TIMEOUT,
     Problem,
     unavailable,
 )
+from api.http.repeats import HEADER, Rendered, Repeats
 from api.metrics import ApiMetrics
+from runtime.addresses import Proxies
 from runtime.ids import uuid7
 from runtime.postgres import UNAVAILABLE
 
@@ -42,11 +46,16 @@ _ID: Final = web.RequestKey("request_id", str)
 
 
 def create_app(
-    operations: Iterable[Operation], authority: Authority, faces: tuple[Face, ...], metrics: ApiMetrics
+    operations: Iterable[Operation],
+    authority: Authority,
+    repeats: Repeats,
+    proxies: Proxies,
+    faces: tuple[Face, ...],
+    metrics: ApiMetrics,
 ) -> web.Application:
     """The application of these operations; the last of the faces has all paths that are no other's."""
     app = web.Application(middlewares=[_Edge(faces, metrics).handle])
-    runner = _Runner(authority)
+    runner = _Runner(authority, repeats, proxies)
     for operation in operations:
         handler = functools.partial(runner.run, operation)
         app.router.add_route(operation.method, operation.path, handler)
@@ -58,15 +67,18 @@ def create_app(
 class _Runner:
     """Runs a request through its operation: read, let in, decoded, handled, answered."""
 
-    def __init__(self, authority: Authority) -> None:
+    def __init__(self, authority: Authority, repeats: Repeats, proxies: Proxies) -> None:
         self._authority = authority
+        self._proxies = proxies
+        self._repeats = repeats
 
     async def run(self, operation: Operation, request: web.Request) -> web.StreamResponse:
-        presented = self._authority.presented(operation.needs, request.headers)
+        address = address_of(self._proxies, request)
+        presented = self._authority.presented(operation.needs, request.headers, address)
         body = await take_body(request, operation.body_bytes_max)
         organisation = request.match_info.get("orgId")
         async with self._authority.session(
-            presented, operation.needs, organisation, writes=operation.writes
+            presented, operation.needs, organisation, address, writes=operation.writes
         ) as session:
             call: Call[Any, Any, Any] = Call(
                 read_path(operation, request.match_info),
@@ -76,9 +88,19 @@ class _Runner:
                 session.connection,
                 request[_ID],
                 _versions(request.headers.get(hdrs.IF_MATCH)),
+                address,
+                request.headers.get(hdrs.USER_AGENT, ""),
             )
-            result = await operation.handler(call)
-        return _response(operation, result)
+            rendered = await self._answer(operation, call, request.headers.get(HEADER))
+        return _response(rendered)
+
+    async def _answer(self, operation: Operation, call: Call[Any, Any, Any], name: str | None) -> Rendered:
+        async def answer() -> Rendered:
+            return _rendered(operation, await operation.handler(call))
+
+        if name is None or not operation.repeatable:
+            return await answer()
+        return await self._repeats.once(operation, call, name, answer)
 
 
 def _versions(header: str | None) -> tuple[str, ...] | None:
@@ -88,17 +110,20 @@ def _versions(header: str | None) -> tuple[str, ...] | None:
     return tuple(tag.strip().strip('"') for tag in header.split(",") if not tag.strip().startswith("W/"))
 
 
-def _response(operation: Operation, result: Any) -> web.Response:
+def _rendered(operation: Operation, result: Any) -> Rendered:
     reply = result if isinstance(result, Reply) else Reply(result)
     body = reply.content if isinstance(reply.content, bytes) else _encoder.encode(reply.content)
-    status = reply.status or operation.status
     headers = dict(reply.headers)
     if reply.version is not None:
         headers[hdrs.ETAG] = f'"{reply.version}"'
-    if status == 204:
-        return web.Response(status=status, headers=headers)
+    return Rendered(reply.status or operation.status, body, reply.content_type or operation.content_type, headers)
+
+
+def _response(rendered: Rendered) -> web.Response:
+    if rendered.status == 204:
+        return web.Response(status=204, headers=rendered.headers)
     return web.Response(
-        status=status, body=body, content_type=reply.content_type or operation.content_type, headers=headers
+        status=rendered.status, body=rendered.body, content_type=rendered.content_type, headers=rendered.headers
     )
 
 
@@ -143,6 +168,8 @@ def _problem(error: Exception, request: web.Request, request_id: str) -> Problem
         return Problem(BAD_REQUEST, error.reason)
     if isinstance(error, asyncpg.QueryCanceledError):
         return unavailable(QUERY_TIMEOUT, "the query took too long: ask for less")
+    if isinstance(error, asyncpg.DeadlockDetectedError):
+        return unavailable(OVERLOADED, "it met another request: try again")
     if isinstance(error, UNAVAILABLE):
         _log.warning("the database is away", extra={"request_id": request_id, "reason": str(error)})
         return unavailable(DATABASE_UNAVAILABLE, "the database is away: try again")

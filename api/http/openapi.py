@@ -171,7 +171,7 @@ def kinds_of(operation: Operation) -> list[Kind]:
     if operation.needs.scope:
         kinds.append(SCOPE_MISSING)
     if operation.repeatable:
-        kinds.append(IDEMPOTENCY_CONFLICT)
+        kinds += (INVALID_PARAMETER, IDEMPOTENCY_CONFLICT)
     return list(dict.fromkeys(kinds))
 
 

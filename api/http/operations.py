@@ -49,6 +49,8 @@ class Audience(Enum):
     """A person who has logged in; no organisation is chosen yet."""
     ORGANISATION = "organisation"
     """A member of an organisation, or one of its API keys."""
+    SITE = "site"
+    """A site's own gateway: its server, or one of its edge devices."""
 
 
 class Needs(NamedTuple):
@@ -59,9 +61,13 @@ class Needs(NamedTuple):
     """The least that a person has to be."""
     scope: str = ""
     """What an API key has to be made for; the scope `owner` has all others."""
+    keeps: bool = True
+    """Whether the transaction that let the caller in stays open for the handler; without, it opens its own."""
 
 
 PUBLIC: Final = Needs(Audience.PUBLIC)
+USER: Final = Needs(Audience.USER)
+SITE: Final = Needs(Audience.SITE)
 
 
 def needs(role: Role, scope: str) -> Needs:
@@ -69,13 +75,20 @@ def needs(role: Role, scope: str) -> Needs:
 
 
 class Caller(NamedTuple):
-    """Who is calling: a person, an API key, or nobody."""
+    """Who is calling: a person, an API key, a site's gateway, or nobody."""
 
     organisation: UUID | None
     role: Role | None
     credential: UUID | None
-    """The API key."""
+    """The API key, or the gateway's token."""
     user: UUID | None
+    site: UUID | None = None
+    """Whose gateway it is."""
+    session: UUID | None = None
+    """The person's login."""
+    super_admin: bool = False
+    scopes: frozenset[str] = frozenset()
+    """Of the API key."""
 
 
 # ---------------------------------------------------------------- what a handler gets and gives
@@ -90,10 +103,14 @@ class Call(Generic[P, Q, B]):
     body: B
     caller: Caller
     connection: Any
-    """A session that sees the caller's organisation only."""
+    """A session that sees the caller's organisation only; None for what everybody may call."""
     request_id: str
     versions: tuple[str, ...] | None
     """What `If-Match` names; None without one, or for any."""
+    address: bytes = bytes(16)
+    """Where it comes from, through trusted proxies: as `runtime.addresses` has it."""
+    agent: str = ""
+    """What sends it, as it says itself (`User-Agent`)."""
 
     @property
     def organisation(self) -> UUID:

@@ -26,11 +26,32 @@ class Credentials:
     ) -> str:
         return await self._add(GATEWAY_PREFIX, "gateway", organisation, site=site, name=name, expires_at=expires_at)
 
+    async def keep_gateway_token(
+        self, organisation: UUID, site: UUID, credential: UUID, token: str, *, name: str
+    ) -> None:
+        """One that was made elsewhere and names its credential itself."""
+        await self._keep(credential, token, "gateway", organisation, site=site, name=name)
+
     async def add_api_key(
-        self, organisation: UUID, scopes: Sequence[str], *, name: str = "", expires_at: datetime | None = None
+        self,
+        organisation: UUID,
+        scopes: Sequence[str],
+        *,
+        name: str = "",
+        expires_at: datetime | None = None,
+        credential: UUID | None = None,
+        created_by: UUID | None = None,
     ) -> str:
-        return await self._add(
-            API_KEY_PREFIX, "api_key", organisation, scopes=scopes, name=name, expires_at=expires_at
+        token = make_token(API_KEY_PREFIX)
+        await self._keep(
+            credential or uuid7(), token, "api_key", organisation, scopes=scopes, name=name, expires_at=expires_at,
+            created_by=created_by,
+        )  # fmt: skip
+        return token
+
+    async def revoke(self, credential: UUID) -> None:
+        await self._connection.execute(
+            "UPDATE credentials SET revoked_at = now() WHERE credential_id = $1 AND revoked_at IS NULL", credential
         )
 
     async def revoke_named(self, name: str) -> None:
@@ -47,15 +68,33 @@ class Credentials:
         *,
         device: UUID | None = None,
         site: UUID | None = None,
-        scopes: Sequence[str] = (),
         name: str,
         expires_at: datetime | None,
     ) -> str:
         token = make_token(prefix)
+        await self._keep(
+            uuid7(), token, kind, organisation, device=device, site=site, name=name, expires_at=expires_at
+        )
+        return token
+
+    async def _keep(
+        self,
+        credential: UUID,
+        token: str,
+        kind: str,
+        organisation: UUID,
+        *,
+        device: UUID | None = None,
+        site: UUID | None = None,
+        scopes: Sequence[str] = (),
+        name: str,
+        expires_at: datetime | None = None,
+        created_by: UUID | None = None,
+    ) -> None:
         await self._connection.execute(
             "INSERT INTO credentials (credential_id, organisation_id, kind, device_id, site_id, token_hash, name,"
-            " scopes, expires_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
-            uuid7(),
+            " scopes, expires_at, created_by) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+            credential,
             organisation,
             kind,
             device,
@@ -64,5 +103,5 @@ class Credentials:
             name,
             list(scopes),
             expires_at,
+            created_by,
         )
-        return token

@@ -1,11 +1,36 @@
 """Organisations, and acting for one."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final
 from uuid import UUID
 
+from api.http.problems import NOT_FOUND, Problem
+from api.problems import ORGANISATION_LIMIT
+from api.registry import audit
+from api.registry.versions import check_version
+from runtime.ids import uuid7
+
 ROLE: Final = "sluice_app"
+#: That one person owns: whoever may log in may make them.
+OWNED_MAX: Final = 20
+
+_COLUMNS: Final = (
+    "o.organisation_id, o.name, o.raw_retention_days, o.series_max, o.version, o.created_at, o.updated_at"
+)
+# While no organisation is chosen, row-level security leaves those that the user is in; a super-admin, all.
+_MINE: Final = f"""
+SELECT {_COLUMNS}, m.role FROM organisations o
+LEFT JOIN memberships m ON m.organisation_id = o.organisation_id AND m.user_id = $1
+WHERE o.organisation_id > $2 ORDER BY o.organisation_id LIMIT $3
+"""  # noqa: S608
+_ONE: Final = f"SELECT {_COLUMNS} FROM organisations o WHERE o.organisation_id = $1"  # noqa: S608
+_LOCK: Final = "SELECT version FROM organisations WHERE organisation_id = $1 FOR NO KEY UPDATE"
+_RENAME: Final = """
+UPDATE organisations SET name = $2, version = version + 1, updated_at = now() WHERE organisation_id = $1
+"""
+_OWNED: Final = "SELECT count(*) FROM memberships WHERE user_id = $1 AND role = 'owner'"
+_HOLD_USER: Final = "SELECT user_id FROM users WHERE user_id = $1 FOR NO KEY UPDATE"
 
 
 @asynccontextmanager
@@ -19,3 +44,52 @@ async def acting_for(connection: Any, organisation: UUID) -> AsyncIterator[None]
 
 async def add_organisation(connection: Any, organisation: UUID, name: str) -> None:
     await connection.execute("INSERT INTO organisations (organisation_id, name) VALUES ($1, $2)", organisation, name)
+
+
+async def create(connection: Any, user: UUID, name: str) -> Any:
+    """An organisation owned by the user, for whom alone the transaction acts until then.
+
+    Raises the problem of too many.
+    """
+    await connection.fetchrow(_HOLD_USER, user)
+    if await connection.fetchval(_OWNED, user) >= OWNED_MAX:
+        raise Problem(ORGANISATION_LIMIT, f"a person owns up to {OWNED_MAX} organisations")
+    organisation = uuid7()
+    await connection.execute("SELECT set_config('sluice.organisation', $1, true)", str(organisation))
+    await add_organisation(connection, organisation, name)
+    await connection.execute(
+        "INSERT INTO memberships (organisation_id, user_id, role) VALUES ($1, $2, 'owner')", organisation, user
+    )
+    await audit.record(connection, "organisation.created", organisation, name=name)
+    return await get(connection, organisation)
+
+
+async def mine(connection: Any, user: UUID, after: UUID, limit: int) -> list[Any]:
+    """Those of a user, for whom alone the transaction acts, in the order in which they were made."""
+    rows: list[Any] = await connection.fetch(_MINE, user, after, limit)
+    return rows
+
+
+async def get(connection: Any, organisation: UUID) -> Any:
+    """Raises the problem of one that is not there."""
+    row = await connection.fetchrow(_ONE, organisation)
+    if row is None:
+        raise Problem(NOT_FOUND, "no such organisation")
+    return row
+
+
+async def lock(connection: Any, organisation: UUID) -> int:
+    """Its version; until the transaction ends nobody else changes it, its members or its invitations."""
+    version: int | None = await connection.fetchval(_LOCK, organisation)
+    if version is None:
+        raise Problem(NOT_FOUND, "no such organisation")
+    return version
+
+
+async def rename(connection: Any, organisation: UUID, expected: Sequence[str] | None, name: str | None) -> Any:
+    """Raises the problem of a version that is not the one expected; None leaves the name."""
+    check_version(await lock(connection, organisation), expected)
+    if name is not None:
+        await connection.execute(_RENAME, organisation, name)
+        await audit.record(connection, "organisation.updated", organisation, name=name)
+    return await get(connection, organisation)

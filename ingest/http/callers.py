@@ -11,15 +11,22 @@ from uuid import UUID
 import msgspec
 from aiohttp import hdrs, web
 
-from ingest.addresses import Proxies
 from ingest.admit import Rejection
 from ingest.credentials import KNOWN, Credentials, Grant, UnknownTokenError
 from ingest.formats.shape import Submission, storable
 from ingest.http.answers import Refusal
 from ingest.limits import Limits
 from ingest.metrics import IngestMetrics
+from runtime.addresses import Proxies
 from runtime.errors import UnavailableError
-from runtime.secrets import API_KEY_PREFIX, DEVICE_PREFIX, GATEWAY_PREFIX, TokenHasher, plausible_token
+from runtime.secrets import (
+    API_KEY_PREFIX,
+    DEVICE_PREFIX,
+    GATEWAY_PREFIX,
+    TokenHasher,
+    plausible_jwt,
+    plausible_token,
+)
 from schemas.errors import ReadingCode, RequestCode
 
 SENDERS: Final = ("device", "gateway")
@@ -89,8 +96,11 @@ class Callers:
         address = self._proxies.client(
             request.remote, headers.getall(hdrs.X_FORWARDED_FOR, ()), headers.getall(hdrs.FORWARDED, ())
         )
-        # The checksum turns away what was never a token of ours before anybody is asked.
-        is_plausible = bool(token) and any(plausible_token(token or "", prefix) for prefix in _PREFIXES)
+        # The checksum turns away what was never a token of ours before anybody is asked. A site's server or edge device
+        # has a JWT, which is known by its hash like every token: its signature is for others to check.
+        is_plausible = token is not None and (
+            any(plausible_token(token, prefix) for prefix in _PREFIXES) or plausible_jwt(token)
+        )
         if is_plausible:
             address = _of_plausible(address)
         self._limits.check_stranger(address)

@@ -82,6 +82,45 @@ DROP TRIGGER devices_changed ON devices;
 CREATE TRIGGER devices_changed AFTER UPDATE OF status, local_id, organisation_id OR DELETE ON devices
     FOR EACH ROW EXECUTE FUNCTION on_device_change();
 
+-- A device's silence means something from then on: after twice as long as it is apart as a rule, a minute at least.
+CREATE FUNCTION silent_after(p_last_seen_at timestamptz, p_cadence_s real) RETURNS timestamptz
+LANGUAGE sql STABLE PARALLEL SAFE AS
+$$ SELECT p_last_seen_at + greatest(2 * p_cadence_s, 60) * interval '1 second' $$;
+
+-- How far apart it is heard, now that it is heard again: a long gap counts at once, but fourfold at most; a short one
+-- little, so that what comes in bursts keeps the distance between them. Below 30 s it makes no difference.
+CREATE FUNCTION next_cadence(p_last_seen_at timestamptz, p_cadence_s real, p_seen_at timestamptz) RETURNS real
+LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+    SELECT CASE
+        WHEN p_last_seen_at IS NULL THEN NULL
+        WHEN p_cadence_s IS NULL THEN extract(epoch FROM p_seen_at - p_last_seen_at)
+        ELSE greatest(least(extract(epoch FROM p_seen_at - p_last_seen_at), greatest(4 * p_cadence_s, 30)),
+                      0.9 * p_cadence_s)
+    END::real
+$$;
+
+-- The device's name, kept with each of its stays: whose a name is at a site is then one index away.
+ALTER TABLE device_sites ADD COLUMN local_id text;
+
+CREATE FUNCTION on_device_stay() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    NEW.local_id := (SELECT d.local_id FROM devices d WHERE d.device_id = NEW.device_id);
+    RETURN NEW;
+END $$;
+CREATE TRIGGER device_sites_named BEFORE INSERT ON device_sites FOR EACH ROW EXECUTE FUNCTION on_device_stay();
+
+CREATE FUNCTION on_device_named() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    UPDATE device_sites SET local_id = NEW.local_id WHERE device_id = NEW.device_id;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER devices_named AFTER UPDATE OF local_id ON devices FOR EACH ROW
+    WHEN (OLD.local_id <> NEW.local_id) EXECUTE FUNCTION on_device_named();
+
+DROP TRIGGER device_sites_changed ON device_sites;
+CREATE TRIGGER device_sites_changed AFTER INSERT OR DELETE OR UPDATE OF device_id, site_id, valid_from ON device_sites
+    FOR EACH ROW EXECUTE FUNCTION on_device_change();
+
 CREATE FUNCTION settle_device(p_device_id uuid) RETURNS void
 LANGUAGE sql SET search_path = public, pg_temp AS $$
     UPDATE devices d SET
@@ -97,24 +136,29 @@ BEGIN
     PERFORM settle_device(coalesce(NEW.device_id, OLD.device_id));
     RETURN NULL;
 END $$;
-CREATE TRIGGER device_sites_settled AFTER INSERT OR UPDATE OR DELETE ON device_sites
+CREATE TRIGGER device_sites_settled AFTER INSERT OR DELETE OR UPDATE OF device_id, site_id, valid_from ON device_sites
     FOR EACH ROW EXECUTE FUNCTION on_device_sites_change();
 
 ALTER TABLE devices NO FORCE ROW LEVEL SECURITY;
 ALTER TABLE device_sites NO FORCE ROW LEVEL SECURITY;
 UPDATE devices SET deleted_at = now() WHERE status = 'deleted';
 SELECT settle_device(device_id) FROM devices;
+UPDATE device_sites h SET local_id = d.local_id FROM devices d WHERE d.device_id = h.device_id;
 ALTER TABLE devices FORCE ROW LEVEL SECURITY;
 ALTER TABLE device_sites FORCE ROW LEVEL SECURITY;
 
 -- Lists go by device_id, which is the order in which devices were made; one index for each thing they are narrowed by.
 CREATE INDEX devices_listed ON devices (organisation_id, device_id) WHERE status <> 'deleted';
 CREATE INDEX devices_by_online ON devices (organisation_id, online, device_id) WHERE status <> 'deleted';
-CREATE INDEX devices_by_model ON devices (organisation_id, model, device_id) WHERE status <> 'deleted';
-CREATE INDEX devices_of_site ON devices (site_id, device_id) WHERE status <> 'deleted';
-CREATE INDEX devices_of_site_by_online ON devices (site_id, online, device_id) WHERE status <> 'deleted';
-CREATE INDEX devices_of_site_by_model ON devices (site_id, model, device_id) WHERE status <> 'deleted';
-CREATE INDEX devices_of_site_by_local_id ON devices (site_id, local_id) WHERE status <> 'deleted';
+CREATE INDEX devices_by_model ON devices (organisation_id, model, online, device_id) WHERE status <> 'deleted';
+CREATE INDEX devices_of_site ON devices (site_id, device_id)
+    INCLUDE (organisation_id, site_until) WHERE status <> 'deleted';
+CREATE INDEX devices_of_site_by_online ON devices (site_id, online, device_id)
+    INCLUDE (organisation_id, site_until) WHERE status <> 'deleted';
+CREATE INDEX devices_of_site_by_model ON devices (site_id, model, online, device_id)
+    INCLUDE (organisation_id, site_until) WHERE status <> 'deleted';
+CREATE INDEX device_sites_by_local_id ON device_sites (site_id, local_id);
+-- What has come due, for whoever settles it, and for lists until then.
 CREATE INDEX devices_moving ON devices (site_until) WHERE site_until IS NOT NULL;
 CREATE INDEX devices_falling_silent ON devices (online_until) WHERE online;
 DROP INDEX devices_by_organisation;

@@ -8,11 +8,13 @@ from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
+from api.access.signing import Signer
 from api.registry.credentials import Credentials as TokenMaker
+from api.registry.gateways import Gateways
 from api.registry.sites import add_site
 from runtime.clock import ManualClock
 from runtime.ids import uuid7
-from runtime.secrets import make_token, new_ring
+from runtime.secrets import JWT_CHARACTERS_MAX, make_token, new_ring
 from tests.ingest_rig import Face, Installation, Reply, Tenant, head_of, measured, post_bytes
 from tests.landing_rig import until
 from tests.support import run
@@ -91,6 +93,9 @@ def junk_tokens() -> list[str]:
         "é",
         "' OR 1=1 --",
         "\\x00",
+        "eyJhbGciOiJub25lIn0.eyJzdWIiOiJhIn0.c2ln",  # a JWT of nobody
+        "eyJhbGciOiJub25lIn0.eyJzdWIiOiJhIn0.",
+        "eyJ" + "a" * 2_100 + ".a.a",
     ]
 
 
@@ -308,6 +313,42 @@ def test_a_batch_of_more_devices_than_a_receipt_can_name_is_413_before_any_is_lo
             reply = await face.post(tenant.gateway, [measured(("co2", 1), device="fridge")] * 1_000)
             assert (reply.status, reply.json()["accepted"]) == (202, 1_000)
             assert (await face.post(tenant.gateway, batch, X_Device_Id="fridge")).status == 202
+
+    run(test())
+
+
+async def register(installation: Installation, tenant: Tenant, kind: str) -> str:
+    """A token as the site's server or an edge device gets it."""
+    async with installation.acting_for(tenant.organisation) as connection:
+        tokens = TokenMaker(connection, installation.hasher)
+        machines = Gateways(connection, tenant.organisation, tokens, Signer(installation.ring, issuer="test"))
+        if kind == "server":
+            return await machines.register_server(tenant.site, "hardware", "server.local", "1")
+        return (await machines.register_edge(tenant.site, "edge", "hardware", "1", edges_max=1))[0]
+
+
+def test_a_sites_server_and_its_edge_devices_are_its_gateways(installation: Installation) -> None:
+    """Their tokens are JWTs; who registers again gets another one, and the one before ends."""
+
+    async def test() -> None:
+        tenant = await installation.tenant()
+        async with installation.face() as face:
+            for kind in ("server", "edge"):
+                old = await register(installation, tenant, kind)
+                assert len(old) < JWT_CHARACTERS_MAX / 2
+                for reply in (
+                    await face.post(old, ONE | {"device": "fridge"}),
+                    await face.get("/v1/ingest?temp=1&device=fridge", old),
+                    await face.get(f"/v1/ingest?temp=1&device=fridge&token={old}"),
+                ):
+                    assert await device_of(face, reply) == tenant.device.bytes
+                assert (await face.post(old, ONE | {"device": "nobody"})).code == "device_mismatch"
+                new = await register(installation, tenant, kind)
+                assert await felt(lambda token=old: face.post(token, ONE | {"device": "fridge"}), 401) < FELT_WITHIN_S  # type: ignore[misc]
+                assert (await face.post(new, ONE | {"device": "fridge"})).status == 202
+            await installation.execute(tenant, "SELECT begin_site_erasure($1)", tenant.site)
+            assert await felt(lambda: face.post(new, ONE | {"device": "fridge"}), 401) < FELT_WITHIN_S
+            assert await felt(lambda: face.post(tenant.gateway, ONE | {"device": "fridge"}), 401) < FELT_WITHIN_S
 
     run(test())
 

@@ -1,6 +1,7 @@
 """Row-level security: no table with tenant data lacks it, and nobody reaches readings past it."""
 
 from typing import Any
+from uuid import UUID
 
 import asyncpg
 import pytest
@@ -104,5 +105,116 @@ def test_series_of_another_organisation_give_no_readings(any_database: Database)
                 for sql in (page, view):
                     assert await connection.fetchval(sql, [series]) == seen
         await connection.close()
+
+    run(test())
+
+
+# ---------------------------------------------------------------- people
+
+SECRETS = ("refresh_tokens", "password_resets", "sessions")
+PEOPLE = ("users", "memberships", "invitations", "audit_log", *SECRETS)
+
+
+async def _inhabited(database: Database) -> dict[str, tuple[UUID, UUID]]:
+    """Two organisations with one person each, and one row of every kind: organisation and user of each."""
+    found = {}
+    connection = await asyncpg.connect(database.superuser_url)
+    for name in ("ours", "theirs"):
+        organisation, user, session = uuid7(), uuid7(), uuid7()
+        for sql, values in (
+            ("INSERT INTO organisations (organisation_id, name) VALUES ($1, $2)", (organisation, name)),
+            ("INSERT INTO users (user_id, email, name) VALUES ($1, $2, 'x')", (user, f"{name}@example.org")),
+            ("INSERT INTO memberships VALUES ($1, $2, 'owner')", (organisation, user)),
+            ("INSERT INTO sessions (session_id, user_id) VALUES ($1, $2)", (session, user)),
+            (
+                "INSERT INTO refresh_tokens VALUES (sha256($1::text::bytea), $2, $3, now(), now())",
+                (name, session, user),
+            ),
+            ("INSERT INTO password_resets VALUES (sha256($1::text::bytea), $2, now(), now())", (name, user)),
+            (
+                "INSERT INTO invitations (invitation_id, organisation_id, email, role, token_hash, expires_at)"
+                " VALUES ($1, $2, 'x@y', 'viewer', sha256($3::text::bytea), now())",
+                (uuid7(), organisation, name),
+            ),
+        ):
+            await connection.execute(sql, *values)
+        await connection.execute("SELECT set_config('sluice.organisation', $1, false)", str(organisation))
+        await connection.execute("SELECT append_audit('x', 'x', '{}')")
+        found[name] = (organisation, user)
+    await connection.close()
+    return found
+
+
+async def _seen(connection: Any, organisation: UUID | None, user: UUID | None) -> dict[str, int]:
+    """How many rows of each table a session of the API sees that acts for these."""
+    async with connection.transaction():
+        for name, value in (("organisation", organisation), ("user", user)):
+            await connection.execute(f"SELECT set_config('sluice.{name}', $1, true)", str(value or ""))
+        return {
+            table: await connection.fetchval(f"SELECT count(*) FROM {table}") for table in ("organisations", *PEOPLE)
+        }
+
+
+def test_who_acts_for_nobody_sees_nobody_and_who_acts_for_one_sees_his_own(any_database: Database) -> None:
+    async def test() -> None:
+        organisation, user = (await _inhabited(any_database))["ours"]
+        app = await connect(any_database.settings, role="sluice_app", application="test")
+        nothing = dict.fromkeys(("organisations", *PEOPLE), 0)
+        own = dict.fromkeys(SECRETS, 1) | {"users": 1}
+        of_organisation = dict.fromkeys(("organisations", "memberships", "invitations", "audit_log", "users"), 1)
+        assert await _seen(app, None, None) == nothing
+        assert await _seen(app, uuid7(), uuid7()) == nothing
+        assert await _seen(app, None, user) == nothing | own | {"organisations": 1, "memberships": 1}
+        assert await _seen(app, organisation, None) == nothing | of_organisation
+        assert await _seen(app, organisation, user) == nothing | of_organisation | own
+        await app.close()
+
+    run(test())
+
+
+def test_nobody_writes_what_is_another_s(any_database: Database) -> None:
+    async def test() -> None:
+        both = await _inhabited(any_database)
+        organisation, user = both["ours"]
+        theirs, their_user = both["theirs"]
+        app = await connect(any_database.settings, role="sluice_app", application="test")
+        await app.execute("SELECT set_config('sluice.organisation', $1, false)", str(organisation))
+        await app.execute("SELECT set_config('sluice.user', $1, false)", str(user))
+        for sql, values in (
+            ("INSERT INTO memberships VALUES ($1, $2, 'owner')", (theirs, user)),
+            ("INSERT INTO sessions (session_id, user_id) VALUES ($1, $2)", (uuid7(), their_user)),
+            ("INSERT INTO users (user_id, email, name) VALUES ($1, 'n@x', 'x')", (uuid7(),)),
+            ("UPDATE users SET super_admin = true WHERE user_id = $1", (user,)),
+            ("INSERT INTO users (user_id, email, name, super_admin) VALUES ($1, 'n@x', 'x', true)", (user,)),
+            ("SELECT password_hash FROM users WHERE user_id = $1", (user,)),
+            ("SELECT make_super_admin($1, 'n@x', 'x', '$argon2id$')", (user,)),
+        ):
+            with pytest.raises(asyncpg.InsufficientPrivilegeError):
+                await app.execute(sql, *values)
+        for sql in ("UPDATE users SET name = 'x'", "UPDATE sessions SET ended_at = now()", "DELETE FROM memberships"):
+            key = "organisation_id" if "memberships" in sql else "user_id"
+            other = theirs if "memberships" in sql else their_user
+            assert (await app.execute(f"{sql} WHERE {key} = $1", other)).endswith(" 0")
+        await app.close()
+
+    run(test())
+
+
+def test_functions_with_the_owner_s_rights_are_for_their_role_alone(any_database: Database) -> None:
+    async def test() -> None:
+        rows = await fetch(
+            any_database.superuser_url,
+            "SELECT p.oid::regprocedure::text AS name, r.rolname FROM pg_proc p CROSS JOIN pg_roles r"
+            " WHERE p.pronamespace = 'public'::regnamespace AND p.prosecdef AND r.rolname LIKE 'sluice\\_%'"
+            " AND r.rolname <> 'sluice_owner' AND has_function_privilege(r.rolname, p.oid, 'EXECUTE')"
+            " AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.objid = p.oid AND d.deptype = 'e')",
+        )
+        found: dict[str, set[str]] = {}
+        for row in rows:
+            found.setdefault(row["name"].partition("(")[0], set()).add(row["rolname"])
+        assert found["make_super_admin"] == {"sluice_worker"}
+        assert found["append_audit"] == {"sluice_app", "sluice_worker"}
+        for name in ("user_of_email", "refresh_token_presented", "password_reset_presented", "invitation_presented"):
+            assert found[name] == {"sluice_app"}
 
     run(test())

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest.addresses import Proxies
+from runtime.addresses import Proxies
 from runtime.errors import ConfigurationError
 
 PROXY = "10.0.0.1"

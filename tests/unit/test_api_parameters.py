@@ -10,14 +10,17 @@ from hypothesis import strategies as st
 from multidict import MultiDict
 
 from api.access.authority import Authority
+from api.access.door import Door
 from api.access.scopes import READINGS_READ
+from api.access.settings import AccessSettings
 from api.http.decoding import read_query
 from api.http.operations import PUBLIC, Role, needs
 from api.http.parameters import limit_within
 from api.http.problems import Problem
 from api.http.spelt import parse_time
 from api.platform.readings import Latest, Page
-from runtime.secrets import API_KEY_PREFIX, DEVICE_PREFIX, TokenHasher, make_token, new_ring
+from api.settings import ApiSettings
+from runtime.secrets import API_KEY_PREFIX, DEVICE_PREFIX, make_token, new_ring
 
 DEVICE = "01a1fc35-2541-757a-960f-61e37ea28410"
 
@@ -123,14 +126,16 @@ def test_a_doubled_parameter_does_not_widen_the_answer() -> None:
         read_query(Latest, MultiDict([("device_id", DEVICE), ("metric", "a"), ("metric", "b")]))
 
 
+def authority() -> Authority:
+    return Door(None, new_ring(), ApiSettings(), AccessSettings()).authority  # type: ignore[arg-type]
+
+
 def presented(header: str | None) -> str | None:
-    authority = Authority(None, TokenHasher(new_ring()), connection_wait_s=1)  # type: ignore[arg-type]
-    return authority.presented(READS, {} if header is None else {"Authorization": header})
+    return authority().presented(READS, {} if header is None else {"Authorization": header}, bytes(16))
 
 
 def test_where_nobody_is_asked_for_nothing_is_looked_at() -> None:
-    authority = Authority(None, TokenHasher(new_ring()), connection_wait_s=1)  # type: ignore[arg-type]
-    assert authority.presented(PUBLIC, {"Authorization": "Bearer anything"}) is None
+    assert authority().presented(PUBLIC, {"Authorization": "Bearer anything"}, bytes(16)) is None
 
 
 @pytest.mark.parametrize("header", [None, "", "Basic abc", "sk_live_abc"])

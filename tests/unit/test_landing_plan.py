@@ -8,7 +8,18 @@ import msgspec
 import pytest
 
 from runtime.ids import uuid7
-from schemas.record import VERSION, Channel, Note, Quality, Record, Refused, UnknownVersionError, encode
+from schemas.record import (
+    PLAIN_VERSION,
+    VERSION,
+    Channel,
+    Note,
+    Origin,
+    Quality,
+    Record,
+    Refused,
+    UnknownVersionError,
+    encode,
+)
 from workers.landing.plan import Bounds, Limits, Part, Plan
 from workers.landing.series import NEVER, Found, Refusal, SeriesCache
 
@@ -75,6 +86,20 @@ def test_a_new_series_is_fresh_and_stays_so_while_it_ascends() -> None:
     planning = Planning().add(body(channel("a", [NOW, NOW + 1])), body(channel("a", [NOW + 2])))
     assert planning.fresh == [(1, [NOW, NOW + 1]), (1, [NOW + 2])]
     assert planning.suspects == []
+
+
+def test_a_device_is_heard_when_its_newest_record_was_received() -> None:
+    planning = Planning()
+    own, ids = uuid7().bytes, (uuid7().bytes, ORGANISATION)
+    for version, device, received_at, origin in (
+        (PLAIN_VERSION, DEVICE, NOW, None),
+        (PLAIN_VERSION, own, NOW + 1, None),
+        (PLAIN_VERSION, own, NOW + 2, None),
+        (VERSION, own, NOW - DAY, Origin(uuid7().bytes, 0, 0, 1)),  # out of a spool, after what came later
+    ):
+        record = Record(version, *ids, device, received_at, "http", "request", [channel("a", [NOW])], origin=origin)
+        planning.add(encode(record))
+    assert planning.plan.heard == {DEVICE: NOW, own: NOW + 2}
 
 
 def test_times_out_of_order_are_fresh_once_sorted() -> None:

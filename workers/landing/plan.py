@@ -206,6 +206,8 @@ class Plan:
         self.undecodable: list[tuple[int, int]] = []
         """Partitions and positions."""
         self.late = Late()
+        self.heard: dict[bytes, int] = {}
+        """The devices its records are from, with the receive time of the newest of each."""
         self.rows = self.records = self.bytes = 0
         self.weight = 0
         """What it costs to land, in fresh readings."""
@@ -348,6 +350,9 @@ class Plan:
     def _take(self, part: Part, record: Record, at: int, place: Place | None = None) -> None:
         """Every microsecond here is a tenth of what a record of one reading costs: nothing is called in vain."""
         device, received_at = record.device, record.received_at
+        # What came a way of its own may be older than what came before it.
+        if place is None or received_at > self.heard.get(device, -1):
+            self.heard[device] = received_at
         limits = self._limits.get(record.organisation)
         slots, oldest = _NO_SLOTS, 0
         is_doubted = place is not None and record.in_doubt

@@ -7,7 +7,7 @@ decided by what this process believes to have written. Left out: opening the log
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Final
 
@@ -42,6 +42,14 @@ _SAYING: Final = {
 }
 
 
+Heard = Callable[[Mapping[bytes, int]], None]
+"""Takes the devices of a batch, each with the receive time of its newest record; returns at once, raises nothing."""
+
+
+def _nobody(_: Mapping[bytes, int]) -> None:
+    pass
+
+
 async def run_worker(
     postgres: PostgresSettings,
     settings: LandingSettings,
@@ -51,9 +59,13 @@ async def run_worker(
     clock: Clock,
     metrics: LandingMetrics,
     health: Health,
+    heard: Heard = _nobody,
 ) -> None:
-    """Land `log` until `stop`. Raises only what no wait would cure, a `PoisonFloodError` for one."""
-    worker = LandingWorker(postgres, settings, log, clock=clock, metrics=metrics)
+    """Land `log` until `stop`, telling `heard` of each batch committed.
+
+    Raises only what no wait would cure, a `PoisonFloodError` for one.
+    """
+    worker = LandingWorker(postgres, settings, log, clock=clock, metrics=metrics, heard=heard)
     forget = health.register("landing", lambda: worker.trouble)
     try:
         await worker.run(stop)
@@ -72,7 +84,9 @@ class LandingWorker:
         *,
         clock: Clock,
         metrics: LandingMetrics,
+        heard: Heard = _nobody,
     ) -> None:
+        self._heard = heard
         self._settings = settings
         self._log = log
         self._clock = clock
@@ -265,6 +279,7 @@ class LandingWorker:
             raise LeaseLapsedError("the lease may have ended: it is asked for again before anything is written")
         landed = await self._store.land(plan)
         self._count(plan, landed)
+        self._heard(plan.heard)
         self._backoff.reset()
         if self._failure is not None:
             self._failure = None

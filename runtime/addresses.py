@@ -1,6 +1,6 @@
 """Whose address a request comes from, where proxies stand in between: only what a trusted one says is believed.
 
-Left out: what is done with an address (`ingest.limits`).
+Left out: what is done with an address.
 """
 
 from collections.abc import Iterable

@@ -1,0 +1,103 @@
+"""The tokens of sites' servers and edge devices: JWTs (RS256) without an end, and the keys that sign them.
+
+A token is known by its hash, as every other: the signature is for those who cannot ask us. So keys do not retire;
+one that was sealed under a secret key which is no longer kept is followed by a new one. Left out: access tokens.
+"""
+
+import asyncio
+import base64
+import time
+from contextlib import suppress
+from typing import Any, Final
+
+import jwt
+import msgspec
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+
+from runtime.ids import uuid7
+from runtime.secrets import BadSealError, KeyRing, Seal
+
+ALGORITHM: Final = "RS256"
+TYPE: Final = "gateway+jwt"
+_BITS: Final = 2_048
+_EXPONENT: Final = 65_537
+_LOCK: Final = 0x736C_7569_6365_0004
+
+_KEYS: Final = "SELECT kid, sealed_private FROM gateway_signing_keys ORDER BY created_at DESC, kid DESC"
+_PUBLIC_KEYS: Final = "SELECT kid, public_key FROM gateway_signing_keys ORDER BY created_at DESC, kid DESC"
+_ADD: Final = "INSERT INTO gateway_signing_keys (kid, public_key, sealed_private) VALUES ($1, $2, $3)"
+
+
+class RsaJsonWebKey(msgspec.Struct, rename={"use_": "use"}):
+    """A public RSA key (RFC 7517)."""
+
+    kid: str
+    n: str
+    e: str
+    kty: str = "RSA"
+    use_: str = "sig"
+    alg: str = ALGORITHM
+
+
+class Signer:
+    """Signs in a request's transaction. Registrations are rare: each reads the keys, so that none is stale."""
+
+    def __init__(self, ring: KeyRing, *, issuer: str) -> None:
+        self._seal = Seal(ring, "gateway signing key")
+        self._issuer = issuer
+
+    async def sign(self, connection: Any, claims: dict[str, Any]) -> str:
+        kid, private = await self._key(connection)
+        content = {"iss": self._issuer, "aud": self._issuer, "iat": int(time.time())} | claims
+        return jwt.encode(content, private, ALGORITHM, headers={"kid": kid, "typ": TYPE})
+
+    async def _key(self, connection: Any) -> tuple[str, rsa.RSAPrivateKey]:
+        found = await self._newest(connection)
+        if found is not None:
+            return found
+        await connection.execute("SELECT pg_advisory_xact_lock($1)", _LOCK)
+        return await self._newest(connection) or await self._add(connection)
+
+    async def _newest(self, connection: Any) -> tuple[str, rsa.RSAPrivateKey] | None:
+        for row in await connection.fetch(_KEYS):
+            with suppress(BadSealError):
+                # The seal vouches for it; checking the primes again takes 60 ms.
+                private = serialization.load_der_private_key(
+                    self._seal.open(row["sealed_private"]), None, unsafe_skip_rsa_key_validation=True
+                )
+                if isinstance(private, rsa.RSAPrivateKey):
+                    return row["kid"], private
+        return None
+
+    async def _add(self, connection: Any) -> tuple[str, rsa.RSAPrivateKey]:
+        private = await asyncio.to_thread(rsa.generate_private_key, _EXPONENT, _BITS)  # a tenth of a second
+        kid = uuid7().hex
+        sealed = self._seal.seal(
+            private.private_bytes(
+                serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+            )
+        )
+        public = private.public_key().public_bytes(
+            serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+        )
+        await connection.execute(_ADD, kid, public, sealed)
+        return kid, private
+
+
+async def public_keys(connection: Any) -> list[RsaJsonWebKey]:
+    """Of all tokens that may live: for the key set."""
+    return [_public(row["kid"], row["public_key"]) for row in await connection.fetch(_PUBLIC_KEYS)]
+
+
+def _public(kid: str, raw: bytes) -> RsaJsonWebKey:
+    key = serialization.load_der_public_key(raw)
+    if not isinstance(key, rsa.RSAPublicKey):
+        raise TypeError(f"the key {kid} is not RSA")
+    numbers = key.public_numbers()
+    return RsaJsonWebKey(kid, _text_of(numbers.n), _text_of(numbers.e))
+
+
+def _text_of(number: int) -> str:
+    raw = number.to_bytes((number.bit_length() + 7) // 8, "big")
+    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()

@@ -1,0 +1,174 @@
+"""What people and machines may call things: the rules of each kind of name. Left out: which thing has which."""
+
+import re
+import secrets
+import unicodedata
+import zoneinfo
+from collections.abc import Mapping
+from typing import Any, ClassVar, Final, Self
+
+from api.http.spelt import Spelt
+
+_ENDING_ALPHABET: Final = "abcdefghijklmnopqrstuvwxyz0123456789"
+#: Two thousand million of them: nobody guesses which are taken.
+_ENDING_CHARACTERS: Final = 6
+SLUG_CHARACTERS_MAX: Final = 63
+HOST_CHARACTERS_MAX: Final = 253
+
+
+class Text(Spelt):
+    """A text that fits its kind's pattern."""
+
+    __slots__ = ("value",)
+    pattern: ClassVar["re.Pattern[str]"]
+    characters_max: ClassVar[int]
+    wanted: ClassVar[str]
+    """What it looks like, for who sent another."""
+
+    def __init__(self, value: str) -> None:
+        self.value = value
+
+    def __init_subclass__(cls, *, pattern: str, most: int, wanted: str, least: int = 1) -> None:
+        cls.pattern = re.compile(pattern)
+        cls.characters_max = most
+        cls.wanted = wanted
+        cls.schema = {"type": "string", "minLength": least, "maxLength": most, "pattern": f"^{pattern}$"}
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        if len(text) > cls.characters_max or not cls.pattern.fullmatch(text):
+            raise ValueError(cls.wanted)
+        return cls(text)
+
+    def __str__(self) -> str:
+        return self.value
+
+
+_CONTROL: Final = r"\x00-\x1f\x7f-\x9f\u2028\u2029"
+_CONTROL_BUT_LINES: Final = r"\x00-\x09\x0b-\x1f\x7f-\x9f"
+_LABEL: Final = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
+
+
+def _visible(control: str) -> str:
+    """At least one character that is seen, and none of these."""
+    return rf"[^{control}]*[^\s{control}][^{control}]*"
+
+
+class Name(
+    Text,
+    pattern=_visible(_CONTROL),
+    most=200,
+    wanted="has 1 to 200 characters, not all of them blank and none a control character",
+):
+    """What a person calls something, in any script."""
+
+
+class Email(
+    Text,
+    # Roughly: only a mail that arrives can tell whether there is such a mailbox.
+    pattern=r"[^\s@\x00-\x1f\x7f<>,;:\"\\]+@[^\s@\x00-\x1f\x7f<>,;:\"\\]+",
+    most=254,
+    wanted="is an e-mail address",
+):
+    """Where a person gets mail."""
+
+
+class PostalAddress(
+    Text,
+    pattern=_visible(_CONTROL_BUT_LINES),
+    most=500,
+    wanted="has 1 to 500 characters, not all of them blank and none a control character but line ends",
+):
+    """Where something is, as a person writes it."""
+
+
+class Notes(
+    Text,
+    pattern=rf"[^{_CONTROL_BUT_LINES}]*",
+    least=0,
+    most=4_000,
+    wanted="has up to 4,000 characters, none a control character but line ends",
+):
+    """What a person wants to remember of something."""
+
+
+class LocalId(
+    Text,
+    pattern=r"[A-Za-z0-9][A-Za-z0-9._:-]*",
+    most=64,
+    wanted="has 1 to 64 ASCII letters, digits, dots, colons, hyphens and underscores, and begins with a letter or "
+    "digit",
+):
+    """What a device is called at its site: it stands in URLs, headers and topics."""
+
+
+class HardwareId(Text, pattern=r"[!-~]+", most=200, wanted="has 1 to 200 printable ASCII characters and no blanks"):
+    """What a machine says it is: the same for as long as it is the same machine."""
+
+
+class Version(Text, pattern=r"[!-~]+", most=64, wanted="has 1 to 64 printable ASCII characters and no blanks"):
+    """Of the software that a machine runs."""
+
+
+class EdgeId(
+    Text,
+    pattern=r"[A-Za-z0-9][A-Za-z0-9._-]*",
+    most=64,
+    wanted="has 1 to 64 ASCII letters, digits, dots, hyphens and underscores, and begins with a letter or digit",
+):
+    """What an edge device is called at its site."""
+
+
+class HostName(
+    Text,
+    pattern=rf"{_LABEL}(?:\.{_LABEL})*",
+    most=HOST_CHARACTERS_MAX,
+    wanted="is a host name: labels of ASCII letters, digits and hyphens with dots between, up to 253 characters",
+):
+    """The name of a machine in its network, or its IPv4 address."""
+
+
+class Slug(
+    Text,
+    # Two hyphens after two letters begin an encoded name (xn--…), which browsers show as letters that look alike.
+    pattern=r"(?!..--)[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?",
+    most=SLUG_CHARACTERS_MAX,
+    wanted="has 1 to 63 lower-case ASCII letters, digits and hyphens, begins and ends with a letter or digit, "
+    "and has no two hyphens in its third and fourth place",
+):
+    """A short name for addresses: one label of a host name."""
+
+    @classmethod
+    def of(cls, name: str) -> "Slug":
+        """Made from a name, as far as that has letters or digits of ASCII."""
+        plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().lower()
+        slug = re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:SLUG_CHARACTERS_MAX].strip("-")
+        return cls(slug) if slug else cls("site").ended()
+
+    def ended(self) -> "Slug":
+        """With a short random ending."""
+        ending = "".join(secrets.choice(_ENDING_ALPHABET) for _ in range(_ENDING_CHARACTERS))
+        return Slug(f"{self.value[: SLUG_CHARACTERS_MAX - 1 - _ENDING_CHARACTERS].rstrip('-')}-{ending}")
+
+
+#: Those that this machine knows, but for what stands for none in particular.
+ZONES: Final = frozenset(zoneinfo.available_timezones() - {"localtime", "Factory"} | {"UTC"})
+
+
+class Zone(Spelt):
+    """A time zone of the IANA database, spelt as it is there."""
+
+    __slots__ = ("value",)
+    schema: ClassVar[Mapping[str, Any]] = {"type": "string", "enum": sorted(ZONES)}
+
+    def __init__(self, value: str) -> None:
+        self.value = value
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        if text not in ZONES:
+            raise ValueError("is no time zone of the IANA database, such as Australia/Sydney")
+        return cls(text)
+
+    def __str__(self) -> str:
+        return self.value

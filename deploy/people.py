@@ -1,0 +1,53 @@
+"""What an operator does about people: makes a super-admin, makes a link for a forgotten password.
+
+Left out: what people do themselves over HTTP (`api.access.accounts`).
+"""
+
+from datetime import timedelta
+from typing import Any, Final
+
+from api.access.accounts import add_reset
+from api.access.passwords import PASSWORD_CHARACTERS, hash_password
+from api.registry import audit
+from api.registry.organisations import ROLE
+from api.registry.texts import Email, Name
+from runtime.errors import ConfigurationError
+from runtime.ids import uuid7
+from runtime.secrets import TokenHasher
+
+#: Of those that answer requests none may make a super-admin.
+ADMIN_ROLE: Final = "sluice_worker"
+
+_MAKE: Final = "SELECT make_super_admin($1, $2, $3, $4)"
+_USER: Final = "SELECT user_id FROM user_of_email($1)"
+
+
+async def create_admin(connection: Any, email: str, name: str, password: str) -> str:
+    """The id of a new super-admin, or of the person with this e-mail, who becomes one and gets this password.
+
+    `connection` is a session of the login itself. Raises `ConfigurationError`.
+    """
+    least, most = PASSWORD_CHARACTERS
+    if not least <= len(password) <= most:
+        raise ConfigurationError(f"the password has {len(password)} characters: it takes {least} to {most}")
+    try:
+        address, person = str(Email.parse(email)), str(Name.parse(name))
+    except ValueError as error:
+        raise ConfigurationError(f"{email!r}, {name!r}: one of them {error}") from None
+    hashed = hash_password(password)
+    async with connection.transaction():
+        await connection.execute(f"SET LOCAL ROLE {ADMIN_ROLE}")
+        user = await connection.fetchval(_MAKE, uuid7(), address, person, hashed)
+        await audit.record(connection, "admin.created", user)
+    return str(user)
+
+
+async def make_reset(connection: Any, hasher: TokenHasher, email: str, lasts: timedelta) -> str:
+    """The secret of a link with which the person may set a new password. Raises `ConfigurationError`."""
+    async with connection.transaction():
+        await connection.execute(f"SET LOCAL ROLE {ROLE}")
+        user = await connection.fetchval(_USER, email)
+        if user is None:
+            raise ConfigurationError(f"nobody has the e-mail {email!r}")
+        await connection.execute("SELECT set_config('sluice.user', $1, true)", str(user))
+        return await add_reset(connection, hasher, user, lasts)

@@ -1,0 +1,126 @@
+"""Which devices are heard: when last, how far apart as a rule, and who has fallen silent.
+
+A worker notes whom the batches it commits are from, in memory, and writes every few seconds what is new: who was
+silent before at once, who goes on sending every quarter of a minute. How far apart a device is heard is estimated
+from what is written: what comes together counts once, a long gap at once but never more than fourfold, a short one
+slowly, so that a burst within a rare sender's hour and an outage of a frequent one both pass. Beside it, moves that
+have come due are settled, and the answers kept for repeated requests of the API are deleted after their day. Several
+workers may do all of it at once.
+Left out: what silence means to anybody.
+"""
+
+import logging
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any, Final
+from uuid import UUID
+
+from runtime.postgres import UNAVAILABLE, PostgresSettings, connect
+from workers.settings import PresenceSettings
+from workers.upkeep import repeat
+
+_log = logging.getLogger("sluice.presence")
+
+ROLE: Final = "sluice_worker"
+
+# Never back in time, and never ahead of it, whatever the clocks of those who received it say. `online_until` is
+# indexed: it stands until it has passed, or is too late, and only then moves.
+_HEAR: Final = """
+UPDATE devices d SET last_seen_at = v.seen, cadence_s = next_cadence(d.last_seen_at, d.cadence_s, v.seen),
+    online = silent_after(v.seen, next_cadence(d.last_seen_at, d.cadence_s, v.seen)) > now(),
+    online_until = CASE
+        WHEN d.online AND d.online_until <= silent_after(v.seen, next_cadence(d.last_seen_at, d.cadence_s, v.seen))
+        THEN d.online_until
+        ELSE silent_after(v.seen, next_cadence(d.last_seen_at, d.cadence_s, v.seen)) END
+FROM (SELECT u.device_id, least(timestamptz '2000-01-01Z' + u.received_us * interval '1 microsecond', now()) AS seen
+      FROM unnest($1::uuid[], $2::bigint[]) u(device_id, received_us)) v
+WHERE d.device_id = v.device_id AND d.status <> 'deleted' AND (d.last_seen_at IS NULL OR d.last_seen_at < v.seen)
+"""
+_FALL_SILENT: Final = """
+UPDATE devices d SET online = silent_after(d.last_seen_at, d.cadence_s) > now(),
+    online_until = silent_after(d.last_seen_at, d.cadence_s)
+FROM (SELECT device_id FROM devices WHERE online AND online_until <= now() ORDER BY online_until LIMIT $1
+      FOR NO KEY UPDATE SKIP LOCKED) due
+WHERE d.device_id = due.device_id
+"""
+_SETTLE: Final = """
+SELECT settle_device(device_id) FROM (
+    SELECT device_id FROM devices WHERE site_until <= now() ORDER BY site_until LIMIT $1
+    FOR NO KEY UPDATE SKIP LOCKED) due
+"""
+_FORGET: Final = """
+DELETE FROM repeats WHERE ctid = ANY (ARRAY(
+    SELECT ctid FROM repeats WHERE made_at < now() - interval '24 hours' ORDER BY made_at LIMIT $1))
+"""
+
+
+class Presence:
+    """One worker's part. `run` ends by being cancelled and never fails."""
+
+    def __init__(self, postgres: PostgresSettings, settings: PresenceSettings) -> None:
+        self._postgres = postgres
+        self._settings = settings
+        self._heard: dict[bytes, int] = {}
+        self._written: set[bytes] = set()
+        """Those that have had a row of late: what they say next can wait for the rest of `presence_steady_s`."""
+        self._round = 0
+
+    def hear(self, devices: Mapping[bytes, int]) -> None:
+        """A batch is committed: its devices, with the receive time of the newest record of each, in µs since 2000."""
+        if not self._heard:
+            self._heard = dict(devices)
+            return
+        heard = self._heard
+        for device, received_at in devices.items():
+            if received_at > heard.get(device, -1):
+                heard[device] = received_at
+        while len(heard) > self._settings.presence_devices_max:
+            del heard[next(iter(heard))]
+
+    async def run(self) -> None:
+        """Write and look every few seconds, for ever."""
+        every_s = self._settings.presence_flush_s
+        await repeat(self.keep, every_s, _log, "it could not be written which devices are heard")
+
+    async def keep(self) -> None:
+        """Once everything. Raises what the database raises; what was not written is written the next time."""
+        connection = await connect(self._postgres, role=ROLE, application="sluice presence")
+        try:
+            await self._flush(connection)
+            for statement in (_FALL_SILENT, _SETTLE, _FORGET):
+                await self._step_through(connection, statement)
+        finally:
+            with suppress(*UNAVAILABLE):
+                await connection.close()
+
+    async def _flush(self, connection: Any) -> None:
+        heard = self._due()
+        step, at = self._settings.presence_step_rows, 0
+        try:
+            while at < len(heard):
+                batch = heard[at : at + step]
+                devices, times = [UUID(bytes=device) for device, _ in batch], [time for _, time in batch]
+                await connection.execute(_HEAR, devices, times)
+                at += step
+        except BaseException:
+            self.hear(dict(heard[at:]))
+            self._written.difference_update(device for device, _ in heard[at:])
+            raise
+
+    def _due(self) -> list[tuple[bytes, int]]:
+        """Takes whoever is to be written now: everybody every few rounds, and in between who was silent before."""
+        settings = self._settings
+        if self._round % max(1, round(settings.presence_steady_s / settings.presence_flush_s)) == 0:
+            self._written.clear()
+        self._round += 1
+        due = sorted((device, at) for device, at in self._heard.items() if device not in self._written)
+        for device, _ in due:
+            del self._heard[device]
+            self._written.add(device)
+        return due
+
+    async def _step_through(self, connection: Any, statement: str) -> None:
+        step = self._settings.presence_step_rows
+        done = step
+        while done == step:
+            done = int((await connection.execute(statement, step)).rpartition(" ")[2])
