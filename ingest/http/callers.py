@@ -96,7 +96,7 @@ class Callers:
         address = self._proxies.client(
             request.remote, headers.getall(hdrs.X_FORWARDED_FOR, ()), headers.getall(hdrs.FORWARDED, ())
         )
-        # The checksum turns away what was never a token of ours before anybody is asked. A site's server or edge device
+        # The checksum turns away what was never a token of ours before anybody is asked. A site's server or edge box
         # has a JWT, which is known by its hash like every token: its signature is for others to check.
         is_plausible = token is not None and (
             any(plausible_token(token, prefix) for prefix in _PREFIXES) or plausible_jwt(token)
