@@ -18,6 +18,7 @@ from api.metrics import ApiMetrics
 from api.platform.audit import AuditOperations
 from api.platform.auth import AuthOperations
 from api.platform.device_groups import DeviceGroupOperations
+from api.platform.documents import DocumentOperations
 from api.platform.keys import KeyOperations
 from api.platform.ledger import LedgerOperations
 from api.platform.organisations import OrganisationOperations
@@ -43,7 +44,12 @@ def create_app(
 ) -> web.Application:
     """The application, to be served through `api.serving`."""
     door = Door(pool, ring, settings, access)
-    operations = [*_operations(ring, settings, metrics), *operations_of(*_people(door, ring, settings, access))]
+    documents = DocumentOperations(settings.public_url)
+    operations = [
+        *_operations(ring, settings, metrics),
+        *operations_of(*_people(door, ring, settings, access), documents),
+    ]
+    documents.operations = operations
     app = create_app_of(operations, door.authority, Repeats(ring), Proxies(trusted_proxies), FACES, metrics)
     app.on_cleanup.append(door.close)
     return app

@@ -45,6 +45,10 @@ _encoder: Final = msgspec.json.Encoder(enc_hook=spelt.write, uuid_format="canoni
 _ID: Final = web.RequestKey("request_id", str)
 
 
+#: What an application answers.
+OPERATIONS: Final = web.AppKey("operations", tuple[Operation, ...])
+
+
 def create_app(
     operations: Iterable[Operation],
     authority: Authority,
@@ -55,8 +59,9 @@ def create_app(
 ) -> web.Application:
     """The application of these operations; the last of the faces has all paths that are no other's."""
     app = web.Application(middlewares=[_Edge(faces, metrics).handle])
+    app[OPERATIONS] = tuple(operations)
     runner = _Runner(authority, repeats, proxies)
-    for operation in operations:
+    for operation in app[OPERATIONS]:
         handler = functools.partial(runner.run, operation)
         app.router.add_route(operation.method, operation.path, handler)
         if operation.method == hdrs.METH_GET:

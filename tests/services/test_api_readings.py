@@ -13,7 +13,7 @@ from uuid import UUID
 
 import asyncpg
 import pytest
-from aiohttp import ClientSession
+from aiohttp import ClientSession, web
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
@@ -54,6 +54,7 @@ class World:
     device: UUID
     key: str
     registry: CollectorRegistry
+    app: web.Application
 
     async def get(self, path: str = "", *, key: str = "", **query: Any) -> tuple[int, Any, Any]:
         """Status, JSON, headers of a request under /api/v1/readings; `device_id` is the world's unless given."""
@@ -111,7 +112,8 @@ async def world(database: Database, **limits: Any) -> AsyncIterator[World]:
     registry = CollectorRegistry()
     pool = await open_pool(database.settings, role="sluice_app", application="test", size_max=4)
     metrics = ApiMetrics(registry)
-    face = ApiFace(create_app(pool=pool, ring=RING, settings=ApiSettings(**limits), metrics=metrics), metrics)
+    app = create_app(pool=pool, ring=RING, settings=ApiSettings(**limits), metrics=metrics)
+    face = ApiFace(app, metrics)
     await face.start()
     listener = listen("TEST", "127.0.0.1:0")
     http = HttpSettings(http_connections_max=CONNECTIONS_MAX)
@@ -119,7 +121,8 @@ async def world(database: Database, **limits: Any) -> AsyncIterator[World]:
     await server.start()
     organisation, site, device, key = await tenant(database)
     async with ClientSession() as session:
-        yield World(database, f"http://{address_of(listener)}", session, organisation, site, device, key, registry)
+        url = f"http://{address_of(listener)}"
+        yield World(database, url, session, organisation, site, device, key, registry, app)
     await server.stop(5)
     await face.stop()
     await pool.close()

@@ -1,0 +1,107 @@
+"""What describes the API: its OpenAPI document, the schemas in it, and a page to browse it.
+
+All of it follows from the declared operations; the page's assets are packaged and ask no other host. Left out: how
+the document is made (`api.http.openapi`).
+"""
+
+from collections.abc import Sequence
+from functools import cached_property
+from importlib.metadata import version as installed_version
+from importlib.resources import files
+from typing import Any, Final
+
+import msgspec
+import orjson
+import yaml
+
+from api.faces import PLATFORM
+from api.http.openapi import document
+from api.http.operations import PUBLIC, Call, Nothing, Operation, Reply, operation
+from api.http.parameters import NoQuery
+from api.http.problems import NOT_FOUND, Problem
+
+YAML: Final = "application/yaml"
+_FOREVER: Final = {"Cache-Control": "public, max-age=300"}
+#: The page runs nothing but what it is served with.
+_PAGE: Final = {"Content-Security-Policy": "default-src 'self'", "Cache-Control": "public, max-age=300"}
+
+
+class Named(msgspec.Struct):
+    """Which schema."""
+
+    name: str
+
+
+class Schemas(msgspec.Struct):
+    """The schemas there are."""
+
+    data: list[str]
+
+
+class DocumentOperations:
+    """`/api/v3/api-docs`, `/api/schemas`, `/docs`."""
+
+    def __init__(self, server: str) -> None:
+        self._server = server
+        self.operations: Sequence[Operation] = ()
+        """What is described: all of them, once they are known."""
+
+    @cached_property
+    def _document(self) -> dict[str, Any]:
+        return document(self.operations, version=installed_version("sluice"), server=self._server or "/")
+
+    @cached_property
+    def _json(self) -> bytes:
+        return orjson.dumps(self._document)
+
+    @cached_property
+    def _yaml(self) -> bytes:
+        return yaml.safe_dump(self._document, sort_keys=False, allow_unicode=True).encode()
+
+    @operation(PLATFORM, "GET", "/api/v3/api-docs", PUBLIC)
+    async def api_docs(self, call: Call[Nothing, NoQuery, Nothing]) -> Reply[dict[str, Any]]:
+        """The OpenAPI document"""
+        return Reply(self._json, headers=_FOREVER)
+
+    @operation(PLATFORM, "GET", "/api/v3/api-docs.yaml", PUBLIC, content_type=YAML)
+    async def api_docs_yaml(self, call: Call[Nothing, NoQuery, Nothing]) -> Reply[dict[str, Any]]:
+        """The OpenAPI document, as YAML"""
+        return Reply(self._yaml, headers=_FOREVER)
+
+    @operation(PLATFORM, "GET", "/api/schemas", PUBLIC)
+    async def schemas(self, call: Call[Nothing, NoQuery, Nothing]) -> Schemas:
+        """The names of the JSON Schemas"""
+        return Schemas(sorted(self._document["components"]["schemas"]))
+
+    @operation(PLATFORM, "GET", "/api/schemas/{name}", PUBLIC, content_type="application/schema+json")
+    async def schema(self, call: Call[Named, NoQuery, Nothing]) -> Reply[dict[str, Any]]:
+        """One JSON Schema, with those it refers to"""
+        schemas = self._document["components"]["schemas"]
+        if call.path.name not in schemas:
+            raise Problem(NOT_FOUND, "no such schema")
+        # References lead into the document itself, so that the schema stands alone.
+        whole = {
+            "$schema": "https://json-schema.org/draft/2020-12/schema",
+            **schemas[call.path.name],
+            "components": {"schemas": schemas},
+        }
+        return Reply(orjson.dumps(whole), headers=_FOREVER)
+
+    @operation(PLATFORM, "GET", "/docs", PUBLIC, content_type="text/html")
+    async def docs(self, call: Call[Nothing, NoQuery, Nothing]) -> Reply[str]:
+        """A page to browse the API"""
+        return Reply(_asset("docs.html"), headers=_PAGE)
+
+    @operation(PLATFORM, "GET", "/docs/docs.js", PUBLIC, content_type="text/javascript")
+    async def docs_script(self, call: Call[Nothing, NoQuery, Nothing]) -> Reply[str]:
+        """The page's script"""
+        return Reply(_asset("docs.js"), headers=_PAGE)
+
+    @operation(PLATFORM, "GET", "/docs/docs.css", PUBLIC, content_type="text/css")
+    async def docs_style(self, call: Call[Nothing, NoQuery, Nothing]) -> Reply[str]:
+        """The page's style"""
+        return Reply(_asset("docs.css"), headers=_PAGE)
+
+
+def _asset(name: str) -> bytes:
+    return files("api.assets").joinpath(name).read_bytes()

@@ -1,0 +1,120 @@
+"""The API describes itself: every operation is in the document, whose references lead somewhere, and on the page."""
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import yaml
+
+from api.http import spelt
+from api.http.edge import OPERATIONS
+from api.http.operations import Nothing, Operation
+from tests.databases import Database
+from tests.services.test_api_readings import World, world
+from tests.support import run
+
+HTTP_METHODS = {"get", "post", "put", "patch", "delete"}
+
+
+async def fetch(here: World, path: str, kind: str) -> str:
+    async with here.session.get(f"{here.url}{path}") as answer:
+        assert (answer.status, answer.content_type) == (200, kind), path
+        return await answer.text()
+
+
+def references(node: object) -> Iterator[str]:
+    if isinstance(node, dict):
+        if isinstance(node.get("$ref"), str):
+            yield node["$ref"]
+        for value in node.values():
+            yield from references(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from references(value)
+
+
+def test_the_document_holds_every_operation_in_json_and_yaml(database: Database) -> None:
+    async def test() -> None:
+        async with world(database) as here:
+            found = json.loads(await fetch(here, "/api/v3/api-docs", "application/json"))
+            assert yaml.safe_load(await fetch(here, "/api/v3/api-docs.yaml", "application/yaml")) == found
+            assert found["openapi"] == "3.1.0"
+            described = {(path, method) for path, methods in found["paths"].items() for method in methods}
+            routed = {
+                (route.resource.canonical, route.method.lower())
+                for route in here.app.router.routes()
+                if route.resource is not None and route.method.lower() in HTTP_METHODS
+            }
+            assert described == routed
+            names = [one["operationId"] for methods in found["paths"].values() for one in methods.values()]
+            assert len(names) == len(set(names)) > 60
+            schemas = found["components"]["schemas"]
+            assert {reference.rpartition("/")[2] for reference in references(found)} <= set(schemas)
+            for path, methods in found["paths"].items():
+                for one in methods.values():
+                    placed = {parameter["name"] for parameter in one["parameters"] if parameter["in"] == "path"}
+                    assert placed == set(re.findall(r"{(\w+)}", path)), path
+                    assert one["summary"], path
+
+    run(test())
+
+
+def test_the_documents_examples_are_of_their_operations_shapes(database: Database) -> None:
+    async def test() -> None:
+        async with world(database) as here:
+            found = json.loads(await fetch(here, "/api/v3/api-docs", "application/json"))
+            examples = 0
+            for operation in here.app[OPERATIONS]:
+                described = found["paths"][operation.path][operation.method.lower()]
+                examples += _check(operation, described)
+            assert examples > 10
+
+    run(test())
+
+
+def _spelt(kind: type, raw: object) -> object:
+    """The documents shorten ids; the schema says that they are texts."""
+    assert issubclass(kind, spelt.Spelt)
+    assert isinstance(raw, str)
+    return object.__new__(kind)
+
+
+def _check(operation: Operation, described: dict[str, Any]) -> int:
+    count = 0
+    if operation.example.request is not None and operation.body_type is not Nothing:
+        media = described["requestBody"]["content"]["application/json"]
+        msgspec.convert(media["example"], operation.body_type, dec_hook=_spelt)
+        count += 1
+    if operation.example.answer is not None:
+        media = described["responses"][str(operation.status)]["content"][operation.content_type]
+        msgspec.convert(media["example"], operation.answer_type, dec_hook=_spelt)
+        count += 1
+    return count
+
+
+def test_a_schema_stands_alone(database: Database) -> None:
+    async def test() -> None:
+        async with world(database) as here:
+            names = json.loads(await fetch(here, "/api/schemas", "application/json"))["data"]
+            assert "Readings" in names
+            schema = json.loads(await fetch(here, "/api/schemas/Readings", "application/schema+json"))
+            for reference in references(schema):
+                assert reference.removeprefix("#/components/schemas/") in schema["components"]["schemas"]
+            async with here.session.get(f"{here.url}/api/schemas/Nothing0") as answer:
+                assert answer.status == 404
+
+    run(test())
+
+
+def test_the_page_asks_no_other_host(database: Database) -> None:
+    async def test() -> None:
+        async with world(database) as here:
+            page = await fetch(here, "/docs", "text/html")
+            for name, kind in (("docs.js", "text/javascript"), ("docs.css", "text/css")):
+                assert f"/docs/{name}" in page
+                assert "://" not in await fetch(here, f"/docs/{name}", kind)
+            assert "://" not in page
+
+    run(test())
