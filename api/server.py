@@ -11,6 +11,7 @@ from api.access.signing import Signer
 from api.devices.downlink import NoDownlink
 from api.devices.operations import DeviceOperations
 from api.faces import FACES
+from api.http.cors import Origins
 from api.http.edge import create_app as create_app_of
 from api.http.operations import Operation, operations_of
 from api.http.repeats import Repeats
@@ -50,7 +51,8 @@ def create_app(
         *operations_of(*_people(door, ring, settings, access), documents),
     ]
     documents.operations = operations
-    app = create_app_of(operations, door.authority, Repeats(ring), Proxies(trusted_proxies), FACES, metrics)
+    origins = Origins(settings.api_cors_origins)
+    app = create_app_of(operations, door.authority, Repeats(ring), Proxies(trusted_proxies), FACES, origins, metrics)
     app.on_cleanup.append(door.close)
     return app
 

@@ -16,6 +16,7 @@ from aiohttp import hdrs, web
 from api.access.authority import Authority
 from api.access.guesses import address_of
 from api.http import spelt
+from api.http.cors import Origins
 from api.http.decoding import read_body, read_path, read_query, take_body
 from api.http.faces import Face, face_of
 from api.http.operations import Call, Operation, Reply
@@ -55,10 +56,11 @@ def create_app(
     repeats: Repeats,
     proxies: Proxies,
     faces: tuple[Face, ...],
+    origins: Origins,
     metrics: ApiMetrics,
 ) -> web.Application:
     """The application of these operations; the last of the faces has all paths that are no other's."""
-    app = web.Application(middlewares=[_Edge(faces, metrics).handle])
+    app = web.Application(middlewares=[_Edge(faces, origins, metrics).handle])
     app[OPERATIONS] = tuple(operations)
     runner = _Runner(authority, repeats, proxies)
     for operation in app[OPERATIONS]:
@@ -133,10 +135,11 @@ def _response(rendered: Rendered) -> web.Response:
 
 
 class _Edge:
-    """A request id, the errors of the face whose path it is, counts."""
+    """A request id, the errors of the face whose path it is, what browsers are told, counts."""
 
-    def __init__(self, faces: tuple[Face, ...], metrics: ApiMetrics) -> None:
+    def __init__(self, faces: tuple[Face, ...], origins: Origins, metrics: ApiMetrics) -> None:
         self._faces = faces
+        self._origins = origins
         self._metrics = metrics
 
     @web.middleware
@@ -145,17 +148,27 @@ class _Edge:
         route = _route(request)
         started = time.perf_counter()
         with self._metrics.in_flight.track_inprogress():
-            try:
-                response = await handler(request)
-            except Exception as error:
-                problem = _problem(error, request, request_id)
-                response = problem_response(face_of(self._faces, request.path), problem, request_id)
+            response = await self._answered(request, handler, request_id)
         response.headers["X-Request-Id"] = request_id
         response.headers.setdefault(hdrs.CACHE_CONTROL, "no-store")
         # Otherwise aiohttp names itself and Python, with their versions.
         response.headers[hdrs.SERVER] = "sluice"
         self._metrics.requests.labels(route, str(response.status)).inc()
         self._metrics.seconds.labels(route).observe(time.perf_counter() - started)
+        return response
+
+    async def _answered(self, request: web.Request, handler: Handler, request_id: str) -> web.StreamResponse:
+        allowed = None
+        try:
+            response = await handler(request)
+        except Exception as error:
+            if isinstance(error, web.HTTPMethodNotAllowed) and request.method == hdrs.METH_OPTIONS:
+                allowed = ", ".join(sorted({*error.allowed_methods, hdrs.METH_OPTIONS}))
+                response = web.Response(status=204, headers={hdrs.ALLOW: allowed})
+            else:
+                problem = _problem(error, request, request_id)
+                response = problem_response(face_of(self._faces, request.path), problem, request_id)
+        response.headers.update(self._origins.headers(request.headers, allowed))
         return response
 
 

@@ -578,3 +578,27 @@ async def rows_read(database: Database) -> int:
             await asyncio.sleep(0.05)
     finally:
         await admin.close()
+
+
+def test_options_and_head_and_pages_of_other_origins(any_database: Database) -> None:
+    async def test() -> None:
+        ours, other = "https://app.example.org", "https://elsewhere.example.org"
+        async with world(any_database, api_cors_origins=(ours,)) as it:
+            url = f"{it.url}/api/v1/readings"
+            asked = {"Access-Control-Request-Method": "GET"}
+            async with it.session.options(url, headers={"Origin": ours} | asked) as answer:
+                assert (answer.status, answer.headers["Allow"]) == (204, "GET, HEAD, OPTIONS")
+                assert answer.headers["Access-Control-Allow-Origin"] == ours
+                assert "Authorization" in answer.headers["Access-Control-Allow-Headers"]
+            async with it.session.options(url, headers={"Origin": other} | asked) as answer:
+                assert answer.status == 204
+                assert "Access-Control-Allow-Origin" not in answer.headers
+            key = {"Authorization": f"Bearer {it.key}", "Origin": ours}
+            for method, body in (("GET", True), ("HEAD", False)):
+                async with it.session.request(method, url, params={"device_id": str(it.device)}, headers=key) as got:
+                    assert (got.status, got.headers["Access-Control-Allow-Origin"]) == (200, ours)
+                    assert (got.headers["Vary"], bool(await got.read())) == ("Origin", body)
+            async with it.session.options(f"{it.url}/api/v1/nothing") as answer:
+                assert answer.status == 404
+
+    run(test())
