@@ -27,6 +27,7 @@ from deploy.commands import (
     skip_spool,
 )
 from deploy.quarantine import Desk, open_desk, payload_bytes_max
+from deploy.remote_commands import COMMANDS
 from deploy.roles import ROLES, Launch, run_role
 from deploy.settings import DeploySettings, load
 from deploy.up import run_up, with_port
@@ -520,6 +521,9 @@ def version() -> None:
     """Print the version."""
     click.echo(installed_version("sluice"))
 
+
+for _command in COMMANDS:
+    main.add_command(_command)
 
 if __name__ == "__main__":
     main()

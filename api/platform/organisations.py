@@ -176,6 +176,11 @@ class OrganisationOperations:
         user, _ = person(call.caller)
         return _whole(await organisations.create(call.connection, user, str(call.body.name)))
 
+    @operation(PLATFORM, "GET", "/api/v1/organisation", _READS)
+    async def own_organisation(self, call: Call[Nothing, NoQuery, Nothing]) -> Reply[Organisation]:
+        """The organisation that the credential acts for"""
+        return _whole(await organisations.get(call.connection, call.organisation))
+
     @operation(PLATFORM, "GET", f"{PATH}/{{orgId}}", _READS)
     async def organisation(self, call: Call[Which, NoQuery, Nothing]) -> Reply[Organisation]:
         """One organisation"""
