@@ -1,6 +1,7 @@
 """What every test may lean on: the real parts of this machine. Never skips: a part that does not start fails."""
 
 import asyncio
+import logging
 import shlex
 import subprocess
 from collections.abc import Iterator
@@ -30,6 +31,17 @@ def exports(printed: str) -> dict[str, str]:
     """The variables in lines of `export NAME=value`."""
     words = [shlex.split(line) for line in printed.splitlines() if line.startswith("export ")]
     return dict(assignment.split("=", 1) for _, assignment in words)
+
+
+@pytest.fixture
+def logging_as_it_was() -> Iterator[None]:
+    """For a test that sets logging up as a process does."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)  # not the attribute alone: loggers remember what they let through
+    logging.captureWarnings(False)
 
 
 @pytest.fixture(scope="session")

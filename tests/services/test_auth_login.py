@@ -280,6 +280,7 @@ def test_a_forgotten_password_is_told_nobody(database: Database) -> None:
 # ---------------------------------------------------------------- what is kept and written
 
 
+@pytest.mark.usefixtures("logging_as_it_was")
 def test_no_secret_stands_in_a_row_or_a_log(any_database: Database) -> None:
     async def test() -> None:
         stream = io.StringIO()

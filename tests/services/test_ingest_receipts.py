@@ -135,10 +135,13 @@ def test_the_receipt_of_the_largest_batch_can_be_asked_about(installation: Insta
         tenant = await installation.tenant()
         async with installation.acting_for(tenant.organisation) as connection:
             await connection.execute(
-                "WITH added AS (INSERT INTO devices (device_id, organisation_id, name, local_id)"
-                " SELECT gen_random_uuid(), $1, 'test', 'd' || n FROM generate_series(0, 399) n"
-                " RETURNING device_id) INSERT INTO device_sites (device_id, organisation_id, site_id, valid_from)"
-                " SELECT device_id, $1, $2, now() FROM added",
+                "INSERT INTO devices (device_id, organisation_id, name, local_id)"
+                " SELECT gen_random_uuid(), $1, 'test', 'd' || n FROM generate_series(0, 399) n",
+                tenant.organisation,
+            )
+            await connection.execute(
+                "INSERT INTO device_sites (device_id, organisation_id, site_id, valid_from)"
+                " SELECT device_id, $1, $2, now() FROM devices WHERE name = 'test' AND local_id ~ '^d[0-9]+$'",
                 tenant.organisation,
                 tenant.site,
             )
