@@ -27,7 +27,6 @@ from api.devices.shapes import (
 from api.faces import DEVICES
 from api.http.lists import Cursors, cut
 from api.http.operations import Call, Example, Nothing, Reply, Role, needs, operation
-from api.http.parameters import NoQuery
 from api.http.problems import INVALID, STALE, Problem
 from api.problems import (
     ACCOUNT_NOT_FOUND,
@@ -101,7 +100,7 @@ class DeviceOperations:
         DEVICES, "POST", PATH, _CHANGES, status=201, repeatable=True,
         problems=[SITE_NOT_FOUND, LOCAL_ID_TAKEN, UNKNOWN_MODEL], example=Example(_NEW, _ISSUED),
     )  # fmt: skip
-    async def create_device(self, call: Call[Nothing, NoQuery, Create]) -> Reply[Issued]:
+    async def create_device(self, call: Call[Nothing, Nothing, Create]) -> Reply[Issued]:
         """Create a device
 
         The answer has its ingest token, which is shown this once.
@@ -117,7 +116,7 @@ class DeviceOperations:
         return Reply(issued, headers={"Location": f"{PATH}/{issued.id}"})
 
     @operation(DEVICES, "GET", _ONE, _READS, missing=DEVICE_NOT_FOUND)
-    async def get_device(self, call: Call[OneDevice, NoQuery, Nothing]) -> Reply[WholeDevice]:
+    async def get_device(self, call: Call[OneDevice, Nothing, Nothing]) -> Reply[WholeDevice]:
         """Get a device"""
         return await _found(call, call.path.id.value)
 
@@ -125,7 +124,7 @@ class DeviceOperations:
         DEVICES, "PATCH", _ONE, _CHANGES, missing=DEVICE_NOT_FOUND, problems=[LOCAL_ID_TAKEN, STALE],
         example=Example({"name": "Walk-in fridge (front)"}),
     )  # fmt: skip
-    async def update_device(self, call: Call[OneDevice, NoQuery, Change]) -> Reply[WholeDevice]:
+    async def update_device(self, call: Call[OneDevice, Nothing, Change]) -> Reply[WholeDevice]:
         """Update a device
 
         Its name, local_id and notes. A device goes to another site by being moved; one of another model is another.
@@ -135,7 +134,7 @@ class DeviceOperations:
         return await _found(call, device)
 
     @operation(DEVICES, "DELETE", _ONE, _CHANGES, status=204, missing=DEVICE_NOT_FOUND, problems=[STALE])
-    async def delete_device(self, call: Call[OneDevice, NoQuery, Nothing]) -> None:
+    async def delete_device(self, call: Call[OneDevice, Nothing, Nothing]) -> None:
         """Delete a device
 
         Its token ends at once. What it measured stays for the retention period, and goes on being found by its id.
@@ -147,7 +146,7 @@ class DeviceOperations:
         problems=[SITE_NOT_FOUND, LOCAL_ID_TAKEN, STALE],
         example=Example({"to_site_id": "site_4f8b", "effective_at": "2026-05-17T08:30:00Z"}),
     )  # fmt: skip
-    async def move_device(self, call: Call[OneDevice, NoQuery, Move]) -> Moved:
+    async def move_device(self, call: Call[OneDevice, Nothing, Move]) -> Moved:
         """Move a device to another site
 
         From `effective_at` on, in the past or the future, now by default; it replaces moves that were to follow.
@@ -166,7 +165,7 @@ class DeviceOperations:
         DEVICES, "POST", f"{_ONE}/rotate-token", _CHANGES, missing=DEVICE_NOT_FOUND, repeatable=True,
         example=Example(answer=_ISSUED),
     )  # fmt: skip
-    async def rotate_token(self, call: Call[OneDevice, NoQuery, Nothing]) -> Issued:
+    async def rotate_token(self, call: Call[OneDevice, Nothing, Nothing]) -> Issued:
         """Rotate a device's ingest token
 
         The answer has the new one, which is shown this once; the old one ends at once.
@@ -180,7 +179,7 @@ class DeviceOperations:
         DEVICES, "POST", f"{_ONE}/identify", _CHANGES, status=202, missing=DEVICE_NOT_FOUND,
         problems=[IDENTIFY_UNSUPPORTED],
     )  # fmt: skip
-    async def identify_device(self, call: Call[OneDevice, NoQuery, Nothing]) -> Asked:
+    async def identify_device(self, call: Call[OneDevice, Nothing, Nothing]) -> Asked:
         """Have a device make itself seen
 
         Best effort, for 30 s; many devices cannot be told.
@@ -191,7 +190,7 @@ class DeviceOperations:
         return Asked(str(call.path.id), "sent")
 
     @operation(DEVICES, "GET", "/v1/models", _READS)
-    async def list_models(self, call: Call[Nothing, NoQuery, Nothing]) -> Models:
+    async def list_models(self, call: Call[Nothing, Nothing, Nothing]) -> Models:
         """List the models that a device can be of"""
         return Models([shown_model(model) for model in MODELS.values()], None, False)
 

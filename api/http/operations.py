@@ -8,6 +8,7 @@ import inspect
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
+from functools import partial
 from typing import Any, Final, Generic, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 from uuid import UUID
 
@@ -170,21 +171,6 @@ class Operation:
     description: str
 
 
-class _Declared(NamedTuple):
-    face: Face
-    method: str
-    path: str
-    needs: Needs
-    status: int
-    problems: tuple[Kind, ...]
-    missing: Kind | None
-    body_bytes_max: int
-    writes: bool
-    repeatable: bool
-    content_type: str
-    example: Example
-
-
 _NO_EXAMPLE: Final = Example()
 
 
@@ -208,10 +194,21 @@ def operation(
     Its docstring's first line is the summary, the rest the description. `{name}` in the path is the field of Path
     that is encoded under that name.
     """
-    declared = _Declared(
-        face, method, path, allowed, status, tuple(problems), missing, body_bytes_max,
-        method != "GET" if writes is None else writes, repeatable, content_type, example,
-    )  # fmt: skip
+    declared = partial(
+        Operation,
+        face=face,
+        method=method,
+        path=path,
+        needs=allowed,
+        status=status,
+        problems=tuple(problems),
+        missing=missing,
+        body_bytes_max=body_bytes_max,
+        writes=method != "GET" if writes is None else writes,
+        repeatable=repeatable,
+        content_type=content_type,
+        example=example,
+    )
 
     def mark(handler: Callable[..., Any]) -> Callable[..., Any]:
         setattr(handler, _MARK, declared)
@@ -224,26 +221,25 @@ def operations_of(*holders: object) -> Iterator[Operation]:
     """The operations that the methods of these objects are declared to be."""
     for holder in holders:
         for name, function in vars(type(holder)).items():
-            declared: _Declared | None = getattr(function, _MARK, None)
+            declared: partial[Operation] | None = getattr(function, _MARK, None)
             if declared is not None:
                 yield _bind(holder, name, function, declared)
 
 
-def _bind(holder: object, name: str, function: Callable[..., Any], declared: _Declared) -> Operation:
+def _bind(holder: object, name: str, function: Callable[..., Any], declared: partial[Operation]) -> Operation:
     hints = get_type_hints(function, include_extras=True)
     path_type, query_type, body_type = get_args(hints["call"])
     answer_type = hints["return"]
     if get_origin(answer_type) is Reply:
         (answer_type,) = get_args(answer_type)
     summary, _, description = inspect.cleandoc(function.__doc__ or "").partition("\n\n")
-    return Operation(
-        **declared._asdict(),
+    return declared(
         handler=getattr(holder, name),
         path_type=path_type,
         query_type=query_type,
         body_type=body_type,
         answer_type=answer_type,
-        name=f"{declared.face.name}.{name}",
+        name=f"{declared.keywords['face'].name}.{name}",
         summary=" ".join(summary.split()).rstrip("."),
         description=description,
     )

@@ -12,11 +12,6 @@ NAME_CHARACTERS_MAX: Final = 256
 
 Name = Annotated[str, msgspec.Meta(max_length=NAME_CHARACTERS_MAX)]
 Count = Annotated[int, msgspec.Meta(ge=1, le=1_000_000_000)]
-Cursor = Annotated[str, msgspec.Meta(max_length=1_024, description="`next_cursor` of the page before.")]
-
-
-class NoQuery(msgspec.Struct):
-    """No parameters."""
 
 
 class Span(msgspec.Struct, kw_only=True):

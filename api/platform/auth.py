@@ -15,7 +15,6 @@ from api.access.signing import public_keys
 from api.access.tokens import AccessTokens
 from api.faces import PLATFORM
 from api.http.operations import PUBLIC, USER, Call, Example, Nothing, Reply, operation
-from api.http.parameters import NoQuery
 from api.http.problems import TOKEN_INVALID
 from api.problems import INVITATION_NOT_FOUND, LOGIN_FAILED, SESSION_NOT_FOUND
 from api.registry.texts import Email, Name
@@ -165,7 +164,7 @@ class AuthOperations:
         PLATFORM, "POST", f"{PATH}/login", PUBLIC, problems=[LOGIN_FAILED], body_bytes_max=_BODY_BYTES,
         example=Example({"email": "ada@example.org", "password": "correct horse battery"}),
     )  # fmt: skip
-    async def login(self, call: Call[Nothing, NoQuery, Login]) -> Tokens:
+    async def login(self, call: Call[Nothing, Nothing, Login]) -> Tokens:
         """Log in
 
         Who fails too often is told to wait, from the address that he fails from.
@@ -176,7 +175,7 @@ class AuthOperations:
         )
 
     @operation(PLATFORM, "POST", f"{PATH}/refresh", PUBLIC, problems=[TOKEN_INVALID], body_bytes_max=_BODY_BYTES)
-    async def refresh(self, call: Call[Nothing, NoQuery, Refresh]) -> Tokens:
+    async def refresh(self, call: Call[Nothing, Nothing, Refresh]) -> Tokens:
         """Get new tokens for a refresh token, which is used up
 
         A refresh token that comes a second time ends its session: somebody else has it.
@@ -184,13 +183,13 @@ class AuthOperations:
         return self._told(await self._people.refresh(call.body.refresh_token, call.address))
 
     @operation(PLATFORM, "POST", f"{PATH}/logout", USER, status=204)
-    async def logout(self, call: Call[Nothing, NoQuery, Nothing]) -> None:
+    async def logout(self, call: Call[Nothing, Nothing, Nothing]) -> None:
         """End this session"""
         user, session = person(call.caller)
         await self._people.end_session(call.connection, user, session)
 
     @operation(PLATFORM, "GET", f"{PATH}/me", USER)
-    async def me(self, call: Call[Nothing, NoQuery, Nothing]) -> Me:
+    async def me(self, call: Call[Nothing, Nothing, Nothing]) -> Me:
         """Who one is, and in which organisations"""
         user, session = person(call.caller)
         row = await accounts.user_of(call.connection, user)
@@ -198,21 +197,21 @@ class AuthOperations:
         return Me(**row, session_id=session, memberships=[Membership(*one) for one in joined])
 
     @operation(PLATFORM, "POST", f"{PATH}/organisation", USER)
-    async def choose_organisation(self, call: Call[Nothing, NoQuery, Choice]) -> AccessToken:
+    async def choose_organisation(self, call: Call[Nothing, Nothing, Choice]) -> AccessToken:
         """Act for another organisation from now on"""
         organisation = call.body.organisation_id
         token = await self._people.switch(call.connection, call.caller, organisation)
         return AccessToken(token, self._tokens.lifetime_s, organisation)
 
     @operation(PLATFORM, "GET", f"{PATH}/sessions", USER)
-    async def sessions(self, call: Call[Nothing, NoQuery, Nothing]) -> Sessions:
+    async def sessions(self, call: Call[Nothing, Nothing, Nothing]) -> Sessions:
         """One's own sessions"""
         user, session = person(call.caller)
         rows = await self._people.sessions(call.connection, user)
         return Sessions([Session(**row, current=row["session_id"] == session) for row in rows])
 
     @operation(PLATFORM, "DELETE", f"{PATH}/sessions/{{id}}", USER, status=204, missing=SESSION_NOT_FOUND)
-    async def end_session(self, call: Call[One, NoQuery, Nothing]) -> None:
+    async def end_session(self, call: Call[One, Nothing, Nothing]) -> None:
         """End a session of one's own"""
         user, _ = person(call.caller)
         await self._people.end_session(call.connection, user, call.path.id)
@@ -223,13 +222,13 @@ class AuthOperations:
         PLATFORM, "POST", f"{PATH}/password/change", _USER_ALONE, status=204, problems=[LOGIN_FAILED],
         body_bytes_max=_BODY_BYTES,
     )  # fmt: skip
-    async def change_password(self, call: Call[Nothing, NoQuery, PasswordChange]) -> None:
+    async def change_password(self, call: Call[Nothing, Nothing, PasswordChange]) -> None:
         """Change one's password: all other sessions end"""
         body = call.body
         await self._people.change_password(call.caller, body.current_password, body.new_password, call.address)
 
     @operation(PLATFORM, "POST", f"{PATH}/password/forgot", PUBLIC, status=204, body_bytes_max=_BODY_BYTES)
-    async def forget_password(self, call: Call[Nothing, NoQuery, PasswordForgotten]) -> None:
+    async def forget_password(self, call: Call[Nothing, Nothing, PasswordForgotten]) -> None:
         """Have a link sent with which the password can be reset
 
         The answer is the same for an e-mail that nobody has. Where no mail server is set, an operator makes the link:
@@ -246,7 +245,7 @@ class AuthOperations:
             self._mailer.send(email, "Reset your password", f"Whoever opens this link may set a new one:\n\n{link}\n")
 
     @operation(PLATFORM, "POST", f"{PATH}/password/reset", PUBLIC, status=204, body_bytes_max=_BODY_BYTES)
-    async def reset_password(self, call: Call[Nothing, NoQuery, PasswordReset]) -> None:
+    async def reset_password(self, call: Call[Nothing, Nothing, PasswordReset]) -> None:
         """Set a new password with the secret of a link: all sessions end"""
         await self._people.reset_password(call.body.token, call.body.new_password, call.address)
 
@@ -256,7 +255,7 @@ class AuthOperations:
         PLATFORM, "POST", "/api/v1/invitations/accept", PUBLIC, problems=[INVITATION_NOT_FOUND, LOGIN_FAILED],
         body_bytes_max=_BODY_BYTES,
     )  # fmt: skip
-    async def accept_invitation(self, call: Call[Nothing, NoQuery, Acceptance]) -> Tokens:
+    async def accept_invitation(self, call: Call[Nothing, Nothing, Acceptance]) -> Tokens:
         """Accept an invitation, and be logged in
 
         With the password of the account that has the e-mail; where there is none it is made, and needs a name.
@@ -268,7 +267,7 @@ class AuthOperations:
     # ------------------------------------------------------------ keys
 
     @operation(PLATFORM, "GET", "/.well-known/jwks.json", PUBLIC)
-    async def key_set(self, call: Call[Nothing, NoQuery, Nothing]) -> Reply[KeySet]:
+    async def key_set(self, call: Call[Nothing, Nothing, Nothing]) -> Reply[KeySet]:
         """The public keys that tokens are signed with"""
         async with self._people.acting() as connection:
             gateways = await public_keys(connection)

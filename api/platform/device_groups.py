@@ -10,7 +10,6 @@ from api.access.scopes import DEVICES_READ, DEVICES_WRITE
 from api.faces import PLATFORM
 from api.http.lists import Cursors, CursorText, Limit, cut
 from api.http.operations import Call, Nothing, Reply, Role, needs, operation
-from api.http.parameters import NoQuery
 from api.http.problems import STALE
 from api.problems import DEVICE_NOT_FOUND, GROUP_NAME_TAKEN, GROUP_NOT_FOUND
 from api.registry import groups
@@ -89,24 +88,24 @@ class DeviceGroupOperations:
         return Groups(data, self._cursors.give(mark, data[-1].group_id) if more else None)
 
     @operation(PLATFORM, "POST", PATH, _CHANGES, status=201, repeatable=True, problems=[GROUP_NAME_TAKEN])
-    async def create_device_group(self, call: Call[Nothing, NoQuery, Named]) -> Reply[Group]:
+    async def create_device_group(self, call: Call[Nothing, Nothing, Named]) -> Reply[Group]:
         """Create a group of devices"""
         group = await groups.create(call.connection, call.organisation, call.body.name.value)
         return await _found(call, group)
 
     @operation(PLATFORM, "GET", _ONE, _READS, missing=GROUP_NOT_FOUND)
-    async def device_group(self, call: Call[One, NoQuery, Nothing]) -> Reply[Group]:
+    async def device_group(self, call: Call[One, Nothing, Nothing]) -> Reply[Group]:
         """Get a group of devices"""
         return await _found(call, call.path.id)
 
     @operation(PLATFORM, "PATCH", _ONE, _CHANGES, missing=GROUP_NOT_FOUND, problems=[GROUP_NAME_TAKEN, STALE])
-    async def rename_device_group(self, call: Call[One, NoQuery, Named]) -> Reply[Group]:
+    async def rename_device_group(self, call: Call[One, Nothing, Named]) -> Reply[Group]:
         """Rename a group of devices"""
         await groups.rename(call.connection, call.path.id, call.versions, call.body.name.value)
         return await _found(call, call.path.id)
 
     @operation(PLATFORM, "DELETE", _ONE, _CHANGES, status=204, missing=GROUP_NOT_FOUND, problems=[STALE])
-    async def delete_device_group(self, call: Call[One, NoQuery, Nothing]) -> None:
+    async def delete_device_group(self, call: Call[One, Nothing, Nothing]) -> None:
         """Delete a group; its devices stay"""
         await groups.remove(call.connection, call.path.id, call.versions)
 
@@ -121,14 +120,14 @@ class DeviceGroupOperations:
         return Members(data, self._cursors.give(mark, data[-1]) if more else None)
 
     @operation(PLATFORM, "PUT", _MEMBER, _CHANGES, status=204, missing=GROUP_NOT_FOUND, problems=[DEVICE_NOT_FOUND])
-    async def join_device_group(self, call: Call[Member, NoQuery, Nothing]) -> None:
+    async def join_device_group(self, call: Call[Member, Nothing, Nothing]) -> None:
         """Put a device into a group; it may be there already"""
         await groups.join(call.connection, call.organisation, call.path.id, call.path.device_id)
 
     @operation(
         PLATFORM, "DELETE", _MEMBER, _CHANGES, status=204, missing=GROUP_NOT_FOUND, problems=[DEVICE_NOT_FOUND]
     )
-    async def leave_device_group(self, call: Call[Member, NoQuery, Nothing]) -> None:
+    async def leave_device_group(self, call: Call[Member, Nothing, Nothing]) -> None:
         """Take a device out of a group"""
         await groups.leave(call.connection, call.path.id, call.path.device_id)
 

@@ -17,7 +17,6 @@ import yaml
 from api.faces import PLATFORM
 from api.http.openapi import document
 from api.http.operations import PUBLIC, Call, Nothing, Operation, Reply, operation
-from api.http.parameters import NoQuery
 from api.http.problems import NOT_FOUND, Problem
 
 YAML: Final = "application/yaml"
@@ -59,22 +58,22 @@ class DocumentOperations:
         return yaml.safe_dump(self._document, sort_keys=False, allow_unicode=True).encode()
 
     @operation(PLATFORM, "GET", "/api/v3/api-docs", PUBLIC)
-    async def api_docs(self, call: Call[Nothing, NoQuery, Nothing]) -> Reply[dict[str, Any]]:
+    async def api_docs(self, call: Call[Nothing, Nothing, Nothing]) -> Reply[dict[str, Any]]:
         """The OpenAPI document"""
         return Reply(self._json, headers=_FOREVER)
 
     @operation(PLATFORM, "GET", "/api/v3/api-docs.yaml", PUBLIC, content_type=YAML)
-    async def api_docs_yaml(self, call: Call[Nothing, NoQuery, Nothing]) -> Reply[dict[str, Any]]:
+    async def api_docs_yaml(self, call: Call[Nothing, Nothing, Nothing]) -> Reply[dict[str, Any]]:
         """The OpenAPI document, as YAML"""
         return Reply(self._yaml, headers=_FOREVER)
 
     @operation(PLATFORM, "GET", "/api/schemas", PUBLIC)
-    async def schemas(self, call: Call[Nothing, NoQuery, Nothing]) -> Schemas:
+    async def schemas(self, call: Call[Nothing, Nothing, Nothing]) -> Schemas:
         """The names of the JSON Schemas"""
         return Schemas(sorted(self._document["components"]["schemas"]))
 
     @operation(PLATFORM, "GET", "/api/schemas/{name}", PUBLIC, content_type="application/schema+json")
-    async def schema(self, call: Call[Named, NoQuery, Nothing]) -> Reply[dict[str, Any]]:
+    async def schema(self, call: Call[Named, Nothing, Nothing]) -> Reply[dict[str, Any]]:
         """One JSON Schema, with those it refers to"""
         schemas = self._document["components"]["schemas"]
         if call.path.name not in schemas:
@@ -88,17 +87,17 @@ class DocumentOperations:
         return Reply(orjson.dumps(whole), headers=_FOREVER)
 
     @operation(PLATFORM, "GET", "/docs", PUBLIC, content_type="text/html")
-    async def docs(self, call: Call[Nothing, NoQuery, Nothing]) -> Reply[str]:
+    async def docs(self, call: Call[Nothing, Nothing, Nothing]) -> Reply[str]:
         """A page to browse the API"""
         return Reply(_asset("docs.html"), headers=_PAGE)
 
     @operation(PLATFORM, "GET", "/docs/docs.js", PUBLIC, content_type="text/javascript")
-    async def docs_script(self, call: Call[Nothing, NoQuery, Nothing]) -> Reply[str]:
+    async def docs_script(self, call: Call[Nothing, Nothing, Nothing]) -> Reply[str]:
         """The page's script"""
         return Reply(_asset("docs.js"), headers=_PAGE)
 
     @operation(PLATFORM, "GET", "/docs/docs.css", PUBLIC, content_type="text/css")
-    async def docs_style(self, call: Call[Nothing, NoQuery, Nothing]) -> Reply[str]:
+    async def docs_style(self, call: Call[Nothing, Nothing, Nothing]) -> Reply[str]:
         """The page's style"""
         return Reply(_asset("docs.css"), headers=_PAGE)
 

@@ -10,7 +10,6 @@ from api.access.scopes import KEYS_READ, KEYS_WRITE
 from api.faces import PLATFORM
 from api.http.lists import LIMIT_DEFAULT, Cursors, CursorText, Limit, cut
 from api.http.operations import Call, Nothing, Role, needs, operation
-from api.http.parameters import NoQuery
 from api.http.spelt import Moment
 from api.problems import KEY_LIMIT, KEY_NOT_FOUND
 from api.registry import keys
@@ -93,7 +92,7 @@ class KeyOperations:
         return Keys([Key(**row) for row in rows], last)
 
     @operation(PLATFORM, "POST", PATH, _CHANGES, status=201, repeatable=True, problems=[KEY_LIMIT])
-    async def make_api_key(self, call: Call[Nothing, NoQuery, NewKey]) -> NewlyMade:
+    async def make_api_key(self, call: Call[Nothing, Nothing, NewKey]) -> NewlyMade:
         """Make an API key, within one's own rights; it is shown once"""
         body = call.body
         expires_at = None if body.expires_at is None else body.expires_at.value
@@ -108,6 +107,6 @@ class KeyOperations:
         return NewlyMade(**content, api_key=made.token)
 
     @operation(PLATFORM, "DELETE", f"{PATH}/{{id}}", _CHANGES, status=204, missing=KEY_NOT_FOUND)
-    async def revoke_api_key(self, call: Call[One, NoQuery, Nothing]) -> None:
+    async def revoke_api_key(self, call: Call[One, Nothing, Nothing]) -> None:
         """Revoke an API key: the next request with it is refused"""
         await keys.revoke(call.connection, call.caller, call.path.id)

@@ -7,9 +7,9 @@ import msgspec
 
 from api.access.scopes import READINGS_READ
 from api.faces import PLATFORM
-from api.http.lists import Cursors, cut
+from api.http.lists import Cursors, CursorText, cut
 from api.http.operations import Call, Nothing, Role, needs, operation
-from api.http.parameters import Count, Cursor, Span, limit_within
+from api.http.parameters import Count, Span, limit_within
 from api.ledger import DAY, HOUR, Lost, Sums, complete_through, lost_records, read, sums
 from api.settings import ApiSettings
 from runtime.secrets import KeyRing, Seal
@@ -22,7 +22,7 @@ class Books(Span, kw_only=True):
 
     by: Literal["hour", "day", "source", "total"] = "hour"
     limit: Count | None = None
-    cursor: Cursor | None = None
+    cursor: CursorText | None = None
 
 
 class Ledger(msgspec.Struct):

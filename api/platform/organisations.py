@@ -13,7 +13,6 @@ from api.access.settings import AccessSettings
 from api.faces import PLATFORM
 from api.http.lists import LIMIT_DEFAULT, Cursors, CursorText, Limit, cut
 from api.http.operations import USER, Call, Nothing, Reply, Role, needs, operation
-from api.http.parameters import NoQuery
 from api.http.problems import STALE
 from api.platform.auth import RoleName, invitation_link
 from api.problems import (
@@ -171,23 +170,23 @@ class OrganisationOperations:
         return MineList([Mine(**row) for row in rows], self._next(mark, rows, "organisation_id", more))
 
     @operation(PLATFORM, "POST", PATH, USER, status=201, problems=[ORGANISATION_LIMIT])
-    async def create_organisation(self, call: Call[Nothing, NoQuery, NewOrganisation]) -> Reply[Organisation]:
+    async def create_organisation(self, call: Call[Nothing, Nothing, NewOrganisation]) -> Reply[Organisation]:
         """Make an organisation of which one is the owner"""
         user, _ = person(call.caller)
         return _whole(await organisations.create(call.connection, user, str(call.body.name)))
 
     @operation(PLATFORM, "GET", "/api/v1/organisation", _READS)
-    async def own_organisation(self, call: Call[Nothing, NoQuery, Nothing]) -> Reply[Organisation]:
+    async def own_organisation(self, call: Call[Nothing, Nothing, Nothing]) -> Reply[Organisation]:
         """The organisation that the credential acts for"""
         return _whole(await organisations.get(call.connection, call.organisation))
 
     @operation(PLATFORM, "GET", f"{PATH}/{{orgId}}", _READS)
-    async def organisation(self, call: Call[Which, NoQuery, Nothing]) -> Reply[Organisation]:
+    async def organisation(self, call: Call[Which, Nothing, Nothing]) -> Reply[Organisation]:
         """One organisation"""
         return _whole(await organisations.get(call.connection, call.organisation))
 
     @operation(PLATFORM, "PATCH", f"{PATH}/{{orgId}}", _CHANGES, problems=[STALE])
-    async def update_organisation(self, call: Call[Which, NoQuery, OrganisationChange]) -> Reply[Organisation]:
+    async def update_organisation(self, call: Call[Which, Nothing, OrganisationChange]) -> Reply[Organisation]:
         """Change an organisation"""
         name = None if call.body.name is msgspec.UNSET else str(call.body.name)
         return _whole(await organisations.rename(call.connection, call.organisation, call.versions, name))
@@ -206,7 +205,7 @@ class OrganisationOperations:
         PLATFORM, "PATCH", f"{PATH}/{{orgId}}/members/{{userId}}", _CHANGES, missing=MEMBER_NOT_FOUND,
         problems=[LAST_OWNER],
     )  # fmt: skip
-    async def change_role(self, call: Call[WhichMember, NoQuery, RoleChange]) -> Member:
+    async def change_role(self, call: Call[WhichMember, Nothing, RoleChange]) -> Member:
         """Make a member something else; the role owner is given and taken by owners"""
         row = await members.change_role(
             call.connection, call.organisation, call.caller, call.path.user_id, call.body.role
@@ -217,7 +216,7 @@ class OrganisationOperations:
         PLATFORM, "DELETE", f"{PATH}/{{orgId}}/members/{{userId}}", _LEAVES, status=204, missing=MEMBER_NOT_FOUND,
         problems=[LAST_OWNER],
     )  # fmt: skip
-    async def remove_member(self, call: Call[WhichMember, NoQuery, Nothing]) -> None:
+    async def remove_member(self, call: Call[WhichMember, Nothing, Nothing]) -> None:
         """Remove a member, or leave: the last owner stays"""
         await members.remove(call.connection, call.organisation, call.caller, call.path.user_id)
 
@@ -227,7 +226,7 @@ class OrganisationOperations:
         PLATFORM, "POST", f"{PATH}/{{orgId}}/invitations", _CHANGES, status=201, repeatable=True,
         problems=[ALREADY_MEMBER, INVITATION_LIMIT],
     )  # fmt: skip
-    async def invite(self, call: Call[Which, NoQuery, NewInvitation]) -> Created:
+    async def invite(self, call: Call[Which, Nothing, NewInvitation]) -> Created:
         """Invite somebody, in place of an earlier invitation
 
         By mail; where no mail server is set, the answer has the link, which is told once.
@@ -260,7 +259,7 @@ class OrganisationOperations:
         PLATFORM, "DELETE", f"{PATH}/{{orgId}}/invitations/{{invitationId}}", _CHANGES, status=204,
         missing=INVITATION_NOT_FOUND,
     )  # fmt: skip
-    async def revoke_invitation(self, call: Call[WhichInvitation, NoQuery, Nothing]) -> None:
+    async def revoke_invitation(self, call: Call[WhichInvitation, Nothing, Nothing]) -> None:
         """Take an invitation back"""
         await members.revoke_invitation(call.connection, call.caller, call.organisation, call.path.invitation_id)
 

@@ -16,9 +16,9 @@ import orjson
 from api import quarantine
 from api.access.scopes import QUARANTINE_WRITE, READINGS_READ
 from api.faces import PLATFORM
-from api.http.lists import Cursors
+from api.http.lists import Cursors, CursorText
 from api.http.operations import Call, Nothing, Reply, Role, needs, operation
-from api.http.parameters import Count, Cursor, Name, NoQuery, Span, limit_within
+from api.http.parameters import Count, Name, Span, limit_within
 from api.http.problems import invalid_parameter
 from api.problems import INVALID_NOTE, INVALID_PAYLOAD, NOT_HELD, QUARANTINE_NOT_FOUND
 from api.quarantine import Filter, Place
@@ -59,7 +59,7 @@ class Listed(Found, kw_only=True):
 
     state: State | None = None
     limit: Count | None = None
-    cursor: Cursor | None = None
+    cursor: CursorText | None = None
 
 
 class Counted(Found, kw_only=True):
@@ -195,7 +195,7 @@ class QuarantineOperations:
         return Discarded(count, count == limit)
 
     @operation(PLATFORM, "GET", f"{PATH}/{{id}}", _READS, missing=QUARANTINE_NOT_FOUND)
-    async def quarantined(self, call: Call[One, NoQuery, Nothing]) -> Reply[Row]:
+    async def quarantined(self, call: Call[One, Nothing, Nothing]) -> Reply[Row]:
         """One row, with the whole of what was sent"""
         return Reply(as_json(shown(await quarantine.get(call.connection, call.path.id))))
 
@@ -207,7 +207,7 @@ class QuarantineOperations:
         missing=QUARANTINE_NOT_FOUND,
         problems=[NOT_HELD, INVALID_PAYLOAD],
     )
-    async def edit_quarantined(self, call: Call[One, NoQuery, Payload]) -> Reply[Row]:
+    async def edit_quarantined(self, call: Call[One, Nothing, Payload]) -> Reply[Row]:
         """Mend what was sent, to be replayed
 
         What was sent first is kept beside it.
@@ -220,7 +220,7 @@ class QuarantineOperations:
         PLATFORM, "POST", f"{PATH}/{{id}}/replay", _CHANGES, status=202, missing=QUARANTINE_NOT_FOUND,
         problems=[NOT_HELD],
     )  # fmt: skip
-    async def replay_quarantined(self, call: Call[One, NoQuery, Nothing]) -> Reply[Row]:
+    async def replay_quarantined(self, call: Call[One, Nothing, Nothing]) -> Reply[Row]:
         """Judge a row again
 
         With its first receive time, on its device's own way; 200 for one that was released already.
@@ -232,7 +232,7 @@ class QuarantineOperations:
         PLATFORM, "POST", f"{PATH}/{{id}}/discard", _CHANGES, missing=QUARANTINE_NOT_FOUND,
         problems=[NOT_HELD, INVALID_NOTE], body_bytes_max=_NOTE_BYTES,
     )  # fmt: skip
-    async def discard_quarantined(self, call: Call[One, NoQuery, Note]) -> Reply[Row]:
+    async def discard_quarantined(self, call: Call[One, Nothing, Note]) -> Reply[Row]:
         """Throw a row away for good"""
         note = quarantine.checked_note(call.body.note)
         return Reply(as_json(shown(await quarantine.discard(call.connection, call.path.id, note))))

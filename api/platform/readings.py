@@ -8,9 +8,9 @@ import msgspec
 
 from api.access.scopes import READINGS_READ
 from api.faces import PLATFORM
-from api.http.lists import Cursors
+from api.http.lists import Cursors, CursorText
 from api.http.operations import Call, Nothing, Reply, Role, needs, operation
-from api.http.parameters import Count, Cursor, Name, Span, limit_within
+from api.http.parameters import Count, Name, Span, limit_within
 from api.http.problems import invalid_parameter
 from api.metrics import ApiMetrics
 from api.problems import DEVICE_NOT_FOUND, SITE_NOT_FOUND
@@ -53,7 +53,7 @@ class Page(Span, kw_only=True):
     label: Name | None = None
     order: Literal["asc", "desc"] = "asc"
     limit: Count | None = None
-    cursor: Cursor | None = None
+    cursor: CursorText | None = None
 
     @property
     def series(self) -> SeriesFilter | SiteFilter:

@@ -5,7 +5,6 @@ from typing import Any, Final
 from api.access.signing import Signer
 from api.faces import SITES
 from api.http.operations import SITE, Call, Example, Nothing, operation
-from api.http.parameters import NoQuery
 from api.problems import (
     EDGE_ID_TAKEN,
     EDGE_LIMIT,
@@ -50,7 +49,7 @@ class MachineOperations:
         SITES, "POST", f"{ONE}/register-server", CHANGES, missing=SITE_NOT_FOUND, problems=[SERVER_REGISTERED],
         repeatable=True, example=Example(examples.SERVER_TO_REGISTER, examples.REGISTERED_SERVER),
     )  # fmt: skip
-    async def register_server(self, call: Call[OfSite, NoQuery, ServerToRegister]) -> RegisteredServer:
+    async def register_server(self, call: Call[OfSite, Nothing, ServerToRegister]) -> RegisteredServer:
         """Register a site's server
 
         The same hardware again gets a new token, and its old one ends.
@@ -66,7 +65,7 @@ class MachineOperations:
         problems=[EDGE_ID_TAKEN, SERVER_MISSING, EDGE_LIMIT], repeatable=True,
         example=Example(examples.EDGE_TO_REGISTER, examples.REGISTERED_EDGE),
     )  # fmt: skip
-    async def register_edge(self, call: Call[OfSite, NoQuery, EdgeToRegister]) -> RegisteredEdge:
+    async def register_edge(self, call: Call[OfSite, Nothing, EdgeToRegister]) -> RegisteredEdge:
         """Register an edge device at a site
 
         The same hardware again gets a new token, and its old one ends.
@@ -80,7 +79,7 @@ class MachineOperations:
     @operation(
         SITES, "DELETE", f"{ONE}/server", CHANGES, status=204, missing=SITE_NOT_FOUND, problems=[SERVER_NOT_FOUND]
     )
-    async def remove_server(self, call: Call[OfSite, NoQuery, Nothing]) -> None:
+    async def remove_server(self, call: Call[OfSite, Nothing, Nothing]) -> None:
         """Remove a site's server
 
         Its token ends, and another hardware may be registered.
@@ -88,7 +87,7 @@ class MachineOperations:
         await gateways.remove_server(call.connection, self._credentials(call), call.path.site_id)
 
     @operation(SITES, "DELETE", EDGE, CHANGES, status=204, missing=SITE_NOT_FOUND, problems=[EDGE_NOT_FOUND])
-    async def remove_edge(self, call: Call[OfEdge, NoQuery, Nothing]) -> None:
+    async def remove_edge(self, call: Call[OfEdge, Nothing, Nothing]) -> None:
         """Remove an edge device from a site
 
         Its token ends, and another hardware may be registered under its id.
@@ -100,7 +99,7 @@ class MachineOperations:
         SITES, "POST", f"{ONE}/heartbeat", SITE, status=204, missing=SITE_NOT_FOUND,
         example=Example(examples.HEARTBEAT),
     )  # fmt: skip
-    async def heartbeat(self, call: Call[OfSite, NoQuery, Heartbeat]) -> None:
+    async def heartbeat(self, call: Call[OfSite, Nothing, Heartbeat]) -> None:
         """Tell that a server or edge device runs, and what
 
         With its own token. A site whose server was heard within the last 90 seconds (a setting) is online.
@@ -108,8 +107,8 @@ class MachineOperations:
         gateways.check_own(call.path.site_id, call.caller.site)
         await gateways.hear(call.connection, call.caller.credential, call.body.version.value, call.body.process_count)
 
-    def _gateways(self, call: Call[OfSite, NoQuery, Any]) -> Gateways:
+    def _gateways(self, call: Call[OfSite, Nothing, Any]) -> Gateways:
         return Gateways(call.connection, call.organisation, self._credentials(call), self._signer)
 
-    def _credentials(self, call: Call[Any, NoQuery, Any]) -> Credentials:
+    def _credentials(self, call: Call[Any, Nothing, Any]) -> Credentials:
         return Credentials(call.connection, self._hasher)

@@ -9,7 +9,6 @@ from api.access.scopes import SITES_READ, SITES_WRITE
 from api.faces import SITES
 from api.http.lists import Cursors, cut
 from api.http.operations import Call, Example, Nothing, Reply, Role, needs, operation
-from api.http.parameters import NoQuery
 from api.http.problems import STALE
 from api.problems import SITE_NOT_FOUND, SLUG_TAKEN
 from api.registry import gateways, sites
@@ -55,7 +54,7 @@ class SiteOperations:
         SITES, "POST", PATH, CHANGES, status=201, problems=[SLUG_TAKEN], repeatable=True,
         example=Example(examples.SITE_TO_CREATE, examples.CREATED_SITE),
     )  # fmt: skip
-    async def create_site(self, call: Call[OfOrganisation, NoQuery, SiteToCreate]) -> Reply[CreatedSite]:
+    async def create_site(self, call: Call[OfOrganisation, Nothing, SiteToCreate]) -> Reply[CreatedSite]:
         """Create a site
 
         Its `url` is made from its slug. Where another organisation has that one, it gets a short random ending.
@@ -81,7 +80,7 @@ class SiteOperations:
         return page
 
     @operation(SITES, "GET", ONE, READS, missing=SITE_NOT_FOUND)
-    async def get_site(self, call: Call[OfSite, NoQuery, Nothing]) -> Reply[FullSite]:
+    async def get_site(self, call: Call[OfSite, Nothing, Nothing]) -> Reply[FullSite]:
         """Get a site in full
 
         With how far its provisioning has come, its server, and its edge devices.
@@ -92,7 +91,7 @@ class SiteOperations:
         SITES, "PUT", ONE, CHANGES, missing=SITE_NOT_FOUND, problems=[STALE],
         example=Example(examples.SITE_TO_UPDATE),
     )  # fmt: skip
-    async def update_site(self, call: Call[OfSite, NoQuery, SiteToUpdate]) -> Reply[FullSite]:
+    async def update_site(self, call: Call[OfSite, Nothing, SiteToUpdate]) -> Reply[FullSite]:
         """Change a site's name, time zone or location
 
         What is left out stays as it is.
@@ -101,7 +100,7 @@ class SiteOperations:
         return await self._whole(call)
 
     @operation(SITES, "DELETE", ONE, ERASES, status=202, missing=SITE_NOT_FOUND, problems=[STALE])
-    async def delete_site(self, call: Call[OfSite, NoQuery, Nothing]) -> ErasedSite:
+    async def delete_site(self, call: Call[OfSite, Nothing, Nothing]) -> ErasedSite:
         """Erase a site with everything that was recorded there
 
         It is gone at once, and so are the tokens of its server, edge devices and gateways; what was recorded while
@@ -111,7 +110,7 @@ class SiteOperations:
         await sites.begin_erasure(call.connection, site, call.versions)
         return ErasedSite(site)
 
-    async def _whole(self, call: Call[OfSite, NoQuery, Any]) -> Reply[FullSite]:
+    async def _whole(self, call: Call[OfSite, Nothing, Any]) -> Reply[FullSite]:
         site = call.path.site_id
         row = await sites.get(call.connection, site, self._silence_s)
         server = await gateways.server_of(call.connection, site)
