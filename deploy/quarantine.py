@@ -1,7 +1,7 @@
 """What `sluice quarantine …` does: an operator's way to what the API does for a key of one organisation.
 
 It acts for the organisation that it is told, or that the row belongs to; records that nobody can read belong to none
-and are reached from here alone. Left out: the options (`deploy.cli`).
+and are reached from here alone. Left out: the options (`deploy.commands`).
 """
 
 from collections.abc import AsyncIterator, Sequence
@@ -18,8 +18,8 @@ from api.platform.quarantine import as_json, shown, summed_up
 from api.quarantine import Filter
 from api.registry.organisations import acting_for
 from api.settings import ApiSettings
-from deploy.commands import login
 from deploy.database import check_up_to_date
+from deploy.operating import login
 from deploy.operator import LOOKUP_ROLE
 from deploy.settings import DeploySettings
 from runtime.errors import ConfigurationError

@@ -1,6 +1,6 @@
 """The API as the command line sees it: where it is, who we are there, requests and what goes wrong with them.
 
-What `sluice login` learned stands in one file of the user's own. Left out: the commands (`deploy.remote_commands`).
+What `sluice login` learned stands in one file of the user's own. Left out: the commands (`deploy.commands.registry`).
 """
 
 import json

@@ -15,11 +15,14 @@ from pathlib import Path
 from typing import Final
 
 from api.serving import beside
-from deploy.commands import login, print_demo
 from deploy.embedded import EmbeddedPostgres
+from deploy.operating import login, print_demo
 from deploy.operator import seed
 from deploy.process import Process
-from deploy.roles import make_api, make_ingest, serve, work_on
+from deploy.roles.api import make_api
+from deploy.roles.ingest import make_ingest
+from deploy.roles.role import serve
+from deploy.roles.worker import work_on
 from deploy.settings import DeploySettings, load, public_url
 from ingest.settings import IngestSettings
 from runtime.errors import ConfigurationError

@@ -10,7 +10,7 @@ import asyncpg
 import pytest
 from prometheus_client import CollectorRegistry
 
-from deploy.roles import check_memory, check_receipts
+from deploy.roles.worker import check_memory, check_receipts
 from ingest.settings import IngestSettings, PacedSettings, SpoolSettings
 from runtime.errors import ConfigurationError
 from runtime.ids import uuid7

@@ -1,4 +1,4 @@
-"""What the operator's commands do, and what they print. Left out: their options (`deploy.cli`)."""
+"""What the operator's commands do, and what they print. Left out: their options (`deploy.commands`)."""
 
 from dataclasses import asdict
 from datetime import datetime, timedelta

@@ -379,6 +379,3 @@ def revoke_key(credential_id: str) -> None:
     """End a key at once."""
     Remote(kept()).ask("DELETE", *_KEYS, credential_id)
     click.echo("revoked")
-
-
-COMMANDS: Final = (login, logout, completion, org, site, device, key)

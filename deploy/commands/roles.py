@@ -1,0 +1,75 @@
+"""`sluice api`, `ingest`, `worker`, `up`: processes that run until told to stop. Left out: what they do."""
+
+import sys
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Final
+
+import click
+
+from deploy.commands.options import F, json_option, load_settings
+from deploy.roles.role import Launch, Role, run_role
+from runtime.lifecycle import run
+from runtime.supervisor import INHERITED_OPTION, Inherited
+
+
+def _role_options(command: F) -> F:
+    processes = click.option("--processes", type=int, metavar="N", help="How many processes share the work.")
+    metrics = click.option("--metrics-listen", metavar="HOST:PORT", help="Where probes and metrics are served.")
+    inherited = click.option(INHERITED_OPTION, hidden=True, help="For the processes that a parent starts.")
+    return processes(metrics(inherited(command)))
+
+
+_listen_option: Final = click.option("--listen", metavar="HOST:PORT", help="Where requests are taken.")
+
+
+def _run_role(name: str, inherited: str | None, overrides: Mapping[str, object]) -> None:
+    settings = load_settings(**overrides)
+    launch = Launch(
+        settings,
+        ["-P", "-m", "deploy.cli", *sys.argv[1:]],
+        None if inherited is None else Inherited.parse(inherited),
+    )
+    role: Role = getattr(import_module(f"deploy.roles.{name}"), name.upper())
+    run(lambda stop: run_role(role, launch, stop))
+
+
+@click.command()
+@_listen_option
+@_role_options
+def api(listen: str | None, processes: int | None, metrics_listen: str | None, inherited: str | None) -> None:
+    """Answer queries over HTTP."""
+    _run_role("api", inherited, {"api_listen": listen, "api_processes": processes, "metrics_listen": metrics_listen})
+
+
+@click.command()
+@_listen_option
+@_role_options
+def ingest(listen: str | None, processes: int | None, metrics_listen: str | None, inherited: str | None) -> None:
+    """Take readings in over HTTP."""
+    overrides = {"http_listen": listen, "http_processes": processes, "metrics_listen": metrics_listen}
+    _run_role("ingest", inherited, overrides)
+
+
+@click.command()
+@_role_options
+def worker(processes: int | None, metrics_listen: str | None, inherited: str | None) -> None:
+    """Land what stands in the log in the database."""
+    _run_role("worker", inherited, {"worker_processes": processes, "metrics_listen": metrics_listen})
+
+
+@click.command()
+@click.option("--data", "data_dir", metavar="DIR", help="Where everything is kept.")
+@click.option("--port", type=click.IntRange(0, 65_535), help="Of the one address for devices and queries; 0: any.")
+@click.option("--metrics-listen", metavar="HOST:PORT", help="Where probes and metrics are served.")
+@json_option
+def up(data_dir: str | None, port: int | None, metrics_listen: str | None, json: bool | None) -> None:
+    """Run everything in one process, on a PostgreSQL and a log of its own."""
+    from deploy.up import run_up, with_port  # noqa: PLC0415 - it holds every role, of which a process has one
+
+    given = {"data_dir": data_dir, "metrics_listen": metrics_listen, "json": json}
+    overrides: dict[str, object] = {name: value for name, value in given.items() if value is not None}
+    if port is not None:
+        overrides["http_listen"] = with_port(load_settings(**overrides), port)
+    settings = load_settings(**overrides)
+    run(lambda stop: run_up(settings, overrides, stop))

@@ -1,0 +1,88 @@
+"""The role `worker`: from the log into the database, and what goes on beside."""
+
+import asyncio
+import socket
+from typing import Final
+
+from deploy.process import Process
+from deploy.roles.role import Role
+from deploy.settings import DeploySettings
+from ingest.settings import IngestSettings, PacedSettings, SpoolSettings
+from runtime.clock import SystemClock
+from runtime.errors import ConfigurationError
+from runtime.log import LogSettings
+from runtime.log.port import Log
+from runtime.postgres import PostgresSettings
+from runtime.settings import Settings
+from workers.landing.worker import run_worker
+from workers.ledger import LedgerTotals
+from workers.metrics import LandingMetrics, LedgerMetrics, QuarantineMetrics
+from workers.presence import Presence
+from workers.quarantine import Bounds
+from workers.settings import LandingSettings, LedgerSettings, PresenceSettings, QuarantineSettings
+
+
+async def work_on(process: Process, log: Log) -> None:
+    """Land the log beside whatever else the process does, until its turn to end comes."""
+    stop = asyncio.Event()
+    presence = Presence(process.settings.get(PostgresSettings), process.settings.get(PresenceSettings))
+    work = run_worker(
+        process.settings.get(PostgresSettings),
+        process.settings.get(LandingSettings),
+        log,
+        stop=stop,
+        clock=SystemClock(),
+        metrics=LandingMetrics(),
+        health=process.health,
+        heard=presence.hear,
+    )
+    process.run_beside("landing", work, stop=stop)
+    process.run_beside("presence", presence.run())
+    process.run_beside("quarantine bounds", make_bounds(process.settings).run())
+    postgres, ledger = process.settings.get(PostgresSettings), process.settings.get(LedgerSettings)
+    process.run_beside("ledger totals", LedgerTotals(postgres, ledger, LedgerMetrics()).run())
+
+
+def make_bounds(settings: Settings) -> Bounds:
+    quarantine = settings.get(QuarantineSettings)
+    check_memory(quarantine, settings.get(LogSettings), settings.get(SpoolSettings), settings.get(PacedSettings))
+    check_receipts(quarantine, settings.get(IngestSettings))
+    return Bounds(settings.get(PostgresSettings), quarantine, QuarantineMetrics())
+
+
+def check_memory(
+    quarantine: QuarantineSettings, log: LogSettings, spool: SpoolSettings, paced: PacedSettings
+) -> None:
+    """Raises `ConfigurationError` where it would be forgotten what became of records that can still come."""
+    # What is paced goes from its lane straight to the log.
+    waits_s = max(spool.spool_age_max_s, paced.paced_age_max_s)
+    needed_h = 24 + waits_s / 3600 + log.log_retention_h
+    if quarantine.books_memory_days * 24 <= needed_h:
+        raise ConfigurationError(
+            f"SLUICE_BOOKS_MEMORY_DAYS={quarantine.books_memory_days} is too short: a record can come up to "
+            f"{needed_h:.0f} h after its request (a day, SLUICE_SPOOL_AGE_MAX_S or SLUICE_PACED_AGE_MAX_S, and "
+            "SLUICE_LOG_RETENTION_H)"
+        )
+
+
+def check_receipts(quarantine: QuarantineSettings, ingest: IngestSettings) -> None:
+    """Raises `ConfigurationError` where a receipt could be asked about longer than is known what became of it."""
+    if quarantine.books_memory_days * 86_400 < ingest.receipt_ttl_s:
+        raise ConfigurationError(
+            f"SLUICE_RECEIPT_TTL_S={ingest.receipt_ttl_s:g} is too long: what became of a record is remembered for "
+            f"SLUICE_BOOKS_MEMORY_DAYS={quarantine.books_memory_days}"
+        )
+
+
+async def _work_worker(process: Process, listeners: list[socket.socket]) -> None:
+    _, log = await process.log()
+    await work_on(process, log)
+
+
+WORKER: Final = Role(
+    "worker",
+    9462,
+    lambda settings: settings.get(DeploySettings).worker_processes,
+    lambda settings: None,
+    _work_worker,
+)
