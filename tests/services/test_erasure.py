@@ -434,6 +434,39 @@ def test_series_are_not_made_for_a_device_that_is_being_erased(any_database: Dat
     run(test())
 
 
+def test_a_series_that_is_being_made_goes_with_its_device(database: Database, tmp_path: Path) -> None:
+    """Found to be there by landing, the device is held until its series stands, and both go."""
+
+    async def test() -> None:
+        async with place(database, tmp_path) as (rig, here):
+            site = await here.site("s")
+            device = await here.device((site, NOW - DAY))
+            async with rig.worker() as worker:
+                gate, registry = Gated(), worker._registry
+                rooms = registry._rooms
+
+                async def rooms_then_wait(devices: set[bytes]) -> Any:
+                    found = await rooms(devices)
+                    await gate.around(rooms)(devices)
+                    return found
+
+                registry._rooms = rooms_then_wait  # type: ignore[method-assign]
+                await rig.append(record(device, power((NOW, 1.0))))
+                await gate.reached.wait()
+                await here.delete(site)
+                await rig.fetch("UPDATE erasures SET state = 'erasing' RETURNING 1")
+                erasing = asyncio.create_task(here.erase(site))
+                await waits_for_a_lock(rig, "transactionid")
+                gate.open.set()
+                await erasing
+                await rig.landed()
+            assert await here.traces(site, device.device) == {}
+            assert await rig.value("SELECT count(*) FROM erased_series") == 1
+            assert count(rig.metrics.retries.labels("content")) == 0
+
+    run(test())
+
+
 def test_nothing_goes_before_the_log_has_landed_and_a_closed_log_has(database: Database, tmp_path: Path) -> None:
     async def test() -> None:
         async with place(database, tmp_path) as (rig, here):
@@ -655,11 +688,11 @@ def test_a_move_onto_a_site_and_its_deletion_are_one_after_the_other(database: D
     run(test())
 
 
-async def waits_for_a_lock(rig: Rig) -> None:
-    waiting = "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND locktype = 'advisory')"
+async def waits_for_a_lock(rig: Rig, kind: str = "advisory") -> None:
+    waiting = "SELECT EXISTS (SELECT FROM pg_locks WHERE NOT granted AND locktype = $1)"
 
     async def is_waiting() -> bool:
-        return bool(await rig.value(waiting))
+        return bool(await rig.value(waiting, kind))
 
     await until(is_waiting)
 

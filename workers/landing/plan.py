@@ -376,8 +376,7 @@ class Plan:
         is_doubted = place is not None and record.in_doubt
         if limits is not None and not (record.notes or part.rejected or is_doubted) and at >= part.careful_until:
             slots, oldest = part.cache.slots, received_at - limits.retention_us
-        spans = self._tombstones.get(device)
-        if spans is not None:
+        if self._tombstones and (spans := self._tombstones.get(device)) is not None:
             slots = _NO_SLOTS
             self._count_erased(part, at, place or Place(part.partition, at), record, spans)
         latest = received_at + self._bounds.future_us
