@@ -14,7 +14,7 @@ from tests.databases import Database
 from tests.support import run
 
 #: Tables whose rows belong to an organisation through their series; roles reach them by views and functions only.
-BY_SERIES = ("readings", "text_readings")
+BY_SERIES = ("readings", "text_readings", "rollups_5m", "rollups_1h", "rollups_1d", "rollup_marks")
 UNPROTECTED = """
 SELECT DISTINCT c.relname FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid
 WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p')

@@ -1,7 +1,7 @@
 """Marks for the roll-ups: where a landing stores readings behind what they have closed.
 
-A landing asks how far that is in a statement of its own, after its transaction has its id: either it sees that time and
-leaves its marks, or it is older than the time and the roll-ups wait for it. Left out: what the marks lead to
+A landing asks how far that is in a statement of its own, after its transaction has its id: either it sees that time
+and leaves its marks, or it is older than the time and the roll-ups wait for it. Left out: what the marks lead to
 (`workers.rollups`).
 """
 
@@ -43,7 +43,8 @@ async def leave(connection: Any, plan: Plan, closing: int) -> None:
 
 def _oldest(runs: Runs) -> int:
     """The least time of runs that ascend."""
-    return min(map(_FIRST, runs.times), default=(_LATEST,))[0]
+    oldest: int = min(map(_FIRST, runs.times), default=(_LATEST,))[0]
+    return oldest
 
 
 def _late(runs: Runs, closing: int) -> tuple[list[int], list[int]]:
@@ -53,7 +54,10 @@ def _late(runs: Runs, closing: int) -> tuple[list[int], list[int]]:
     for series_id, run in zip(runs.series_ids, runs.times, strict=True):
         if _FIRST(run)[0] < closing:
             times = [time for time in struct.unpack(f">{len(run) // 8}q", run) if time < closing]
-            heads = [times[0], *(time for before, time in pairwise(times) if before // _BUCKET_US != time // _BUCKET_US)]
+            heads = [
+                times[0],
+                *(time for before, time in pairwise(times) if before // _BUCKET_US != time // _BUCKET_US),
+            ]
             series_ids += [series_id] * len(heads)
             late += heads
     return series_ids, late
