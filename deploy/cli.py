@@ -26,6 +26,7 @@ _COMMANDS: Final = {
         "version",
     ),
     "deploy.commands.quarantine": ("quarantine",),
+    "deploy.commands.rollups": ("rollups",),
     "deploy.commands.registry": ("completion", "device", "key", "login", "logout", "org", "site"),
     "bench.command": ("bench",),
 }
