@@ -6,6 +6,7 @@ from uuid import UUID
 
 import click
 import orjson
+from prometheus_client import CollectorRegistry
 
 from deploy.settings import DeploySettings
 from runtime.errors import ConfigurationError
@@ -24,7 +25,7 @@ _MICROSECOND: Final = timedelta(microseconds=1)
 
 async def print_status(settings: Settings) -> None:
     """`sluice rollups status`."""
-    async with open_session(settings.get(PostgresSettings), RollupsMetrics()) as session:
+    async with open_session(settings.get(PostgresSettings), RollupsMetrics(CollectorRegistry())) as session:
         state = await session.connection.fetchrow(sql.STATE)
         waiting = await session.connection.fetchrow(sql.WAITING)
     closing, computed = (_told(state[name]) for name in ("closing_through", "computed_through"))
@@ -44,7 +45,7 @@ async def rebuild_all(
     """`sluice rollups rebuild`."""
     if end <= start:
         raise ConfigurationError("--to is not later than --from")
-    postgres, metrics = settings.get(PostgresSettings), RollupsMetrics()
+    postgres, metrics = settings.get(PostgresSettings), RollupsMetrics(CollectorRegistry())
     repairer = Repairer(postgres, settings.get(RollupsSettings), metrics)
     wanted = Wanted(_microseconds(start), _microseconds(end), series_id, device_id, after)
     through, json = None, settings.get(DeploySettings).json

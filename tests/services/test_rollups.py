@@ -1,5 +1,6 @@
 """Roll-ups on both databases: whatever comes late, goes, stops or runs twice, answers are those of the readings."""
 
+import json
 import os
 import random
 from collections.abc import AsyncIterator, Coroutine
@@ -10,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg
+from click.testing import CliRunner
 from prometheus_client import CollectorRegistry
 
+from deploy.cli import main
 from runtime.clock import SystemClock
 from runtime.errors import UnavailableError
 from runtime.ids import uuid7
@@ -33,13 +36,17 @@ from tests.rollups_rig import (
 from tests.support import run
 from workers.rollups.closing import Closer
 from workers.rollups.metrics import RollupsMetrics
-from workers.rollups.session import DAY, HOUR, MINUTES_5, floored
+from workers.rollups.rebuild import Wanted, rebuild
+from workers.rollups.repairing import Repairer
+from workers.rollups.session import DAY, HOUR, MINUTES_5, floored, open_session
+from workers.rollups.sql import MARK
 
 #: Of one walk; each is one call to the database of one of six sessions, or more.
 STEPS = int(os.environ.get("WALK_STEPS", "10000"))
 SEED = int(os.environ.get("WALK_SEED", "0")) or random.randrange(10**6)
 START = floored(NOW, DAY) - 6 * DAY
 METRICS = ("power", "energy", "state")
+METRICS_OF_NONE = RollupsMetrics(CollectorRegistry())
 #: In three slices.
 SERIES = ((5, 1_500, 2_999), (6, 1_501, 2_998))
 
@@ -470,6 +477,68 @@ def test_how_far_readings_have_landed(any_database: Database, tmp_path: Path) ->
             assert count(metrics.lag) < 900
 
     run(test())
+
+
+def test_a_range_is_rebuilt_on_demand(any_database: Database, tmp_path: Path) -> None:
+    """Whatever stood there, of what was asked for and of nothing else; and the workers finish what was stopped."""
+
+    async def test() -> None:
+        async with world(any_database, tmp_path) as here:
+            for at in (0, 1):
+                await here.land(at, *((START + hour * HOUR, float(hour)) for hour in range(72)))
+            here.now = START + 3 * DAY
+            await here.close()
+            for tier in ("5m", "1h", "1d"):
+                async with here.rig.superuser() as connection:
+                    await connection.execute(f"UPDATE rollups_{tier} SET sum = sum + 1")
+            await rebuilt(here, Wanted(START + HOUR, START + DAY, 1_500, None, 0))
+            assert await damaged(here) == [(1_500, 49), (1_501, 72)]
+            device = here.landers[0].device.device
+            await rebuilt(here, Wanted(START, START + 9 * DAY, None, device, 0))
+            assert await damaged(here) == [(1_501, 72)]
+            await rebuilt(here, Wanted(START, START + 9 * DAY, None, None, 1_501))
+            assert await damaged(here) == [(1_501, 72)]
+            async with open_session(here.rig.postgres, METRICS_OF_NONE) as session:
+                await session.connection.execute(MARK, [1_501], START, START + 3 * DAY)
+            await here.check()
+            await here.repair()
+            assert await damaged(here) == []
+            await here.check()
+
+    async def rebuilt(here: World, wanted: Wanted) -> None:
+        repairer = Repairer(here.rig.postgres, SETTINGS, METRICS_OF_NONE)
+        async with open_session(here.rig.postgres, METRICS_OF_NONE) as session:
+            assert [done async for done in rebuild(session, repairer, wanted)] or wanted.after
+        assert await here.marks() == 0
+
+    async def damaged(here: World) -> list[Any]:
+        query = "SELECT series_id, count(*) FROM rollups_5m WHERE sum <> first GROUP BY 1 ORDER BY 1"
+        return await here.rig.fetch(query)
+
+    run(test())
+
+
+def test_the_command_tells_how_far_roll_ups_go(database: Database, tmp_path: Path, logging_as_it_was: None) -> None:
+    async def prepare() -> None:
+        async with world(database, tmp_path) as here:
+            await here.land(0, (START, 1.0))
+            here.now = START + DAY
+            await here.close()
+            await here.land(0, (START + SECOND, 1.0))
+
+    run(prepare())
+    environment = {**database.environment, "SLUICE_JSON": "true"}
+    status = CliRunner(env=environment).invoke(main, ["rollups", "status"])
+    assert status.exit_code == 0, status.output
+    told = json.loads(status.output.splitlines()[-1])
+    assert told["computed_through"] == told["closing_through"] == moment(START + DAY).isoformat()
+    assert told["marks"] == 1
+    span = ["--from", moment(START).isoformat(), "--to", moment(START + DAY).isoformat()]
+    done = CliRunner(env=environment).invoke(main, ["rollups", "rebuild", *span])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.output.splitlines()[-1]) == {"through_series": 2_999}
+    reversed_span = ["--from", span[3], "--to", span[1]]
+    assert CliRunner(env=environment).invoke(main, ["rollups", "rebuild", *reversed_span]).exit_code != 0
 
 
 def test_series_of_another_organisation_are_not_answered(any_database: Database, tmp_path: Path) -> None:

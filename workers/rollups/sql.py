@@ -48,9 +48,9 @@ SELECT (SELECT count(*) FROM (SELECT FROM rollup_marks LIMIT 100001) m) AS marks
 #: Marks on all of [$2, $3) of some series, day by day.
 MARK: Final = """
 INSERT INTO rollup_marks (series_id, first_bucket, last_bucket)
-SELECT s.series_id, greatest(d, $2), least(d + '1 day', $3) - interval '5 minutes'
+SELECT s.series_id, greatest(d, $2), least(d + interval '1 day', $3) - interval '5 minutes'
 FROM unnest($1::int[]) AS s (series_id)
-CROSS JOIN generate_series(bucket_of('1 day', $2), $3 - interval '5 minutes', interval '1 day') AS d"""
+CROSS JOIN generate_series(bucket_of('1 day', $2), $3::timestamptz - interval '5 minutes', interval '1 day') AS d"""
 CHOSEN: Final = """
 SELECT series_id FROM series
 WHERE series_id > $1 AND ($2::int IS NULL OR series_id = $2) AND ($3::uuid IS NULL OR device_id = $3)
