@@ -431,7 +431,6 @@ class Credentials:
                 self._changed[change["token_hash"]] = self._epoch
             if change["organisation_id"] is not None:
                 self._changed[change["organisation_id"].bytes] = self._epoch
-                self._site_devices.clear()
             if change["device_id"] is not None:
                 self._changed[change["device_id"].bytes] = self._epoch
                 # A name may stand for another device now, or for one where none was.

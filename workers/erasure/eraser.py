@@ -156,6 +156,7 @@ class Eraser:
             while gone == step:
                 gone = await self._step(connection, site, sql.ERASE[column], site, series, first, end, step)
                 self._metrics.rows.labels(column).inc(gone)
+                await self._pause(gone)
             first = end
 
     async def _erase_quarantined(self, connection: Any, site: UUID, organisation: UUID) -> None:
@@ -169,6 +170,7 @@ class Eraser:
                 if doomed:
                     gone = await self._step(connection, site, sql.ERASE_QUARANTINED, site, doomed)
                     self._metrics.rows.labels("quarantined").inc(gone)
+                    await self._pause(gone)
                 received_at, last = rows[-1]["received_at"], rows[-1]["quarantine_id"]
 
     async def _erase_registered(self, connection: Any, site: UUID, organisation: UUID) -> None:
@@ -176,13 +178,17 @@ class Eraser:
         while not is_done:
             most = self._settings.erasure_step_devices
             is_done = await self._step(connection, site, sql.ERASE_ROWS, organisation, site, most)
+            await self._pause(self._settings.erasure_step_rows)
 
     async def _step(self, connection: Any, site: UUID, statement: str, *arguments: Any) -> Any:
-        """One transaction, then a pause. Raises `_OthersTurn`."""
+        """One transaction. Raises `_OthersTurn`."""
         async with _alone(connection, site):
-            found = await connection.fetchval(statement, *arguments)
-        await asyncio.sleep(self._settings.erasure_pause_ms / 1000)
-        return found
+            return await connection.fetchval(statement, *arguments)
+
+    async def _pause(self, rows: int) -> None:
+        """After so many: in whole for a step in whole."""
+        share = min(1.0, rows / self._settings.erasure_step_rows)
+        await asyncio.sleep(share * self._settings.erasure_pause_ms / 1000)
 
 
 def _time(row: Any) -> int:

@@ -25,5 +25,9 @@ class ErasureSettings:
         50, unit="devices", least=1, most=10_000, why="Of one transaction, each with up to a thousand series."
     )
     erasure_pause_ms: float = setting(
-        50.0, unit="ms", least=0, most=60_000, why="Between two transactions: the database has others to serve."
+        50.0,
+        unit="ms",
+        least=0,
+        most=60_000,
+        why="After a step in whole, less after a smaller one: the database has others to serve.",
     )
