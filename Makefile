@@ -6,7 +6,7 @@ BIN := .venv/bin
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help install install-dev up test check services bench lock clean
+.PHONY: help install install-dev up test conformance check services bench lock clean
 
 help: ## List these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -37,6 +37,9 @@ services: ## Start a real Kafka, TimescaleDB and Mosquitto on loopback
 
 test: install-dev ## Install, start the real parts, run every test
 	@$(BIN)/python -m pytest
+
+conformance: install-dev ## schemathesis against the running API, 10,000 cases and more
+	@$(BIN)/python -m tests.system.conformance
 
 check: install-dev ## Lint, types, import layers
 	@$(BIN)/ruff check .

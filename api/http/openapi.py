@@ -29,6 +29,7 @@ from api.http.problems import (
     UNSUPPORTED_TYPE,
     Kind,
 )
+from api.http.repeats import KEY_CHARACTERS_MAX, KEY_PATTERN
 
 OPENAPI: Final = "3.1.0"
 REFERENCE: Final = "#/components/schemas/{name}"
@@ -41,20 +42,21 @@ _WITH_BODY: Final = (INVALID_BODY, BODY_TOO_LARGE, UNSUPPORTED_TYPE, INVALID)
 _WITH_CALLER: Final = (AUTH_REQUIRED, TOKEN_INVALID, FORBIDDEN)
 
 
-def document(operations: Sequence[Operation], *, version: str, server: str) -> dict[str, Any]:
-    """The document as JSON types; `server` is the URL that paths are under."""
-    faces = {operation.face.name: operation.face for operation in operations}
+def document(operations: Sequence[Operation], *, version: str, server: str, last: Face) -> dict[str, Any]:
+    """The document as JSON types; `server` is the URL that paths are under, `last` the face of what has no path."""
+    faces = {operation.face.name: operation.face for operation in operations} | {last.name: last}
     shapes, schemas = schemas_of(operations)
     paths: dict[str, dict[str, Any]] = {}
     for operation in operations:
         paths.setdefault(operation.path, {})[operation.method.lower()] = _described(operation, shapes)
+        _add_unread(paths[operation.path][operation.method.lower()]["responses"], last)
     problems = {_problem_name(face): dict(face.shape.schema) for face in faces.values()}
     return {
         "openapi": OPENAPI,
         "info": {
             "title": "Sluice",
             "version": version,
-            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+            "license": _LICENSE,
         },
         "servers": [{"url": server}],
         "tags": [{"name": face.title} for face in faces.values()],
@@ -120,7 +122,7 @@ def _parameters(operation: Operation, shapes: Mapping[Any, Any]) -> Iterator[dic
             schema = {**schema, "default": field.default}
         yield {"name": field.encode_name, "in": "query", "required": field.required, "schema": schema}
     if operation.repeatable:
-        text = {"type": "string", "minLength": 1, "maxLength": 128}
+        text = {"type": "string", "minLength": 1, "maxLength": KEY_CHARACTERS_MAX, "pattern": KEY_PATTERN}
         yield {"name": "Idempotency-Key", "in": "header", "required": False, "schema": text}
 
 
@@ -155,6 +157,13 @@ def _responses(operation: Operation, shapes: Mapping[Any, Any]) -> dict[str, Any
             },
         }
     return responses
+
+
+def _add_unread(responses: Mapping[str, Any], last: Face) -> None:
+    """What is no HTTP, or comes too slowly, is refused before its path is read: in the shape of the last face."""
+    for kind in (BAD_REQUEST, REQUEST_TIMEOUT):
+        content = responses[str(kind.status)]["content"]
+        content.setdefault(last.shape.content_type, {"schema": {"$ref": REFERENCE.format(name=_problem_name(last))}})
 
 
 def kinds_of(operation: Operation) -> list[Kind]:

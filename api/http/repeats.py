@@ -19,6 +19,8 @@ from runtime.secrets import BadSealError, KeyRing, Seal
 
 HEADER: Final = "Idempotency-Key"
 KEY_CHARACTERS_MAX: Final = 128
+#: Printable ASCII that begins and ends with no blank; in quotes or not, it is not empty.
+KEY_PATTERN: Final = r'^(?!""$)[!-~](?:[ -~]*[!-~])?$'
 _DIGEST_BYTES: Final = 16
 _OTHER: Final = "another request with this Idempotency-Key, and another content, came within 24 hours"
 

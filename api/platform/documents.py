@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from importlib.metadata import version as installed_version
 from importlib.resources import files
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 import orjson
@@ -18,8 +18,11 @@ from api.faces import PLATFORM
 from api.http.openapi import document
 from api.http.operations import PUBLIC, Call, Nothing, Operation, Reply, operation
 from api.http.problems import NOT_FOUND, Problem
+from api.http.spelt import STORABLE
 
 YAML: Final = "application/yaml"
+#: Paths are under whatever the document came from: what devices are told to send to may be another address.
+SERVER: Final = "/"
 _FOREVER: Final = {"Cache-Control": "public, max-age=300"}
 #: The page runs nothing but what it is served with.
 _PAGE: Final = {"Content-Security-Policy": "default-src 'self'", "Cache-Control": "public, max-age=300"}
@@ -28,7 +31,7 @@ _PAGE: Final = {"Content-Security-Policy": "default-src 'self'", "Cache-Control"
 class Named(msgspec.Struct):
     """Which schema."""
 
-    name: str
+    name: Annotated[str, msgspec.Meta(extra_json_schema=STORABLE)]
 
 
 class Schemas(msgspec.Struct):
@@ -40,14 +43,13 @@ class Schemas(msgspec.Struct):
 class DocumentOperations:
     """`/api/v3/api-docs`, `/api/schemas`, `/docs`."""
 
-    def __init__(self, server: str) -> None:
-        self._server = server
+    def __init__(self) -> None:
         self.operations: Sequence[Operation] = ()
         """What is described: all of them, once they are known."""
 
     @cached_property
     def _document(self) -> dict[str, Any]:
-        return document(self.operations, version=installed_version("sluice"), server=self._server or "/")
+        return document(self.operations, version=installed_version("sluice"), server=SERVER, last=PLATFORM)
 
     @cached_property
     def _json(self) -> bytes:

@@ -82,6 +82,15 @@ class PostalAddress(
     """Where something is, as a person writes it."""
 
 
+class Reason(
+    Text,
+    pattern=_visible(_CONTROL_BUT_LINES),
+    most=1_000,
+    wanted="is a text of 1 to 1000 characters that says why, none of them a control character but line ends",
+):
+    """Why somebody does something that is not undone."""
+
+
 class Notes(
     Text,
     pattern=rf"[^{_CONTROL_BUT_LINES}]*",
