@@ -25,11 +25,12 @@ from api.http.problems import (
     RATE_LIMITED,
     REQUEST_TIMEOUT,
     SCOPE_MISSING,
+    STALE,
     TOKEN_INVALID,
     UNSUPPORTED_TYPE,
     Kind,
 )
-from api.http.repeats import KEY_CHARACTERS_MAX, KEY_PATTERN
+from api.http.repeats import HEADER, KEY_CHARACTERS_MAX, KEY_PATTERN
 
 OPENAPI: Final = "3.1.0"
 REFERENCE: Final = "#/components/schemas/{name}"
@@ -40,6 +41,16 @@ _ALWAYS: Final = (
 )  # fmt: skip
 _WITH_BODY: Final = (INVALID_BODY, BODY_TOO_LARGE, UNSUPPORTED_TYPE, INVALID)
 _WITH_CALLER: Final = (AUTH_REQUIRED, TOKEN_INVALID, FORBIDDEN)
+
+
+_KEY: Final = {
+    "type": "string",
+    "minLength": 1,
+    "maxLength": KEY_CHARACTERS_MAX,
+    "pattern": KEY_PATTERN,
+    "description": "The same again within a day is answered as it was, and done once.",
+}
+_VERSION: Final = {"type": "string", "description": "The `ETag` of the version that is to be changed."}
 
 
 def document(operations: Sequence[Operation], *, version: str, server: str, last: Face) -> dict[str, Any]:
@@ -122,8 +133,9 @@ def _parameters(operation: Operation, shapes: Mapping[Any, Any]) -> Iterator[dic
             schema = {**schema, "default": field.default}
         yield {"name": field.encode_name, "in": "query", "required": field.required, "schema": schema}
     if operation.repeatable:
-        text = {"type": "string", "minLength": 1, "maxLength": KEY_CHARACTERS_MAX, "pattern": KEY_PATTERN}
-        yield {"name": "Idempotency-Key", "in": "header", "required": False, "schema": text}
+        yield {"name": HEADER, "in": "header", "required": False, "schema": _KEY}
+    if STALE in operation.problems:
+        yield {"name": "If-Match", "in": "header", "required": False, "schema": _VERSION}
 
 
 def _without_null(schema: Mapping[str, Any]) -> dict[str, Any]:

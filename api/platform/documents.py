@@ -103,6 +103,11 @@ class DocumentOperations:
         """The page's style"""
         return Reply(_asset("docs.css"), headers=_PAGE)
 
+    @operation(PLATFORM, "GET", "/docs/docs.svg", PUBLIC, content_type="image/svg+xml")
+    async def docs_icon(self, call: Call[Nothing, Nothing, Nothing]) -> Reply[str]:
+        """The page's icon"""
+        return Reply(_asset("docs.svg"), headers=_PAGE)
+
 
 def _asset(name: str) -> bytes:
     return files("api.assets").joinpath(name).read_bytes()

@@ -241,7 +241,7 @@ async def find(connection: Any, organisation: UUID, wanted: Filter, after: UUID 
     models = None if wanted.model is None else models_like(wanted.model)
     if models is not None and not models:
         return []
-    sql = _page_sql(wanted.site is not None, wanted.online, models is not None)
+    sql = page_sql(wanted.site is not None, wanted.online, models is not None)
     arguments = [organisation, after or FIRST, limit]
     arguments += [models] if models is not None else []
     arguments += [wanted.site] if wanted.site is not None else []
@@ -267,7 +267,7 @@ _SILENT: Final = "(SELECT * FROM devices WHERE online AND online_until <= now() 
 
 
 @lru_cache
-def _page_sql(of_site: bool, online: bool | None, of_models: bool) -> str:
+def page_sql(of_site: bool, online: bool | None, of_models: bool) -> str:
     """Of the whole: $1 organisation, $2 the device before, $3 how many, then the models and the site."""
     site = "$5" if of_models else "$4"
     heard = {None: "true", True: _IS_HEARD, False: f"{_IS_HEARD} IS NOT TRUE"}[online]

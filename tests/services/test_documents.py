@@ -116,5 +116,7 @@ def test_the_page_asks_no_other_host(database: Database) -> None:
                 assert f"/docs/{name}" in page
                 assert "://" not in await fetch(here, f"/docs/{name}", kind)
             assert "://" not in page
+            assert "/docs/docs.svg" in page
+            assert "<svg" in await fetch(here, "/docs/docs.svg", "image/svg+xml")
 
     run(test())
