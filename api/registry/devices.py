@@ -251,9 +251,10 @@ async def find(connection: Any, organisation: UUID, wanted: Filter, after: UUID 
 
 # Every index that a list may need ends in device_id and holds the columns before it as equal: each branch gives its
 # first rows in order, and the page is the first of all of them. The branches for what has come due and is not settled
-# yet look into an index of just that.
+# yet look into an index of just that. Of devices that fell silent and are not noted yet there are few, unless no
+# worker runs: then there are so many that going through the list soon finds a page of them.
 _PAGE: Final = """
-WITH page AS MATERIALIZED (
+WITH {silent} page AS MATERIALIZED (
     SELECT device_id FROM ({branches}) found ORDER BY device_id LIMIT $3)
 SELECT {listed} FROM page JOIN devices d ON d.device_id = page.device_id ORDER BY d.device_id
 """
@@ -263,14 +264,20 @@ _BRANCH: Final = """
 _EACH_MODEL: Final = "(SELECT x.device_id FROM unnest($4::text[]) m(name) CROSS JOIN LATERAL {branch} x)"
 _SETTLED: Final = "(d.site_until IS NULL OR d.site_until > now())"
 _DUE: Final = "(SELECT * FROM devices WHERE site_until <= now() OFFSET 0)"
-_SILENT: Final = "(SELECT * FROM devices WHERE online AND online_until <= now() OFFSET 0)"
+_FEW_MAX: Final = 1_000
+_SILENT: Final = f"""
+silent AS MATERIALIZED (
+    SELECT * FROM devices WHERE online AND online_until <= now() ORDER BY online_until LIMIT {_FEW_MAX + 1}),
+"""  # noqa: S608
+_ARE_FEW: Final = f"(SELECT count(*) <= {_FEW_MAX} FROM silent)"  # noqa: S608
+_FELL_SILENT: Final = f"{_IS_HEARD} IS NOT TRUE"
 
 
 @lru_cache
 def page_sql(of_site: bool, online: bool | None, of_models: bool) -> str:
     """Of the whole: $1 organisation, $2 the device before, $3 how many, then the models and the site."""
     site = "$5" if of_models else "$4"
-    heard = {None: "true", True: _IS_HEARD, False: f"{_IS_HEARD} IS NOT TRUE"}[online]
+    heard = {None: "true", True: _IS_HEARD, False: _FELL_SILENT}[online]
     branches: list[str] = []
     for source, state in _states(online, of_models):
         if of_site:
@@ -281,7 +288,8 @@ def page_sql(of_site: bool, online: bool | None, of_models: bool) -> str:
             branches.append(_branch(source, state, of_models))
     if of_site:
         branches.append(_branch(_DUE, f"{heard} AND {_STANDS_AT} = {site}", of_models))
-    return _PAGE.format(branches=" UNION ".join(branches), listed=_LISTED)
+    silent = _SILENT if online is False else ""
+    return _PAGE.format(silent=silent, branches=" UNION ".join(branches), listed=_LISTED)
 
 
 def _states(online: bool | None, of_models: bool) -> list[tuple[str, str]]:
@@ -289,7 +297,8 @@ def _states(online: bool | None, of_models: bool) -> list[tuple[str, str]]:
     if online:
         return [("devices", _IS_HEARD)]
     if online is False:
-        return [("devices", "NOT d.online"), (_SILENT, f"{_IS_HEARD} IS NOT TRUE")]
+        many = f"d.online AND {_FELL_SILENT} AND NOT {_ARE_FEW}"
+        return [("devices", "NOT d.online"), ("silent", f"{_FELL_SILENT} AND {_ARE_FEW}"), ("devices", many)]
     # The index of models has what is heard before it.
     return [("devices", "d.online"), ("devices", "NOT d.online")] if of_models else [("devices", "true")]
 

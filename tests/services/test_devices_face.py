@@ -271,6 +271,47 @@ def test_filters_and_pages(any_database: Database) -> None:
     run(test())
 
 
+def test_many_that_fell_silent_at_once_are_offline_before_anybody_notes_it(any_database: Database) -> None:
+    """More than are looked at one by one: the list goes through all devices then."""
+
+    async def test() -> None:
+        async with world(any_database) as here:
+            await superuser(
+                here,
+                "INSERT INTO devices (device_id, organisation_id, name, local_id, model, online, cadence_s,"
+                " last_seen_at, online_until, site_id)"
+                " SELECT gen_random_uuid(), $1, 'x', 's' || n, 'diy_esp32', n % 10 < 9, 60,"
+                "  now() - CASE WHEN n % 10 < 8 THEN interval '1 hour' ELSE interval '0' END,"
+                "  now() + CASE WHEN n % 10 < 8 THEN interval '-1 hour' ELSE interval '1 hour' END, $2"
+                " FROM generate_series(1, 1500) n",
+                here.organisation,
+                here.site,
+            )
+            rows = await superuser(
+                here,
+                "SELECT local_id FROM devices WHERE local_id LIKE 's%' AND substr(local_id, 2)::int % 10 <> 8"
+                " ORDER BY device_id",
+            )
+            queries: tuple[dict[str, Any], ...] = (
+                {"account_id": account_id(here)},
+                {"site_id": site_id(here.site)},
+                {"account_id": account_id(here), "model": "diy"},
+            )
+            for query in queries:
+                found: list[str] = []
+                cursor: str | None = None
+                while True:
+                    more = {} if cursor is None else {"cursor": cursor}
+                    _, page, _ = await ask(here, "GET", online="false", limit=500, **query, **more)
+                    found += [device["local_id"] for device in page["data"] if device["local_id"].startswith("s")]
+                    cursor = page["next_cursor"]
+                    if cursor is None:
+                        break
+                assert found == [row["local_id"] for row in rows]
+
+    run(test())
+
+
 def test_a_list_is_of_a_site_or_an_account_of_the_caller_s(database: Database) -> None:
     async def test() -> None:
         async with world(database) as here:
