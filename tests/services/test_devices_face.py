@@ -301,7 +301,7 @@ def test_many_that_fell_silent_at_once_are_offline_before_anybody_notes_it(any_d
                 found: list[str] = []
                 cursor: str | None = None
                 while True:
-                    more = {} if cursor is None else {"cursor": cursor}
+                    more: dict[str, Any] = {} if cursor is None else {"cursor": cursor}
                     _, page, _ = await ask(here, "GET", online="false", limit=500, **query, **more)
                     found += [device["local_id"] for device in page["data"] if device["local_id"].startswith("s")]
                     cursor = page["next_cursor"]
