@@ -30,7 +30,9 @@ from runtime.secrets import API_KEY_PREFIX, KeyRing, TokenHasher, make_token
 from schemas.models import MODELS, models_like
 
 PAGE: Final = 50
-STEP: Final = 500
+#: Of the way to the middle and the end: a twentieth of all devices, as far as one page may have.
+STEPS: Final = 20
+STEP_MAX: Final = 500
 EMAIL: Final = "bench@example.org"
 PASSWORD: Final = "correct horse battery"
 MODEL_PART: Final = "shelly"
@@ -112,7 +114,7 @@ async def _measure(devices: int, requests: int, parts: Parts) -> ApiFigures:
             port = free_port()
             # A pool's first requests make its sessions, and those their plans.
             await shop.role("api", SLUICE_API_LISTEN=f"127.0.0.1:{port}", SLUICE_AUTH_LOGINS_PER_MINUTE="100000")
-            client = _Client(port, key, registered.organisation, UUID(str(site)))
+            client = _Client(port, key, registered.organisation, UUID(str(site)), devices)
             seconds = await asyncio.to_thread(lambda: dict(client.measured(registered.devices, requests)))
         plans = {one.name: await _plan(connection, registered, UUID(str(site)), one) for one in FILTERS}
     finally:
@@ -146,11 +148,12 @@ def _make_admin(parts: Parts) -> None:
 class _Client:
     """One connection to the API."""
 
-    def __init__(self, port: int, key: str, organisation: UUID, site: UUID) -> None:
+    def __init__(self, port: int, key: str, organisation: UUID, site: UUID, devices: int) -> None:
         self._connection = http.client.HTTPConnection("127.0.0.1", port)
         self._key = key
         self._of = {"account": f"acc_{organisation.hex}", "site": f"site_{site.hex}"}
         self._site = f"site_{site.hex}"
+        self._step = min(STEP_MAX, devices // STEPS)
 
     def measured(self, devices: Sequence[UUID], requests: int) -> Iterator[tuple[str, list[float]]]:
         for one in FILTERS:
@@ -183,7 +186,7 @@ class _Client:
         cursors: list[str] = []
         while True:
             after = {"cursor": cursors[-1]} if cursors else {}
-            found = json.loads(self._list({**query, **after, "limit": str(STEP)}))
+            found = json.loads(self._list({**query, **after, "limit": str(self._step)}))
             if found["next_cursor"] is None:
                 break
             cursors.append(found["next_cursor"])

@@ -99,7 +99,7 @@ def memory(devices: int, series: int, as_json: bool, services: Path) -> None:
 
 
 @bench.command()
-@click.option("--devices", type=click.IntRange(5_000, 1_000_000), default=100_000, show_default=True)
+@click.option("--devices", type=click.IntRange(2_000, 1_000_000), default=100_000, show_default=True)
 @click.option("--requests", type=click.IntRange(20, 10_000), default=200, show_default=True, help="Of each kind.")
 @_json_option
 @_services_option

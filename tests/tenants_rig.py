@@ -13,9 +13,8 @@ from uuid import UUID
 
 import asyncpg
 
-from runtime.ids import uuid7
 from tests.databases import Database
-from tests.people_rig import PASSWORD, People, Person
+from tests.people_rig import People, Person
 from tests.quarantine_rig import RECEIVED, Quarantine
 
 ROLES: Final = ("owner", "admin", "member", "viewer")
@@ -152,10 +151,3 @@ async def rows_of(database: Database, tenant: Tenant) -> dict[str, list[str]]:
 
 def ids_of(rows: dict[str, list[str]]) -> set[UUID]:
     return ids_in(json.dumps(rows))
-
-
-def nobodys() -> UUID:
-    return uuid7()
-
-
-__all__ = ["PASSWORD", "ROLES", "Tenant", "ids_in", "ids_of", "inhabited", "nobodys", "rows_of"]

@@ -41,8 +41,6 @@ _ALWAYS: Final = (
 )  # fmt: skip
 _WITH_BODY: Final = (INVALID_BODY, BODY_TOO_LARGE, UNSUPPORTED_TYPE, INVALID)
 _WITH_CALLER: Final = (AUTH_REQUIRED, TOKEN_INVALID, FORBIDDEN)
-
-
 _KEY: Final = {
     "type": "string",
     "minLength": 1,

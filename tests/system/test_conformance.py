@@ -6,7 +6,7 @@ from tests.databases import Database
 from tests.system.conformance import run, stage
 
 CASES_MIN = 300
-SHORT = ("--phases", "examples,fuzzing", "--max-examples", "8", "--seed", "1", "--generation-deterministic")
+SHORT = ("--phases", "examples,fuzzing", "--max-examples", "4", "--seed", "1", "--generation-deterministic")
 
 
 def test_the_api_does_what_its_document_says(database: Database, tmp_path: Path) -> None:
