@@ -1,6 +1,6 @@
-"""What describes the API: its OpenAPI document, the schemas in it, and a page to browse it.
+"""What describes the API: its OpenAPI document, the schemas in it, and a page to browse it; the page of mailed links.
 
-All of it follows from the declared operations; the page's assets are packaged and ask no other host. Left out: how
+The document follows from the declared operations; the pages' assets are packaged and ask no other host. Left out: how
 the document is made (`api.http.openapi`).
 """
 
@@ -18,10 +18,11 @@ from api.faces import PLATFORM
 from api.http.openapi import document
 from api.http.operations import PUBLIC, Call, Nothing, Operation, Reply, operation
 from api.http.problems import NOT_FOUND, Problem
+from api.platform.auth import ACCOUNT_PATH
 
 YAML: Final = "application/yaml"
 _FOREVER: Final = {"Cache-Control": "public, max-age=300"}
-#: The page runs nothing but what it is served with.
+#: A page runs nothing but what it is served with.
 _PAGE: Final = {"Content-Security-Policy": "default-src 'self'", "Cache-Control": "public, max-age=300"}
 
 
@@ -38,7 +39,7 @@ class Schemas(msgspec.Struct):
 
 
 class DocumentOperations:
-    """`/api/v3/api-docs`, `/api/schemas`, `/docs`."""
+    """`/api/v3/api-docs`, `/api/schemas`, `/docs`, `/account`."""
 
     def __init__(self, server: str) -> None:
         self._server = server
@@ -100,6 +101,21 @@ class DocumentOperations:
     async def docs_style(self, call: Call[Nothing, Nothing, Nothing]) -> Reply[str]:
         """The page's style"""
         return Reply(_asset("docs.css"), headers=_PAGE)
+
+    @operation(PLATFORM, "GET", ACCOUNT_PATH, PUBLIC, content_type="text/html")
+    async def account(self, call: Call[Nothing, Nothing, Nothing]) -> Reply[str]:
+        """The page that the links of invitations and forgotten passwords open"""
+        return Reply(_asset("account.html"), headers=_PAGE)
+
+    @operation(PLATFORM, "GET", f"{ACCOUNT_PATH}/account.js", PUBLIC, content_type="text/javascript")
+    async def account_script(self, call: Call[Nothing, Nothing, Nothing]) -> Reply[str]:
+        """That page's script"""
+        return Reply(_asset("account.js"), headers=_PAGE)
+
+    @operation(PLATFORM, "GET", f"{ACCOUNT_PATH}/account.css", PUBLIC, content_type="text/css")
+    async def account_style(self, call: Call[Nothing, Nothing, Nothing]) -> Reply[str]:
+        """That page's style"""
+        return Reply(_asset("account.css"), headers=_PAGE)
 
 
 def _asset(name: str) -> bytes:
