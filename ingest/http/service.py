@@ -240,6 +240,7 @@ class IngestService:
     def _ingest_shelly(self, request: web.BaseRequest, request_id: str, path: str, query: str) -> Awaitable[Answer]:
         # Firmware that appends `&hum=…` to a URL without a query puts its parameters into the path.
         token, _, misplaced = path[len(SHELLY_PATH) :].partition("&")
+        token = unquote(token)
         joined = f"{misplaced}&{query}" if misplaced else query
         return self._ingest_query(request, request_id, self._clock.now_us(), joined, token)
 
