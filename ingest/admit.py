@@ -18,11 +18,11 @@ import msgspec
 import orjson
 
 from ingest.formats.shape import BadNumber, Malformed, Measurement, Submission, is_unexpanded, storable
-from ingest.formats.times import parse_time
 from runtime.secrets import without_secrets, without_secrets_in_json
 from schemas.catalogue import METRICS, UNIT_SPELLINGS, Conversion, Metric, metric_name
 from schemas.errors import ReadingCode
 from schemas.record import PG_EPOCH_US, PLAIN_VERSION, TIME_MADE_UP, Channel, Note, Quality, Record, Refused
+from schemas.times import parse_time
 
 TEXT_LENGTH_MAX: Final = 1_000
 LABEL_LENGTH_MAX: Final = 64

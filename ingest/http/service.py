@@ -452,6 +452,8 @@ class IngestService:
             status.conflicts or 0,
             status.quarantined or 0,
         )
+        if status.erased:
+            counts = counts[:-1] + b',"erased":%d}' % status.erased
         return Answer(200, answer.content[:-1] + counts, request_id, b"Preference-Applied: wait=stored\r\n")
 
     def _reserve(self, arrived_us: int, count: int) -> int:
