@@ -81,10 +81,11 @@ class Sums(msgspec.Struct, kw_only=True):
     duplicates: int
     conflicts: int
     quarantined: int
+    erased: int
+    """Of a deleted site: dropped in landing, or taken out of the quarantine; what was stored stays told as stored."""
     replayed: int
     discarded: int
     expired: int
-    erased: int
     lost: int
     """Told of nobody so far: what is lost cannot be read, see `lost_records`."""
     in_quarantine: int

@@ -12,6 +12,7 @@ UNKNOWN_MODEL: Final = Kind("unknown_model", 422, "The model is not in the suppo
 GROUP_NOT_FOUND: Final = Kind("device_group_not_found", 404, "The organisation has no such group of devices.")
 GROUP_NAME_TAKEN: Final = Kind("device_group_name_taken", 409, "Another group of devices has that name.")
 SITE_NOT_FOUND: Final = Kind("site_not_found", 404, "The organisation has no such site.")
+ERASURE_NOT_FOUND: Final = Kind("erasure_not_found", 404, "The organisation has deleted no such site.")
 SERVER_NOT_FOUND: Final = Kind("server_not_found", 404, "No server is registered at the site.")
 EDGE_NOT_FOUND: Final = Kind("edge_not_found", 404, "The site has no such edge device.")
 SLUG_TAKEN: Final = Kind("slug_taken", 409, "The organisation has a site with this slug already.")

@@ -20,6 +20,7 @@ from api.platform.audit import AuditOperations
 from api.platform.auth import AuthOperations
 from api.platform.device_groups import DeviceGroupOperations
 from api.platform.documents import DocumentOperations
+from api.platform.erasures import ErasureOperations
 from api.platform.keys import KeyOperations
 from api.platform.ledger import LedgerOperations
 from api.platform.organisations import OrganisationOperations
@@ -72,6 +73,7 @@ def _operations(ring: KeyRing, settings: ApiSettings, metrics: ApiMetrics) -> li
             ReadingOperations(ring, settings, metrics),
             LedgerOperations(ring, settings),
             QuarantineOperations(ring, settings),
+            ErasureOperations(ring),
             SiteOperations(ring, settings),
             MachineOperations(Signer(ring, issuer=settings.public_url or "sluice"), TokenHasher(ring), settings),
             DeviceOperations(ring, TokenHasher(ring), settings.public_url, NoDownlink()),

@@ -29,11 +29,12 @@ SEED_LOCK: Final = 0x736C_7569_6365_0002
 _DEMO: Final = """
 SELECT o.organisation_id, d.device_id, s.site_id
 FROM organisations o JOIN devices d USING (organisation_id) JOIN sites s USING (organisation_id)
-WHERE o.name = $1 AND d.local_id = 'demo' ORDER BY o.created_at, d.created_at, s.created_at LIMIT 1
+WHERE o.name = $1 AND d.local_id = 'demo' AND d.status <> 'deleted' AND s.erasing_since IS NULL
+ORDER BY o.created_at, d.created_at, s.created_at LIMIT 1
 """
 _OWNERS: Final = {
     "device": "SELECT organisation_id FROM devices WHERE device_id = $1 AND status <> 'deleted'",
-    "site": "SELECT organisation_id FROM sites WHERE site_id = $1",
+    "site": "SELECT organisation_id FROM sites WHERE site_id = $1 AND erasing_since IS NULL",
     "organisation": "SELECT organisation_id FROM organisations WHERE organisation_id = $1",
 }
 

@@ -20,6 +20,7 @@ from runtime.settings import Settings, setting
 from runtime.tls import TlsSettings
 from runtime.urls import check_query, check_server, split_url
 from schemas.topics import PARTITIONS_DEFAULT
+from workers.erasure.settings import ErasureSettings
 from workers.settings import LandingSettings, LedgerSettings, PresenceSettings, QuarantineSettings
 from workers.verify.settings import VerifySettings
 
@@ -78,6 +79,7 @@ GROUPS: Final = (
     QuarantineSettings,
     LedgerSettings,
     PresenceSettings,
+    ErasureSettings,
     ApiSettings,
     AccessSettings,
     MetricsSettings,

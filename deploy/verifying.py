@@ -33,6 +33,7 @@ _HEADS: Final = (
     "conflict",
     "quarantined",
     "by rule",
+    "erased",
     "LOST",
     "altered",
     "unexplained",

@@ -81,6 +81,8 @@ class Status(msgspec.Struct, frozen=True, omit_defaults=True):
     quarantined: int | None = None
     lost: int | None = None
     """In records the log deleted before they had landed, or an operator abandoned; only where there are any."""
+    erased: int | None = None
+    """Dropped in landing, or taken out of the quarantine, with the site they were of; only where there are any."""
 
 
 class Receipts:
@@ -135,7 +137,7 @@ class Receipts:
         counts = [place.accepted for place in receipt.places]
         rows = await _fetch(self._pool, _OUTCOMES, sources, partitions, positions, counts)
         row = rows[0]
-        exceptions = row["duplicates"] + row["conflicts"] + row["quarantined"] + row["lost"]
+        exceptions = row["duplicates"] + row["conflicts"] + row["quarantined"] + row["lost"] + row["erased"]
         return Status(
             State.LANDED,
             receipt.accepted,
@@ -144,6 +146,7 @@ class Receipts:
             row["conflicts"],
             row["quarantined"],
             row["lost"] or None,
+            row["erased"] or None,
         )
 
     async def wait(self, receipt: Receipt, timeout_s: float) -> Status:
@@ -182,6 +185,7 @@ _LANDED: Final = """
 
 _OUTCOMES: Final = """
     SELECT coalesce(sum(o.duplicates), 0)::int AS duplicates, coalesce(sum(o.conflicts), 0)::int AS conflicts,
+           coalesce(sum(o.erased), 0)::int AS erased,
            coalesce(sum(CASE WHEN o.unreadable THEN r.accepted ELSE o.quarantined END), 0)::int AS quarantined,
            coalesce(sum(r.accepted) FILTER (WHERE EXISTS (
                SELECT FROM log_losses l WHERE l.source = r.source AND l.partition = r.partition

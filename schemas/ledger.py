@@ -3,9 +3,9 @@
 from typing import Final
 
 #: Together they are what was received.
-FATES: Final = ("stored", "duplicates", "conflicts", "quarantined")
+FATES: Final = ("stored", "duplicates", "conflicts", "quarantined", "erased")
 #: What became later of the quarantined, or of what was stored.
-LATER: Final = ("replayed", "discarded", "expired", "erased", "lost")
+LATER: Final = ("replayed", "discarded", "expired", "lost")
 COLUMNS: Final = ("received", *FATES, *LATER)
 #: Records that nobody has any more, so that nobody can tell whose they were.
 LOST_RECORDS: Final = """

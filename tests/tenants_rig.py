@@ -6,6 +6,7 @@ Left out: what one may see of another.
 import itertools
 import json
 import re
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final
@@ -83,6 +84,7 @@ async def _furnished(here: People, tenant: Tenant) -> Tenant:
     edge = f"edge-{next(_count)}"
     box = {"edgeId": edge, "hardwareId": "box", "version": "1"}
     await make("POST", f"{sites}/{places[0]}/register-edge", box)
+    gone = [await _deleted_site(make, sites, number) for number in range(2)]
     uuids = [str(UUID(device["id"].removeprefix("dev_"))) for device in devices]
     for device in uuids:
         await make("PUT", f"/api/v1/device-groups/{groups[0]}/devices/{device}")
@@ -96,12 +98,21 @@ async def _furnished(here: People, tenant: Tenant) -> Tenant:
         "key": keys[0]["credential_id"],
         "invitation": invitations[0]["invitation_id"],
         "edge": edge,
+        "erasure": gone[0],
         "email": tenant.people["member"].email,
         "held": await _held(here.database, tenant.organisation, UUID(uuids[0])),
     }
     tenant.tokens |= {"scoped key": keys[0]["api_key"], "gateway": gateway["siteToken"]}
     tenant.series = await _measured(here, tenant.organisation, UUID(uuids[0]))
     return tenant
+
+
+async def _deleted_site(make: Callable[..., Awaitable[Any]], sites: str, number: int) -> str:
+    """A site that is being erased, and the device that stood there."""
+    site = str((await make("POST", sites, {"name": "Gone", "slug": f"gone-{number}"}))["id"])
+    await make("POST", "/v1/devices", {"site_id": site, "local_id": "gone", "name": "Gone", "model": "diy_esp32"})
+    await make("DELETE", f"{sites}/{site}")
+    return site
 
 
 async def _held(database: Database, organisation: UUID, device: UUID) -> str:

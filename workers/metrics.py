@@ -24,7 +24,7 @@ class LandingMetrics:
         self.rows = Counter(
             "sluice_landing_rows_total",
             "Readings by what became of them. path: fresh (straight COPY), suspect (staged), text, none (quarantined "
-            "before either); outcome: stored, duplicate, conflict, quarantined.",
+            "or erased before either); outcome: stored, duplicate, conflict, quarantined, erased.",
             ["path", "outcome"],
             registry=registry,
         )
@@ -110,7 +110,8 @@ class LandingMetrics:
         )
         self.retries = Counter(
             "sluice_landing_retries_total",
-            "Attempts given up and made again. cause: unavailable, contention, content, position, log, database.",
+            "Attempts given up and made again. cause: unavailable, contention, content, position, tombstones, "
+            "log, database.",
             ["cause"],
             registry=registry,
         )
@@ -162,7 +163,7 @@ class LedgerMetrics:
         self.readings = Gauge(
             "sluice_ledger_readings",
             "Readings received in this hour and the 24 before, of all organisations, by what the ledger says became "
-            "of them: received, stored, duplicates, conflicts, quarantined, replayed, discarded, expired, erased, "
+            "of them: received, stored, duplicates, conflicts, quarantined, erased, replayed, discarded, expired, "
             "lost.",
             ["outcome"],
             multiprocess_mode="livemostrecent",
@@ -170,7 +171,7 @@ class LedgerMetrics:
         )
         self.unaccounted = Gauge(
             "sluice_ledger_unaccounted_readings",
-            "Of these, received less stored, duplicates, conflicts and quarantined: anything but 0 is a fault.",
+            "Of these, received less stored, duplicates, conflicts, quarantined and erased: all but 0 is a fault.",
             multiprocess_mode="livemostrecent",
             registry=registry,
         )

@@ -88,7 +88,8 @@ class Repeats:
             return _decoder.decode(self._seal.open(answer))
         except BadSealError:
             raise Problem(
-                IDEMPOTENCY_CONFLICT, "this was done, and the key that its answer was sealed with is gone"
+                IDEMPOTENCY_CONFLICT,
+                "this was done, and its answer is gone: with the key that it was sealed with, or with a site",
             ) from None
 
 

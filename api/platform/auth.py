@@ -21,6 +21,8 @@ from api.problems import INVITATION_NOT_FOUND, LOGIN_FAILED, SESSION_NOT_FOUND
 from api.registry.texts import Email, Name
 
 PATH: Final = "/api/v1/auth"
+#: Of the page that links open.
+ACCOUNT_PATH: Final = "/account"
 MEMBERSHIPS_MAX: Final = 200
 #: Well within the day that a key is published before it signs.
 _KEYS_HEADERS: Final = {"Cache-Control": "public, max-age=300"}
@@ -282,9 +284,9 @@ class AuthOperations:
 
 def reset_link(public_url: str, token: str) -> str:
     """In the part of a URL that no server is sent, and none logs."""
-    return f"{public_url}/console#reset={token}"
+    return f"{public_url}{ACCOUNT_PATH}#reset={token}"
 
 
 def invitation_link(public_url: str, token: str) -> str:
     """Likewise."""
-    return f"{public_url}/console#invitation={token}"
+    return f"{public_url}{ACCOUNT_PATH}#invitation={token}"

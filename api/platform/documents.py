@@ -1,6 +1,6 @@
-"""What describes the API: its OpenAPI document, the schemas in it, and a page to browse it.
+"""What describes the API: its OpenAPI document, the schemas in it, and a page to browse it; the page of mailed links.
 
-All of it follows from the declared operations; the page's assets are packaged and ask no other host. Left out: how
+The document follows from the declared operations; the pages' assets are packaged and ask no other host. Left out: how
 the document is made (`api.http.openapi`).
 """
 
@@ -19,12 +19,13 @@ from api.http.openapi import document
 from api.http.operations import PUBLIC, Call, Nothing, Operation, Reply, operation
 from api.http.problems import NOT_FOUND, Problem
 from api.http.spelt import STORABLE
+from api.platform.auth import ACCOUNT_PATH
 
 YAML: Final = "application/yaml"
 #: Paths are under whatever the document came from: what devices are told to send to may be another address.
 SERVER: Final = "/"
 _FOREVER: Final = {"Cache-Control": "public, max-age=300"}
-#: The page runs nothing but what it is served with.
+#: A page runs nothing but what it is served with.
 _PAGE: Final = {"Content-Security-Policy": "default-src 'self'", "Cache-Control": "public, max-age=300"}
 
 
@@ -41,7 +42,7 @@ class Schemas(msgspec.Struct):
 
 
 class DocumentOperations:
-    """`/api/v3/api-docs`, `/api/schemas`, `/docs`."""
+    """`/api/v3/api-docs`, `/api/schemas`, `/docs`, `/account`."""
 
     def __init__(self) -> None:
         self.operations: Sequence[Operation] = ()
@@ -107,6 +108,21 @@ class DocumentOperations:
     async def docs_icon(self, call: Call[Nothing, Nothing, Nothing]) -> Reply[str]:
         """The page's icon"""
         return Reply(_asset("docs.svg"), headers=_PAGE)
+
+    @operation(PLATFORM, "GET", ACCOUNT_PATH, PUBLIC, content_type="text/html")
+    async def account(self, call: Call[Nothing, Nothing, Nothing]) -> Reply[str]:
+        """The page that the links of invitations and forgotten passwords open"""
+        return Reply(_asset("account.html"), headers=_PAGE)
+
+    @operation(PLATFORM, "GET", f"{ACCOUNT_PATH}/account.js", PUBLIC, content_type="text/javascript")
+    async def account_script(self, call: Call[Nothing, Nothing, Nothing]) -> Reply[str]:
+        """That page's script"""
+        return Reply(_asset("account.js"), headers=_PAGE)
+
+    @operation(PLATFORM, "GET", f"{ACCOUNT_PATH}/account.css", PUBLIC, content_type="text/css")
+    async def account_style(self, call: Call[Nothing, Nothing, Nothing]) -> Reply[str]:
+        """That page's style"""
+        return Reply(_asset("account.css"), headers=_PAGE)
 
 
 def _asset(name: str) -> bytes:

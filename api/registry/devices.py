@@ -11,9 +11,9 @@ from functools import lru_cache
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
-from api.http.problems import Problem
+from api.http.problems import Problem, invalid
 from api.problems import DEVICE_NOT_FOUND, LOCAL_ID_TAKEN, SITE_NOT_FOUND, UNKNOWN_MODEL
-from api.registry import audit
+from api.registry import audit, sites
 from api.registry.credentials import Credentials
 from api.registry.versions import check_version
 from runtime.ids import uuid7
@@ -65,6 +65,11 @@ WHERE d.device_id = $1 AND NOT EXISTS (
     SELECT FROM (SELECT site_id FROM device_sites WHERE device_id = $1 ORDER BY valid_from DESC LIMIT 1) last
     WHERE last.site_id IS NOT DISTINCT FROM $2::uuid)
 """
+# Until a time to come what it measures goes with a site: it could stand elsewhere, but nothing of it would be kept.
+_ERASED_UNTIL: Final = """
+SELECT max(to_ts) FROM tombstones
+WHERE device_id = $1 AND to_ts > now() AND to_ts > coalesce($2::timestamptz, now()) AND to_ts <> 'infinity'
+"""
 _CHANGE: Final = """
 UPDATE devices SET name = coalesce($2, name), local_id = coalesce($3, local_id), notes = coalesce($4, notes),
     version = version + 1, updated_at = now()
@@ -113,6 +118,7 @@ async def create(connection: Any, organisation: UUID, site: UUID | None, new: Ne
         raise Problem(UNKNOWN_MODEL, f"there is no model {new.model[:64]}: GET /v1/models lists them")
     device = uuid7()
     if site is not None:
+        await sites.hold(connection)
         await _lock_target(connection, site)
         await _claim(connection, device, new.local_id, site)
     await connection.execute(_INSERT, device, organisation, new.name, new.local_id, new.model, new.notes)
@@ -130,6 +136,7 @@ async def change(
 
     Raises the problems of a device that is not there or was changed meanwhile, and of a name that is taken.
     """
+    await sites.hold(connection)
     row = await _lock(connection, device, expected)
     local_id = values.get("local_id")
     if local_id is not None and local_id != row["local_id"]:
@@ -149,9 +156,16 @@ async def move(
 ) -> datetime:
     """Let it stand at `site` from `at` on, now by default; this replaces whatever was to follow. Returns from when.
 
-    Raises the problems of a device or site that is not there, and of a name that is taken at any time from then on.
+    Raises the problems of a device or site that is not there, of a name that is taken at any time from then on, and
+    of a time at which what the device measures is still erased.
     """
+    await sites.hold(connection)
     row = await _lock(connection, device, expected)
+    until = await connection.fetchval(_ERASED_UNTIL, device, at)
+    if until is not None:
+        raise invalid(
+            "effective_at", f"is not before {until.isoformat()}: until then it stands at a site that is erased"
+        )
     if site is not None:
         await _lock_target(connection, site)
         await _claim(connection, device, row["local_id"], site, at)

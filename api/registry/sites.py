@@ -55,6 +55,8 @@ UPDATE sites SET name = $2, timezone = $3, latitude = $4, longitude = $5, addres
     updated_at = now()
 WHERE site_id = $1
 """
+_HOLD: Final = "SELECT pg_advisory_xact_lock_shared(sites_lock())"
+_ALONE: Final = "SELECT pg_advisory_xact_lock(sites_lock())"
 _ERASE: Final = "SELECT begin_site_erasure($1)"
 _FIRST: Final = UUID(int=0)
 
@@ -122,6 +124,14 @@ async def lock(connection: Any, site: UUID, versions: Sequence[str] | None = Non
     return row
 
 
+async def hold(connection: Any) -> None:
+    """None of the organisation's sites begins to be erased until the transaction ends.
+
+    For whoever lets devices stand at sites: before any device or site is locked.
+    """
+    await connection.execute(_HOLD)
+
+
 # ---------------------------------------------------------------- changing
 
 
@@ -178,10 +188,12 @@ async def change(connection: Any, site: UUID, changes: Mapping[str, Any], versio
 
 
 async def begin_erasure(connection: Any, site: UUID, versions: Sequence[str] | None = None) -> None:
-    """From the end of the transaction on it is not there, and no token of its gateways is good.
+    """From the end of the transaction on it is not there, no token of its gateways is good, and the devices that
+    stand there for good are removed.
 
     Raises the problems of `lock`.
     """
+    await connection.execute(_ALONE)
     await lock(connection, site, versions)
     await connection.execute(_ERASE, site)
     await audit.record(connection, "site.deleted", site)

@@ -103,8 +103,9 @@ class SiteOperations:
     async def delete_site(self, call: Call[OfSite, Nothing, Nothing]) -> ErasedSite:
         """Erase a site with everything that was recorded there
 
-        It is gone at once, and so are the tokens of its server, edge devices and gateways; what was recorded while
-        devices stood there is erased in the background. This cannot be undone.
+        It is gone at once, and so are the tokens of its server, edge devices and gateways, and the devices that stand
+        there for good; what was recorded while devices stood there is erased in the background, see
+        `/api/v1/erasures`. This cannot be undone.
         """
         site = call.path.site_id
         await sites.begin_erasure(call.connection, site, call.versions)

@@ -20,6 +20,7 @@ F = TypeVar("F")
 _ORGANISATIONS: Final = ("api", "v1", "organisations")
 _KEYS: Final = ("api", "v1", "api-keys")
 _DEVICES: Final = ("v1", "devices")
+_ERASURES: Final = ("api", "v1", "erasures")
 _ROWS: Final = 200
 
 
@@ -248,7 +249,15 @@ def delete_site(site_id: str) -> None:
     """Erase a site with all that was recorded there."""
     remote = Remote(kept())
     remote.ask("DELETE", *_sites(remote, site_id))
-    click.echo("the site is being erased")
+    click.echo("the site is being erased: `sluice site erasures` tells how far")
+
+
+@site.command("erasures")
+@_json_option
+def list_erasures(json: bool) -> None:
+    """Deleted sites, and how far each is erased."""
+    rows = Remote(kept()).all(*_ERASURES, limit=_ROWS)
+    _print(rows, json, ("site_id", "state", "requested_at", "finished_at", "readings", "quarantined"))
 
 
 # ---------------------------------------------------------------- devices

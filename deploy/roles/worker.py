@@ -14,6 +14,9 @@ from runtime.log import LogSettings
 from runtime.log.port import Log
 from runtime.postgres import PostgresSettings
 from runtime.settings import Settings
+from workers.erasure.eraser import Eraser
+from workers.erasure.metrics import ErasureMetrics
+from workers.erasure.settings import ErasureSettings
 from workers.landing.worker import run_worker
 from workers.ledger import LedgerTotals
 from workers.metrics import LandingMetrics, LedgerMetrics, QuarantineMetrics
@@ -41,6 +44,9 @@ async def work_on(process: Process, log: Log) -> None:
     process.run_beside("quarantine bounds", make_bounds(process.settings).run())
     postgres, ledger = process.settings.get(PostgresSettings), process.settings.get(LedgerSettings)
     process.run_beside("ledger totals", LedgerTotals(postgres, ledger, LedgerMetrics()).run())
+    eraser = Eraser(postgres, process.settings.get(ErasureSettings), log, SystemClock(), ErasureMetrics())
+    process.health.note("erasure", lambda: eraser.doing)
+    process.run_beside("erasure", eraser.run())
 
 
 def make_bounds(settings: Settings) -> Bounds:

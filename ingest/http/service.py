@@ -240,6 +240,7 @@ class IngestService:
     def _ingest_shelly(self, request: web.BaseRequest, request_id: str, path: str, query: str) -> Awaitable[Answer]:
         # Firmware that appends `&hum=…` to a URL without a query puts its parameters into the path.
         token, _, misplaced = path[len(SHELLY_PATH) :].partition("&")
+        token = unquote(token)
         joined = f"{misplaced}&{query}" if misplaced else query
         return self._ingest_query(request, request_id, self._clock.now_us(), joined, token)
 
@@ -451,6 +452,8 @@ class IngestService:
             status.conflicts or 0,
             status.quarantined or 0,
         )
+        if status.erased:
+            counts = counts[:-1] + b',"erased":%d}' % status.erased
         return Answer(200, answer.content[:-1] + counts, request_id, b"Preference-Applied: wait=stored\r\n")
 
     def _reserve(self, arrived_us: int, count: int) -> int:

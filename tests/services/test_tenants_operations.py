@@ -43,6 +43,7 @@ ID_UNDER: Final = {
     "/api/v1/api-keys/": "key",
     "/api/v1/auth/sessions/": "session",
     "/api/v1/admin/quarantine/": "held",
+    "/api/v1/erasures/": "erasure",
 }
 #: Whoever has one of these is let in by it: there is no other's.
 BEARERS: Final = {"token", "refresh_token"}

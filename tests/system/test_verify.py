@@ -81,7 +81,7 @@ def test_a_deleted_row_is_found_and_named(environment: dict[str, str], database:
             for line in clean.stdout.splitlines()
             if line.startswith(("organ", seeded["organisation_id"]))
         )
-        assert counts == [seeded["organisation_id"], "501", "500", "0", "0", "1", "0", "0", "0", "0"]
+        assert counts == [seeded["organisation_id"], "501", "500", "0", "0", "1", "0", "0", "0", "0", "0"]
         assert heads[-3:] == ["LOST", "altered", "unexplained"]
 
         delete(database.superuser_url, "DELETE FROM readings WHERE value = 12.3")

@@ -135,6 +135,6 @@ def test_a_mail_server_that_is_none_is_refused_without_its_password(url: str) ->
 @pytest.mark.parametrize("prefix", [REFRESH_PREFIX, INVITATION_PREFIX, RESET_PREFIX])
 def test_secrets_of_people_are_blotted_out_wherever_they_turn_up(prefix: str) -> None:
     token = make_token(prefix)
-    for text in (f"x {token} y", f"https://sluice.example/console#reset={token}", f"%22{token}%22"):
+    for text in (f"x {token} y", f"https://sluice.example/account#reset={token}", f"%22{token}%22"):
         assert token not in redact(text)
         assert token not in without_secrets(text)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ingest.formats.times import parse_time
+from schemas.times import parse_time
 
 MOMENT = 1_779_006_120_000_000  # 2026-05-17T08:22:00Z
 

@@ -22,6 +22,7 @@ from workers.landing.pipeline import Pipeline
 from workers.landing.plan import Limits, Plan
 from workers.landing.registry import Registry
 from workers.landing.series import Found, SeriesName
+from workers.landing.tombstones import Tombstones
 from workers.settings import LandingSettings
 
 NOW = 800_000_000_000_000
@@ -103,8 +104,9 @@ def pipeline(reader: ScriptedReader, landing: Landing, records_max: int = 100) -
     registry = cast("Registry", KnowsAll())
     settings = LandingSettings(landing_batch_wait_ms=0, landing_batch_records_max=records_max)
     unused = cast("Any", None)
-    apart = Apart(holdings, registry, settings, land=unused, trial=unused, reject=unused, clock=ManualClock())
-    return Pipeline(holdings, reader, registry, settings, land=landing, apart=apart, clock=ManualClock())
+    known: Any = {"clock": ManualClock(), "tombstones": Tombstones()}
+    apart = Apart(holdings, registry, settings, land=unused, trial=unused, reject=unused, **known)
+    return Pipeline(holdings, reader, registry, settings, land=landing, apart=apart, **known)
 
 
 async def turn_until(condition: Callable[[], bool]) -> None:

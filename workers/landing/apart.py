@@ -20,6 +20,7 @@ from workers.landing.holding import Aside, Holding, bounds_of
 from workers.landing.late import SpoolJumpError
 from workers.landing.plan import Plan
 from workers.landing.registry import Registry, settle
+from workers.landing.tombstones import Tombstones
 from workers.settings import LandingSettings
 
 _log = logging.getLogger("sluice.landing")
@@ -48,6 +49,7 @@ class Apart:
         trial: Callable[[Plan], AbstractAsyncContextManager[Attempt]],
         reject: Callable[[int, Mapping[int, str], set[bytes]], None],
         clock: Clock,
+        tombstones: Tombstones,
     ) -> None:
         """`registry` is this one's own: it is asked while the next plan of the others is prepared.
 
@@ -62,6 +64,7 @@ class Apart:
         self._trial = trial
         self._reject = reject
         self._clock = clock
+        self._tombstones = tombstones
         self._last = -1
         self.landing: Plan | None = None
         """What is being written."""
@@ -120,7 +123,7 @@ class Apart:
 
     def _plan(self, holding: Holding, aside: Aside, first: int, end: int, *, is_trial: bool = False) -> Plan:
         """Of the bodies from `first` to `end`, or to one that must wait, or to a bounded size."""
-        plan = Plan(self._registry.limits, self._bounds)
+        plan = Plan(self._registry.limits, self._bounds, self._tombstones)
         part = holding.part(holding.position + first, is_trial=is_trial)
         plan.parts[part.partition] = part
         now = self._clock.now_us() - PG_EPOCH_US

@@ -24,24 +24,24 @@ ON CONFLICT DO NOTHING"""
 
 _LEDGER: Final = """
 INSERT INTO ledger AS l
-    (source, partition, organisation_id, hour, received, stored, duplicates, conflicts, quarantined)
+    (source, partition, organisation_id, hour, received, stored, duplicates, conflicts, quarantined, erased)
 SELECT *
 FROM unnest($1::uuid[], $2::int[], $3::uuid[], $4::timestamptz[], $5::bigint[], $6::bigint[], $7::bigint[],
-            $8::bigint[], $9::bigint[])
-    AS n (source, partition, organisation_id, hour, received, stored, duplicates, conflicts, quarantined)
+            $8::bigint[], $9::bigint[], $10::bigint[])
+    AS n (source, partition, organisation_id, hour, received, stored, duplicates, conflicts, quarantined, erased)
 ORDER BY source, partition, organisation_id, hour
 ON CONFLICT (organisation_id, hour, source, partition) DO UPDATE
 SET received = l.received + EXCLUDED.received, stored = l.stored + EXCLUDED.stored,
     duplicates = l.duplicates + EXCLUDED.duplicates, conflicts = l.conflicts + EXCLUDED.conflicts,
-    quarantined = l.quarantined + EXCLUDED.quarantined"""
+    quarantined = l.quarantined + EXCLUDED.quarantined, erased = l.erased + EXCLUDED.erased"""
 
 # A log whose positions were set back by hand is landed again: what is told of it already stays.
 _OUTCOMES: Final = """
 INSERT INTO outcomes
-    (source, partition, position, organisation_id, received_at, duplicates, conflicts, quarantined, refused)
+    (source, partition, position, organisation_id, received_at, duplicates, conflicts, quarantined, refused, erased)
 SELECT *
 FROM unnest($1::uuid[], $2::int[], $3::bigint[], $4::uuid[], $5::timestamptz[], $6::int[], $7::int[], $8::int[],
-            $9::int[])
+            $9::int[], $10::int[])
 ON CONFLICT DO NOTHING"""
 
 _UNREADABLE: Final = """
@@ -92,14 +92,15 @@ def _ledger(source: UUID, plan: Plan) -> Iterable[tuple[Any, ...]]:
     """Rows that add up: what is no exception was stored."""
     exceptions: dict[tuple[bytes, int, bytes, int], list[int]] = {}
     for told in _told(plan):
-        sums = exceptions.setdefault((told.place.spool, told.place.partition, *told.hour), [0, 0, 0])
+        sums = exceptions.setdefault((told.place.spool, told.place.partition, *told.hour), [0, 0, 0, 0])
         sums[0] += told.duplicates
         sums[1] += told.conflicts
         sums[2] += told.quarantined + told.refused
+        sums[3] += told.erased + told.erased_refused
     for spool, partition, counts in _received(plan):
         for (organisation, hour), received in counts.items():
             if received:
-                sums = exceptions.get((spool, partition, organisation, hour), [0, 0, 0])
+                sums = exceptions.get((spool, partition, organisation, hour), [0, 0, 0, 0])
                 origin = UUID(bytes=spool) if spool else source, partition, UUID(bytes=organisation), hour * _HOUR_US
                 yield (*origin, received, received - sum(sums), *sums)
 
@@ -115,7 +116,8 @@ def _received(plan: Plan) -> Iterable[tuple[bytes, int, Mapping[tuple[bytes, int
 def _outcome(source: UUID, told: Outcome) -> tuple[Any, ...]:
     place, record = told.place, told.record
     head = source_of(place, source), place.partition, place.position, UUID(bytes=record.organisation)
-    return (*head, record.received_at, told.duplicates, told.conflicts, told.quarantined, told.refused)
+    counts = told.duplicates, told.conflicts, told.quarantined, told.refused, told.erased
+    return (*head, record.received_at, *counts)
 
 
 def _quarantine(source: UUID, plan: Plan, first: int, end: int) -> Iterable[tuple[Any, ...]]:

@@ -26,6 +26,8 @@ class Cause(Enum):
     """The database refuses what a record holds: smaller batches until it stands alone."""
     POSITION = "position"
     """A position was not where it was expected: go on from where it is."""
+    TOMBSTONES = "tombstones"
+    """A site began to be erased since the batch was planned: plan it again."""
     LOG = "log"
     """The log no longer has what comes next."""
     DATABASE = "database"
@@ -34,6 +36,10 @@ class Cause(Enum):
 
 class PositionMovedError(SluiceError):
     """Another worker, or an earlier COMMIT of this one whose answer was lost, has moved a position."""
+
+
+class TombstonesMovedError(SluiceError):
+    """The plan was made without knowing every tombstone."""
 
 
 class LeaseLapsedError(SluiceError):
@@ -75,6 +81,7 @@ def cause_of(error: Exception) -> Cause | None:
     """None for what is no failure of an attempt: a fault in the code, or a reason to stop."""
     kinds: tuple[tuple[type[Exception] | tuple[type[Exception], ...], Cause], ...] = (
         ((PositionMovedError, LeaseLapsedError), Cause.POSITION),
+        (TombstonesMovedError, Cause.TOMBSTONES),
         (BehindRetentionError, Cause.LOG),
         (_CONTENTION, Cause.CONTENTION),
         (_UNAVAILABLE, Cause.UNAVAILABLE),
@@ -113,7 +120,8 @@ class FloodGuard:
 
     def remember(self, keys: Iterable[Hashable], now: float) -> None:
         """What was counted before this process began."""
-        self._seen.update((key, now) for key in keys)
+        for key in keys:
+            self._seen.setdefault(key, now)
 
     def note(self, keys: Iterable[Hashable], now: float) -> None:
         """Raises `PoisonFloodError` when there are too many; nothing of them may be written then."""

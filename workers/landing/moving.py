@@ -4,7 +4,7 @@ Several ingest processes stamp readings of one device without knowing of each ot
 again and stays where it is. Left out: which readings met what (`staging`), and the telling (`plan`).
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
@@ -77,7 +77,8 @@ async def move_on(connection: Any, plan: Plan, table: str, met: Sequence[Met]) -
     moving.sort(key=lambda one: (one.series_id, one.ts, one.outcome, one.number))
     columns = [list(column) for column in zip(*windows(moving, reach), strict=True)]
     rows = await connection.fetch(_TAKEN.format(table=table), *columns, *span) if columns else []
-    placed, crowded = place(moving, {tuple(row) for row in rows}, reach)
+    taken = {tuple(row) for row in rows}
+    placed, crowded = place(moving, taken, reach, lambda one, time: plan.is_erased(one.outcome, time))
     await _write(connection, plan, table, placed)
     return Verdict(placed, known, crowded)
 
@@ -94,9 +95,15 @@ def windows(moving: Iterable[Met], reach: int) -> list[Window]:
 
 
 def place(
-    moving: Iterable[Met], taken: Collection[tuple[int, int]], reach: int
+    moving: Iterable[Met],
+    taken: Collection[tuple[int, int]],
+    reach: int,
+    is_erased: Callable[[Met, int], bool] = lambda *_: False,
 ) -> tuple[list[tuple[Met, int]], list[Met]]:
-    """Each of these readings, in the order of series and time, at the first free time; and those without any."""
+    """Each of these readings, in the order of series and time, at the first free time; and those without any.
+
+    None is moved to a time that is erased.
+    """
     placed: list[tuple[Met, int]] = []
     crowded: list[Met] = []
     series_id, free = -1, 0
@@ -106,7 +113,7 @@ def place(
         series_id = one.series_id
         while (series_id, free) in taken:
             free += 1
-        if free - one.ts > reach:
+        if free - one.ts > reach or is_erased(one, free):
             crowded.append(one)
         else:
             placed.append((one, free))

@@ -18,6 +18,7 @@ from workers.landing.late import SpoolJumpError
 from workers.landing.plan import Part, Plan
 from workers.landing.registry import Registry, settle
 from workers.landing.series import SeriesCache
+from workers.landing.tombstones import Tombstones
 from workers.settings import LandingSettings
 
 _log = logging.getLogger("sluice.landing")
@@ -42,6 +43,7 @@ class Pipeline:
         land: Callable[[Plan], Awaitable[None]],
         apart: Apart,
         clock: Clock,
+        tombstones: Tombstones,
     ) -> None:
         self._holdings = holdings
         self._reader = reader
@@ -50,6 +52,7 @@ class Pipeline:
         self._land = land
         self._apart = apart
         self._clock = clock
+        self._tombstones = tombstones
         self._bounds = bounds_of(settings)
         self._next = {partition: holding.position for partition, holding in holdings.items()}
         self._resting: set[int] = set()
@@ -204,7 +207,7 @@ class Pipeline:
         """The plan that grows, once it is not full."""
         while True:
             if self.growing is None:
-                self.growing = Plan(self._registry.limits, self._bounds)
+                self.growing = Plan(self._registry.limits, self._bounds, self._tombstones)
             if not self._is_full(self.growing):
                 self._is_ready = False
                 return self.growing

@@ -15,6 +15,7 @@ from workers.landing.columns import Runs, StagedRuns
 from workers.landing.late import Answers, Late, Memory, Question, hold_again
 from workers.landing.quarantine import Place, QuarantineRow, Reading
 from workers.landing.series import NEVER, Found, Refusal, SeriesCache, SeriesName, cache_key
+from workers.landing.tombstones import NONE, Spans, Tombstones, within
 
 _HOUR_US: Final = 3_600_000_000
 _MONDAY_US: Final = 48 * _HOUR_US  # 2000-01-03, the first Monday of record times
@@ -31,6 +32,7 @@ _QUESTION_WEIGHT: Final = 4
 _UNKNOWN_WEIGHT: Final = 50
 
 _NO_SLOTS: Final[Mapping[bytes, int]] = {}
+_NOTHING: Final[frozenset[int]] = frozenset()
 _CONFLICT: Final = "a reading of this series and time is stored already, with another value"
 _TOO_OLD: Final = Refusal("too_old", "it is older than the organisation keeps raw readings")
 _NAMED_TWICE: Final = Refusal(
@@ -73,7 +75,10 @@ class NoteRow(NamedTuple):
 class Outcome:
     """What became of a record of which more is to be told than that all of it was stored."""
 
-    __slots__ = ("at", "conflicts", "duplicates", "part", "place", "quarantined", "record", "refused")
+    __slots__ = (
+        "at", "conflicts", "duplicates", "erased", "erased_refused", "part", "place", "quarantined", "record",
+        "refused",
+    )  # fmt: skip
 
     def __init__(self, part: "Part", at: int, place: Place, record: Record) -> None:
         self.part = part
@@ -81,10 +86,15 @@ class Outcome:
         self.place = place
         self.record = record
         self.duplicates = self.conflicts = self.quarantined = self.refused = 0
+        self.erased = 0
+        """Of the readings accepted: dropped, because tombstones are on their times."""
+        self.erased_refused = 0
+        """The same of those refused at the door."""
 
     @property
     def is_plain(self) -> bool:
-        return not (self.duplicates or self.conflicts or self.quarantined or self.refused)
+        told = self.duplicates or self.conflicts or self.quarantined or self.refused
+        return not (told or self.erased or self.erased_refused)
 
     @property
     def hour(self) -> tuple[bytes, int]:
@@ -192,9 +202,12 @@ class Spot(NamedTuple):
 class Plan:
     """What one transaction writes, growing record by record. `limits` is read as it stands, and may grow."""
 
-    def __init__(self, limits: Mapping[bytes, Limits], bounds: Bounds) -> None:
+    def __init__(self, limits: Mapping[bytes, Limits], bounds: Bounds, tombstones: Tombstones = NONE) -> None:
         self._limits = limits
         self._bounds = bounds
+        self._tombstones = tombstones.spans
+        self.epoch = tombstones.epoch
+        """Which tombstones it knows."""
         self.parts: dict[int, Part] = {}
         self.fresh = Runs()
         self.suspects = StagedRuns()
@@ -319,6 +332,11 @@ class Plan:
         told = self.outcomes[outcome]
         return told.record.in_doubt or told.at < told.part.landed_until
 
+    def is_erased(self, outcome: int, time: int) -> bool:
+        """Whether a tombstone is on that time of the device of an outcome's record."""
+        spans = self._tombstones.get(self.outcomes[outcome].record.device)
+        return spans is not None and within(spans, time)
+
     def _take_late(self, part: Part, record: Record) -> None:
         place = Place(part.partition, part.position)
         if record.origin is not None:
@@ -358,6 +376,9 @@ class Plan:
         is_doubted = place is not None and record.in_doubt
         if limits is not None and not (record.notes or part.rejected or is_doubted) and at >= part.careful_until:
             slots, oldest = part.cache.slots, received_at - limits.retention_us
+        if self._tombstones and (spans := self._tombstones.get(device)) is not None:
+            slots = _NO_SLOTS
+            self._count_erased(part, at, place or Place(part.partition, at), record, spans)
         latest = received_at + self._bounds.future_us
         base = 0
         for ordinal, channel in enumerate(record.channels):
@@ -400,24 +421,28 @@ class Plan:
         self._ascends = bool(stamps) and all(map(lt, stamps, stamps[1:]))
 
     def _consider(self, spot: Spot) -> None:
-        """Take a channel by the rules in full, refuse it, or let it wait for a look-up."""
+        """Take a channel by the rules in full, refuse it, or let it wait for a look-up: what of it is not erased."""
         part, record = spot.part, spot.record
+        spans = self._tombstones.get(record.device)
+        erased = _NOTHING if spans is None else _within(spans, spot.channel)
+        if erased and len(erased) == len(spot.channel):
+            return
         rejected = part.rejected.get(spot.at)
         if rejected is not None:
-            self._refuse(spot, rejected)
+            self._refuse(spot, rejected, erased)
             return
         key = spot.key
         slot = part.cache.slots.get(key)
         limits = self._limits.get(record.organisation)
         if slot is None and key in part.cache.refused:
-            self._refuse(spot, part.cache.refused[key])
+            self._refuse(spot, part.cache.refused[key], erased)
         elif slot is None or limits is None:
             self._wait(spot, key if slot is None else None)
         else:
             window = record.received_at - limits.retention_us, record.received_at + self._bounds.future_us
-            by_one = spot.is_careful or record.notes or record.in_doubt
+            by_one = spot.is_careful or record.notes or record.in_doubt or erased
             if by_one or not self._take_fresh(part, spot.channel, slot, *window):
-                self._take_each(spot, slot, *window)
+                self._take_each(spot, slot, *window, erased)
 
     def _wait(self, spot: Spot, key: bytes | None) -> None:
         record, channel = spot.record, spot.channel
@@ -431,7 +456,7 @@ class Plan:
             name = SeriesName(record.organisation, record.device, channel.metric, channel.label, channel.unit)
             spot.part.unknown[key] = name
 
-    def _take_each(self, spot: Spot, slot: int, oldest: int, latest: int) -> None:
+    def _take_each(self, spot: Spot, slot: int, oldest: int, latest: int, erased: frozenset[int]) -> None:
         """Reading by reading, in the order of their times: fresh, suspect, or refused."""
         part, channel = spot.part, spot.channel
         self._look_at(channel.times)
@@ -441,6 +466,8 @@ class Plan:
         fresh: list[int] = []
         suspects: list[int] = []
         for index in sorted(range(len(stamps)), key=stamps.__getitem__):
+            if index in erased:
+                continue
             time = stamps[index]
             refusal = self._refusal(spot, index, time, oldest)
             if refusal is not None:
@@ -507,9 +534,15 @@ class Plan:
             )
             self.notes[self._outcome(spot.part, spot.at, spot.place, record), spot.base + index] = row
 
-    def _refuse(self, spot: Spot, refusal: Refusal) -> None:
+    def _refuse(self, spot: Spot, refusal: Refusal, erased: frozenset[int]) -> None:
         for index in range(len(spot.channel)):
-            self._quarantine(spot, index, refusal)
+            if index not in erased:
+                self._quarantine(spot, index, refusal)
+
+    def _count_erased(self, part: Part, at: int, place: Place, record: Record, spans: Spans) -> None:
+        erased = sum(len(_within(spans, channel)) for channel in record.channels)
+        if erased:
+            self.outcomes[self._outcome(part, at, place, record)].erased = erased
 
     def _quarantine(self, spot: Spot, index: int, refusal: Refusal) -> None:
         reading = spot.reading(index, self._note_of(spot.record, spot.ordinal, index))
@@ -523,9 +556,15 @@ class Plan:
         self.quarantine.append(row)
 
     def _keep_refused(self, part: Part, at: int, place: Place, record: Record) -> None:
-        self.outcomes[self._outcome(part, at, place, record)].refused = len(record.refused)
-        self.quarantine += quarantine.of_refused(place, record, self._bounds.payload_max)
-        self.weight += len(record.refused) * _QUARANTINE_WEIGHT
+        outcome = self.outcomes[self._outcome(part, at, place, record)]
+        rows = quarantine.of_refused(place, record, self._bounds.payload_max)
+        spans = self._tombstones.get(record.device)
+        if spans is not None:
+            rows = [row for row in rows if not within(spans, quarantine.time_of(row))]
+            outcome.erased_refused = len(record.refused) - len(rows)
+        outcome.refused = len(rows)
+        self.quarantine += rows
+        self.weight += len(rows) * _QUARANTINE_WEIGHT
 
     def _outcome(self, part: Part, at: int, place: Place, record: Record) -> int:
         number = self._outcome_of.get(place)
@@ -543,6 +582,11 @@ def _decoded(body: bytes) -> Record:
         if channel.quality and isinstance(channel.quality, int) and not 0 < channel.quality <= _QUALITY_MAX:
             raise UndecodableError("not a record: flags that are none")
     return record
+
+
+def _within(spans: Spans, channel: Channel) -> frozenset[int]:
+    """Which readings of the channel have such times."""
+    return frozenset([index for index, time in enumerate(channel.unpack_times()) if within(spans, time)])
 
 
 def _week(time: int) -> int:

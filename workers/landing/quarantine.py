@@ -14,7 +14,8 @@ import msgspec
 
 from runtime.secrets import without_secrets_in_bytes
 from schemas.catalogue import METRICS, UNIT_SPELLINGS
-from schemas.record import Channel, Note, Quality, Record
+from schemas.record import PG_EPOCH_US, Channel, Note, Quality, Record
+from schemas.times import parse_time
 
 _EPOCH: Final = datetime(2000, 1, 1, tzinfo=UTC)
 _TIME: Final = struct.Struct(">q")
@@ -24,6 +25,9 @@ _INT4_MAX: Final = 2**31 - 1
 _JSON_INTEGER: Final = re.compile(r"-?(0|[1-9]\d{0,399})", re.ASCII)
 _MESSAGE_MAX: Final = 500
 _REQUEST_ID_MAX: Final = 200
+#: What a device says of times before 2015, or beyond this after its receipt, is not believed.
+_CLOCKS_SET: Final = 15 * 31_557_600_000_000
+_AHEAD_MAX: Final = 600_000_000
 
 
 class Place(NamedTuple):
@@ -81,6 +85,31 @@ def of_body(place: Place, body: bytes, message: str, received_at: int, payload_m
     """A record of which nothing can be read, not even whose it is."""
     payload = without_secrets_in_bytes(body)[:payload_max]
     return QuarantineRow(None, None, "undecodable", message, payload, "", received_at, place, 0)
+
+
+def time_of(row: QuarantineRow) -> int:
+    """When its reading was measured, as far as that can be told; in microseconds since 2000."""
+    return time_told(row.payload, row.received_at, row.item)
+
+
+def time_told(payload: bytes, received_at: int, item: int) -> int:
+    """The time in a payload as it came first; the receive time where there is none to believe."""
+    try:
+        told = parse_time(_timed.decode(payload).ts)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError, OverflowError):
+        return received_at
+    if told is None:
+        return received_at
+    told -= PG_EPOCH_US
+    # Landing's own payloads tell the time that the reading was judged by.
+    return told if item < 0 or _CLOCKS_SET <= told <= received_at + _AHEAD_MAX else received_at
+
+
+class _Timed(msgspec.Struct, gc=False):
+    ts: str | int | float | None = None
+
+
+_timed: Final = msgspec.json.Decoder(_Timed)
 
 
 def is_storable_json(raw: bytes) -> bool:

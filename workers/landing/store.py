@@ -17,11 +17,12 @@ import asyncpg
 from runtime.errors import UnavailableError
 from runtime.postgres import PostgresSettings, check_role, connect
 from workers.landing import books, columns, staging
-from workers.landing.failures import Cause, MiscountError, PositionMovedError, cause_of
+from workers.landing.failures import Cause, MiscountError, PositionMovedError, TombstonesMovedError, cause_of
 from workers.landing.late import SpoolPart
 from workers.landing.plan import Plan
 from workers.landing.series import NEVER
 from workers.landing.staging import Judgement
+from workers.landing.tombstones import Tombstones
 from workers.settings import LandingSettings
 
 ROLE: Final = "sluice_worker"
@@ -55,7 +56,8 @@ SET position = w.position, landed_until = greatest(p.landed_until, w.position),
 FROM standing
 JOIN unnest($2::int[], $3::bigint[], $4::bigint[], $5::timestamptz[], $6::timestamptz[])
     AS w (partition, expected, position, high_water, received_through) USING (partition)
-WHERE p.source = $1 AND p.partition = w.partition AND p.position = w.expected"""
+WHERE p.source = $1 AND p.partition = w.partition AND p.position = w.expected
+RETURNING (SELECT epoch FROM tombstone_epoch) AS epoch"""
 
 _SKIP: Final = """
 WITH skipped AS (
@@ -180,6 +182,11 @@ class Store:
             for partition, position, high_water, landed_until, lost in rows
         }
 
+    async def learn(self, tombstones: Tombstones) -> None:
+        """Bring them up to now."""
+        async with asyncio.timeout(self._settings.landing_transaction_timeout_s):
+            await tombstones.refresh(self._session())
+
     async def undecodable_since(self, seconds: float) -> list[tuple[int, int]]:
         """Where the records stand that were quarantined as undecodable in so many seconds, a bounded number."""
         async with asyncio.timeout(self._settings.landing_transaction_timeout_s):
@@ -269,9 +276,13 @@ class Store:
         return fresh, suspects, texts
 
     async def _advance(self, connection: Any, plan: Plan) -> None:
-        """First of all: nothing is written unless every partition stands where the plan begins."""
+        """First of all: nothing is written unless every partition stands where the plan begins.
+
+        Nor unless the plan knows every tombstone. One that is committed after the statement began is not seen; but
+        then this plan's records stood in the log before it, and whoever erases waits until those have landed.
+        """
         parts = list(plan.parts.values())
-        moved = await connection.execute(
+        moved = await connection.fetch(
             _ADVANCE,
             self._source,
             [part.partition for part in parts],
@@ -280,14 +291,19 @@ class Store:
             [_or_none(part.high_water) for part in parts],
             [_or_none(part.received_through) for part in parts],
         )
-        if moved != f"UPDATE {len(parts)}":
-            raise PositionMovedError(f"not all of {len(parts)} positions stand where this worker left them ({moved})")
+        if len(moved) != len(parts):
+            raise PositionMovedError(f"{len(moved)} of {len(parts)} positions stand where this worker left them")
+        if moved[0]["epoch"] != plan.epoch:
+            raise TombstonesMovedError(
+                f"tombstones are at {moved[0]['epoch']}, the plan knows those up to {plan.epoch}"
+            )
 
 
 def _check(plan: Plan, fresh: int, suspects: Judgement, texts: Judgement) -> None:
     """The books are written only if they will add up: every reading was stored, or is told of."""
     quarantined = sum(told.quarantined for told in plan.outcomes)
-    accounted = fresh + sum(suspects) + sum(texts) + quarantined
+    erased = sum(told.erased for told in plan.outcomes)
+    accounted = fresh + sum(suspects) + sum(texts) + quarantined + erased
     if accounted != plan.rows:
         raise MiscountError(f"of {plan.rows} readings {accounted} are accounted for")
 

@@ -26,6 +26,7 @@ from workers.landing.plan import Part, Plan
 from workers.landing.registry import Registry
 from workers.landing.series import SeriesCache
 from workers.landing.store import Landed, Session, Standing, Store
+from workers.landing.tombstones import Tombstones
 from workers.metrics import LandingMetrics
 from workers.settings import LandingSettings
 
@@ -97,6 +98,7 @@ class LandingWorker:
         self._reader = log.reader()
         self._session: Session | None = None
         self._holdings: dict[int, Holding] = {}
+        self._tombstones = Tombstones()
         self._backoff = Backoff(settings.landing_retry_min_ms / 1000, settings.landing_retry_max_ms / 1000)
         self._apart_registry = Registry(postgres, settings, clock, metrics)
         self._apart = Apart(
@@ -107,6 +109,7 @@ class LandingWorker:
             trial=self._store.trial,
             reject=self._reject,
             clock=clock,
+            tombstones=self._tombstones,
         )
         window = settings.landing_undecodable_window_s
         self._undecodable = FloodGuard(
@@ -125,8 +128,8 @@ class LandingWorker:
     @property
     def trouble(self) -> str | None:
         """Why nothing lands right now, or not all of it, in words for an operator."""
-        jump = next((holding.jump for holding in self._holdings.values() if holding.jump is not None), None)
-        return self._failure or self._leases.trouble or self._log.trouble or jump
+        waits = next((holding.waits for holding in self._holdings.values() if holding.waits is not None), None)
+        return self._failure or self._leases.trouble or self._log.trouble or waits
 
     async def run(self, stop: asyncio.Event) -> None:
         """Until `stop`, then until the transaction under way has ended, within its time."""
@@ -189,6 +192,7 @@ class LandingWorker:
             land=self._land,
             apart=self._apart,
             clock=self._clock,
+            tombstones=self._tombstones,
         )
         ending = asyncio.create_task(_any_of(stop, self._leases.changed), name="landing end")
         ending.add_done_callback(lambda _: pipeline.end())
@@ -219,6 +223,7 @@ class LandingWorker:
         for partition, lease in usable.items():
             self._holdings.setdefault(partition, Holding(lease))
         await self._read_positions()
+        await self._store.learn(self._tombstones)
         return True
 
     async def _usable(self, stop: asyncio.Event) -> dict[int, Lease]:
@@ -274,7 +279,9 @@ class LandingWorker:
 
     async def _land(self, plan: Plan) -> None:
         """Write one plan; the pipeline's way to the database."""
-        self._undecodable.note(plan.undecodable, self._clock.monotonic())
+        if plan.undecodable:
+            await self._remember_undecodable()  # other workers' too: a flood is one over all partitions
+            self._undecodable.note(plan.undecodable, self._clock.monotonic())
         if not self._leases.is_valid:
             raise LeaseLapsedError("the lease may have ended: it is asked for again before anything is written")
         landed = await self._store.land(plan)
@@ -309,6 +316,7 @@ class LandingWorker:
             metrics.rows.labels(path, "duplicate").inc(judgement.duplicates)
             metrics.rows.labels(path, "conflict").inc(judgement.conflicts)
         metrics.rows.labels("none", "quarantined").inc(sum(told.quarantined for told in plan.outcomes))
+        metrics.rows.labels("none", "erased").inc(sum(told.erased for told in plan.outcomes))
         metrics.refused.inc(sum(told.refused for told in plan.outcomes))
         metrics.records.inc(plan.records)
         metrics.repeats.inc(plan.late.repeats)
@@ -334,15 +342,18 @@ class LandingWorker:
             return 0.0
         if cause is Cause.CONTENT:
             cause = Cause.DATABASE
-        await self._registry.close()
-        await self._apart_registry.close()
         self._metrics.retries.labels(cause.value).inc()
+        if cause is not Cause.TOMBSTONES:
+            await self._registry.close()
+            await self._apart_registry.close()
         for part in plan.parts.values() if plan is not None else ():
             self._holdings[part.partition].is_clean = False
             if cause is Cause.CONTENTION:
                 self._holdings[part.partition].careful_until = part.position
         if isinstance(error, BehindRetentionError):
             return await self._skip(error)
+        if cause is Cause.TOMBSTONES:
+            return 0.0
         if isinstance(error, PositionMovedError):
             self._metrics.position_conflicts.inc()
         self._report(cause, error)

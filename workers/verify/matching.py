@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 from uuid import UUID
 
+from workers.landing.tombstones import Spans, within
 from workers.verify import notes, tally
 from workers.verify.claims import (
     CONTENT,
@@ -71,6 +72,8 @@ class Matching:
         self._next: bytes | None = None
         self._series: dict[int, SeriesRow] = {}
         self._from: dict[bytes, bytes] = {}
+        self._erased: dict[bytes, Spans] = {}
+        """By series, the times of which nothing need stand, and nothing that stands has to have a claim."""
         self._late: list[bytes] = []
         self._late_key = b""
         self._end = turned(self._row_end)
@@ -104,12 +107,14 @@ class Matching:
         self._series = {row.series_id: row for row in series}
         froms = {row.series_id: self._judged_from(row.device) for row in series}
         self._from = {series_id.to_bytes(4, "big"): turned(ts) for series_id, ts in froms.items()}
+        self._find_erased()
         scan_from = min(froms.values())
         limit = series[-1].series_id.to_bytes(4, "big") + _LAST_TIME
         ids = [row.series_id for row in series]
         after = NEVER
         while scan_from < self._row_end:
             rows = await self._store.rows(self._table, ids, after, scan_from, self._row_end)
+            await self._learn()
             if len(rows) < ROWS_AT_ONCE:
                 await self._merge(rows, limit, turned(scan_from))
                 break
@@ -133,22 +138,19 @@ class Matching:
             is_first = key != last
             if is_first:
                 last, row = key, standing.pop(key, None)
-            if row is not None:
-                if claim[CONTENT] == row.content and not self._is_text:
-                    group = claim[GROUP]
-                    stored[group] = stored.get(group, 0) + 1
-                    if not is_first:
-                        repeated[group] = repeated.get(group, 0) + 1
-                    elif key[4:] < self._from[key[:4]]:
-                        self._tally.add(int.from_bytes(group, "big"), tally.OPEN)
-                else:
-                    self._judge(claim, row.content, is_first)
-            elif scan_from <= key[4:] < self._end:
-                self._judge(claim, None, is_first)
+            if self._erased and self._is_erased(key):
+                self._tell_erased(claim)
+            elif row is None:
+                await self._judge_absent(claim, scan_from, is_first)
+            elif claim[CONTENT] == row.content and not self._is_text:
+                group = claim[GROUP]
+                stored[group] = stored.get(group, 0) + 1
+                if not is_first:
+                    repeated[group] = repeated.get(group, 0) + 1
+                elif key[4:] < self._from[key[:4]]:
+                    self._tally.add(int.from_bytes(group, "big"), tally.OPEN)
             else:
-                self._late.append(claim)
-                if len(self._late) >= _LATE_AT_ONCE:
-                    await self._look_up()
+                self._judge(claim, row.content, is_first)
             claim = next(self._claims, None)
         self._next = claim
         for column, counts in ((tally.FOUND, stored), (tally.REPEATED, repeated)):
@@ -160,21 +162,67 @@ class Matching:
         await self._check_notes()
         await self._pace.spend(max(count, len(rows)), f"comparing {self._table}")
 
+    async def _judge_absent(self, claim: bytes, scan_from: bytes, is_first: bool) -> None:
+        """Of a series that is not among those at hand, and of times that were not read, the row is looked up."""
+        if scan_from <= claim[4:KEY_BYTES] < self._end and claim[:4] in self._from:
+            self._judge(claim, None, is_first)
+            return
+        self._late.append(claim)
+        if len(self._late) >= _LATE_AT_ONCE:
+            await self._look_up()
+
     async def _look_up(self) -> None:
         """Judge the claims on rows that are not read in their order: old ones, and those beyond the span."""
         late, self._late = self._late, []
         if not late:
             return
         found = await self._store.look_up(self._table, {unpack_key(claim[:KEY_BYTES]) for claim in late})
+        await self._learn()
+        await self._find_gone(late)
         for claim in late:
             key = claim[:KEY_BYTES]
-            self._judge(claim, found.get(key), key != self._late_key)
+            if self._is_erased(key):
+                self._tell_erased(claim)
+            else:
+                self._judge(claim, found.get(key), key != self._late_key)
             self._late_key = key
         await self._check_notes()
 
     async def _check_notes(self) -> None:
-        for claim, noted, matter in await self._notes.differing():
-            self._tell_altered(claim, noted.value, matter)
+        differing = await self._notes.differing()
+        if differing:
+            await self._learn()
+        for claim, noted, matter in differing:
+            if not self._is_erased(claim.series_id.to_bytes(4, "big") + turned(claim.ts)):
+                self._tell_altered(claim, noted.value, matter)
+
+    # ------------------------------------------------------------ what is erased
+
+    async def _learn(self) -> None:
+        """After rows were read, before they are judged: what is gone by then had its tombstone before."""
+        if await self._store.learn():
+            self._find_erased()
+
+    def _find_erased(self) -> None:
+        spans = self._store.tombstones.spans
+        found = {row.series_id: spans.get(row.device.bytes) for row in self._series.values()} if spans else {}
+        self._erased = {series_id.to_bytes(4, "big"): one for series_id, one in found.items() if one is not None}
+
+    async def _find_gone(self, claims: Sequence[bytes]) -> None:
+        """Series that went with their device since the log was read."""
+        unknown = {unpack_key(claim[:KEY_BYTES])[0] for claim in claims} - self._series.keys()
+        devices = await self._store.erased_series([*unknown]) if unknown else {}
+        for series_id, device in devices.items():
+            self._erased[series_id.to_bytes(4, "big")] = self._store.tombstones.spans.get(device.bytes, ())
+
+    def _is_erased(self, key: bytes) -> bool:
+        spans = self._erased.get(key[:4])
+        return spans is not None and within(spans, unpack_key(key)[1])
+
+    def _tell_erased(self, entry: bytes) -> None:
+        claim = unpack(entry)
+        if not claim.flags & UNJUDGED:
+            self._tally.add(claim.group, tally.ERASED)
 
     def _judge(self, entry: bytes, standing: bytes | None, is_first: bool) -> None:
         """`standing`: the content of the row at its place."""
@@ -232,6 +280,8 @@ class Matching:
         )
 
     def _judge_row(self, row: Row) -> None:
+        if self._is_erased(row.key):
+            return  # on its way out, or a left-over, which is looked for by itself
         if not row.seen or row.key[4:] < self._from[row.key[:4]]:
             self.rows_not_judged += 1
             return

@@ -14,7 +14,8 @@ from uuid import UUID
 from runtime.errors import ConfigurationError, UnavailableError
 from runtime.log.port import BehindRetentionError, Log, Slice
 from schemas.record import TIME_MADE_UP, Channel, Note, Origin, Record, UndecodableError, UnknownVersionError, decode
-from workers.landing.quarantine import Place, of_refused
+from workers.landing.quarantine import Place, of_refused, time_of
+from workers.landing.tombstones import Tombstones, within
 from workers.verify import notes, tally
 from workers.verify.claims import UNJUDGED, WIDTH, Blobs, Sorter, add_note, entries, move
 from workers.verify.pace import Pace
@@ -28,7 +29,8 @@ _SILENCE_S: Final = 30.0
 _WAIT_S: Final = 1.0
 _SERIES_MAX: Final = 500_000
 _RELEASED_MAX: Final = 1_000_000
-_NOTHING_TOLD: Final = StoredOutcome(False, 0, 0, 0, 0)
+_NOTHING_TOLD: Final = StoredOutcome(False, 0, 0, 0, 0, 0)
+_WHOLE: Final = 2**31
 _GONE: Final = {"discarded": tally.DISCARDED, "expired": tally.EXPIRED}
 
 
@@ -77,7 +79,7 @@ class LogReading:
         self._span = span
         self._pace = pace
         self._series: dict[bytes, int] = {}
-        self._judge = Judge(log.source, span, target, self._series)
+        self._judge = Judge(log.source, span, target, self._series, store.tombstones)
         self._knows_beginnings = knows_beginnings
         self.covered: dict[int, Covered] = {}
 
@@ -150,6 +152,7 @@ class LogReading:
             first + len(records),
             _asked(wanted),
         )
+        await self._store.learn()
         for position, record in enumerate(records, first):
             if record is None or self._concerns(record):
                 self._judge.take(partition, position, record, found)
@@ -223,11 +226,14 @@ async def oldest_received(log: Log) -> int:
 class Judge:
     """Decides of each record what must stand where. Pure but for the files that claims go to."""
 
-    def __init__(self, source: UUID, span: Span, target: Target, series: dict[bytes, int]) -> None:
+    def __init__(
+        self, source: UUID, span: Span, target: Target, series: dict[bytes, int], tombstones: Tombstones
+    ) -> None:
         self._source = source
         self._span = span
         self._tally, self._findings, self._numbers, self._words, self._blobs = target
         self._series = series
+        self._tombstones = tombstones
         self._spools: dict[tuple[bytes, int], int] = {}
         self._released: set[bytes] = set()
         self.spools_begin = False
@@ -255,7 +261,8 @@ class Judge:
                 spot.group = self._tally.number(Group(record.organisation, hour, source, place.partition))
                 self._tally.add(spot.group, tally.TOLD, told.duplicates)
                 self._tally.add(spot.group, tally.TOLD_CONFLICTS, told.conflicts)
-            if record.idempotency is not None and place not in found.named and not spot.held:
+            is_named = record.idempotency is not None
+            if is_named and place not in found.named and not spot.held and not told.erased:
                 self._take_repeat(spot)
             else:
                 self._take_readings(spot, found.moved.get(record.record_id, {}))
@@ -347,6 +354,7 @@ class Judge:
         if spot.is_judged:
             self._tally.add(spot.group, tally.RECEIVED, record.accepted + len(record.refused))
             self._check_quarantine(spot)
+            self._check_erased(spot, moved)
         noted = notes.of_record(record) if record.notes else {}
         base = 0
         for ordinal, channel in enumerate(record.channels):
@@ -361,8 +369,12 @@ class Judge:
             self._tally.add(spot.group, _GONE.get(held.state, column))
         told = spot.told
         if spot.record.refused:
-            for row in of_refused(spot.place, spot.record, 1):
-                if row.item not in spot.held:
+            for row in of_refused(spot.place, spot.record, _WHOLE):
+                if row.item in spot.held:
+                    continue
+                if self._is_erased(spot.record, time_of(row)):
+                    self._tally.add(spot.group, tally.ERASED)
+                else:
                     self._lose(spot, row.item, f"refused as {row.code}, and not in quarantine")
         if (told.set_aside, told.refused) != (len(spot.held) - refused, refused):
             self._findings.add(
@@ -375,6 +387,27 @@ class Judge:
                 )
             )
 
+    def _check_erased(self, spot: "_Spot", moved: Mapping[int, int]) -> None:
+        """No reading was dropped that is not to be erased."""
+        if not spot.told.erased:
+            return
+        times = [time for channel in spot.record.channels for time in channel.unpack_times()]
+        erased = sum(self._is_erased(spot.record, moved.get(item, time)) for item, time in enumerate(times))
+        if spot.told.erased > erased:
+            self._findings.add(
+                Finding(
+                    kind="outcome",
+                    message=f"by its outcome {spot.told.erased} readings of the record were erased, and {erased} are "
+                    "to be",
+                    readings=spot.told.erased - erased,
+                    **spot.names(),
+                )
+            )
+
+    def _is_erased(self, record: Record, time: int) -> bool:
+        spans = self._tombstones.spans.get(record.device)
+        return spans is not None and within(spans, time)
+
     def _claim(
         self, spot: "_Spot", channel: Channel, base: int, moved: Mapping[int, int], noted: Sequence[Note]
     ) -> None:
@@ -385,9 +418,7 @@ class Judge:
             kept = [index for index in kept if -1 - base - index not in spot.held]
         series_id = self._series.get(_series_key(spot.record, channel))
         if series_id is None:
-            for index in kept if spot.is_judged else ():
-                message = "its series does not exist, and it is not in quarantine"
-                self._lose(spot, base + index, message, channel, index)
+            self._claim_nowhere(spot, channel, base, moved, kept if spot.is_judged else ())
             return
         if not kept:
             return
@@ -401,6 +432,18 @@ class Judge:
         if len(kept) < count:
             block = bytearray().join(block[index * WIDTH : (index + 1) * WIDTH] for index in kept)
         (self._numbers if isinstance(channel.values, bytes) else self._words).add(block)
+
+    def _claim_nowhere(
+        self, spot: "_Spot", channel: Channel, base: int, moved: Mapping[int, int], kept: Sequence[int]
+    ) -> None:
+        """Readings of a series that does not exist."""
+        times = channel.unpack_times()
+        for index in kept:
+            if self._is_erased(spot.record, moved.get(base + index, times[index])):
+                self._tally.add(spot.group, tally.ERASED)
+            else:
+                message = "its series does not exist, and it is not in quarantine"
+                self._lose(spot, base + index, message, channel, index)
 
     def _entries(self, spot: "_Spot", channel: Channel, series_id: int, base: int) -> bytearray:
         values, place = channel.values, (spot.partition, spot.position)

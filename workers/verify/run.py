@@ -21,11 +21,12 @@ from workers.settings import LandingSettings
 from workers.verify import ledger, tally
 from workers.verify.claims import Blobs, Sorter
 from workers.verify.ledger import Compared
+from workers.verify.leftovers import find_left_overs
 from workers.verify.matching import Matching
 from workers.verify.pace import Pace
 from workers.verify.reading import Covered, LogReading, Span, Target, oldest_received
 from workers.verify.settings import VerifySettings
-from workers.verify.store import ALWAYS, NEVER, Start, Store, open_store
+from workers.verify.store import ALWAYS, NEVER, Start, Store, Tombstone, open_store
 from workers.verify.strays import find_strays
 from workers.verify.tally import HOUR_US, Finding, Findings, Group, Tally
 
@@ -37,6 +38,8 @@ _SLACK_US: Final = 60_000_000
 class Totals:
     """What became of the readings of an organisation; `by_rule`: discarded, expired, or beyond the retention.
 
+    `erased`: of a site that is, or is being, erased.
+
     `altered` of those stored have other flags than their records, or another note.
     """
 
@@ -46,6 +49,7 @@ class Totals:
     conflicts: int = 0
     quarantined: int = 0
     by_rule: int = 0
+    erased: int = 0
     lost: int = 0
     altered: int = 0
     unexplained: int = 0
@@ -117,6 +121,7 @@ class Verification:
         self._findings = Findings(emit)
         self._tally = Tally()
         self._compared = Compared()
+        self._finished: list[Tombstone] = []
 
     async def run(self) -> Report:
         """Raises `UnavailableError`, `ConfigurationError`."""
@@ -143,6 +148,7 @@ class Verification:
         if self._span.organisation is None:
             for table in ("readings", "text_readings"):
                 await find_strays(store, table, self._span, self._findings, self._pace)
+        await find_left_overs(store, self._finished, self._span, self._findings, self._pace)
         self._compare_ledger(start, log.covered, booked_from)
         report = Report(
             source=self._log.source,
@@ -198,6 +204,7 @@ class Verification:
         span = self._span
         async with store.begin() as start:
             organisations = await store.organisations(span.organisation)
+            self._finished = await store.finished(span.organisation)
             async for group, booked in store.ledger(booked_from, span.until, span.organisation):
                 self._tally.book(group, booked)
             await self._compare_set_aside(store, organisations)
@@ -257,6 +264,7 @@ class Verification:
             totals.conflicts += counts[tally.CONFLICTS]
             totals.quarantined += counts[tally.QUARANTINED]
             totals.by_rule += counts[tally.DISCARDED] + counts[tally.EXPIRED] + counts[tally.RETIRED]
+            totals.erased += counts[tally.ERASED]
             totals.lost += counts[tally.LOST]
             totals.altered += counts[tally.ALTERED]
         for (organisation, kind), count in self._findings.counts.items():

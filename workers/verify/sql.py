@@ -17,26 +17,27 @@ WHERE noticed_at >= $1 AND noticed_at < $2 ORDER BY noticed_at LIMIT 10000"""
 ORGANISATIONS: Final = """
 SELECT organisation_id FROM organisations WHERE $1::uuid IS NULL OR organisation_id = $1 ORDER BY organisation_id"""
 LEDGER: Final = """
-SELECT organisation_id, hour, source, partition, received, stored, duplicates, conflicts, quarantined FROM ledger
+SELECT organisation_id, hour, source, partition, received, stored, duplicates, conflicts, quarantined, erased
+FROM ledger
 WHERE hour >= $1 AND hour < $2 AND ($3::uuid IS NULL OR organisation_id = $3)"""
 
 # What the ledger says of the quarantine beside what stands there; by organisation, which both have indexes on.
 SET_ASIDE: Final = """
 SELECT date_bin('1 hour', at, timestamptz '2000-01-01 00:00:00Z') AS hour, source, partition,
        sum(set_aside)::bigint, sum(replayed)::bigint, sum(discarded)::bigint, sum(expired)::bigint,
-       sum(erased)::bigint, sum(lost)::bigint, count(*) FILTER (WHERE state = 'in'),
+       sum(lost)::bigint, count(*) FILTER (WHERE state = 'in'),
        count(*) FILTER (WHERE state = 'released'), count(*) FILTER (WHERE state = 'discarded'),
        count(*) FILTER (WHERE state = 'expired')
 FROM (
-    SELECT hour AS at, source, partition, conflicts + quarantined AS set_aside, replayed, discarded, expired, erased,
+    SELECT hour AS at, source, partition, conflicts + quarantined AS set_aside, replayed, discarded, expired,
            lost, NULL AS state
     FROM ledger WHERE organisation_id = $1 AND hour >= $2 AND hour < $3
-        AND (conflicts, quarantined, replayed, discarded, expired, erased, lost) <> (0, 0, 0, 0, 0, 0, 0)
+        AND (conflicts, quarantined, replayed, discarded, expired, lost) <> (0, 0, 0, 0, 0, 0)
     UNION ALL
-    SELECT received_at, source, partition, 0, 0, 0, 0, 0, 0, 'in'
+    SELECT received_at, source, partition, 0, 0, 0, 0, 0, 'in'
     FROM quarantine WHERE organisation_id = $1 AND received_at >= $2 AND received_at < $3 AND state = 'held'
     UNION ALL
-    SELECT received_at, source, partition, 0, 0, 0, 0, 0, 0,
+    SELECT received_at, source, partition, 0, 0, 0, 0, 0,
            CASE state WHEN 'replaying' THEN 'in' ELSE state END
     FROM quarantine WHERE organisation_id = $1 AND received_at >= $2 AND received_at < $3 AND state <> 'held'
 ) AS told GROUP BY 1, source, partition"""
@@ -48,7 +49,8 @@ _OF_SPOOLS: Final = """
 JOIN unnest($1::uuid[], $2::int[], $3::bigint[]) AS n (source, partition, position)
     USING (source, partition, position)"""
 _OUTCOMES: Final = """
-SELECT source, partition, position, unreadable, duplicates, conflicts, conflicts + quarantined AS set_aside, refused
+SELECT source, partition, position, unreadable, duplicates, conflicts, conflicts + quarantined AS set_aside, refused,
+       erased
 FROM outcomes"""
 _QUARANTINE: Final = "SELECT source, partition, position, item, code, state FROM quarantine"
 OUTCOMES: Final = _OUTCOMES + _OF_LOG
@@ -68,6 +70,29 @@ FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[]) WITH ORDINALITY
     AS k (organisation_id, device_id, metric, label, number)
 JOIN series s ON s.device_id = k.device_id AND s.metric = k.metric AND s.label = k.label
     AND s.organisation_id = k.organisation_id"""
+
+# ---------------------------------------------------------------- what is erased
+
+FINISHED: Final = """
+SELECT t.device_id, t.organisation_id, t.from_ts, t.to_ts FROM tombstones t JOIN erasures e USING (site_id)
+WHERE e.state = 'done' AND ($1::uuid IS NULL OR t.organisation_id = $1) ORDER BY t.device_id, t.from_ts"""
+# Those of a device that it still has, and those that went with it.
+SERIES_OF: Final = """
+SELECT s.device_id, s.series_id FROM series s WHERE s.device_id = ANY ($1::uuid[])
+UNION ALL SELECT s.device_id, s.series_id FROM erased_series s WHERE s.device_id = ANY ($1::uuid[])"""
+ERASED_SERIES: Final = "SELECT series_id, device_id FROM erased_series WHERE series_id = ANY ($1::int[])"
+_LEFT: Final = """
+SELECT k.number - 1 AS number, r.ts, r.content
+FROM unnest($1::int[], $2::timestamptz[], $3::timestamptz[]) WITH ORDINALITY AS k (series_id, first, stop, number)
+CROSS JOIN LATERAL (
+    SELECT r.ts, {content} FROM {table} r
+    WHERE r.series_id = k.series_id AND r.ts >= k.first AND r.ts < k.stop ORDER BY r.ts LIMIT $4) r
+LIMIT $4"""
+LEFT_QUARANTINED: Final = """
+SELECT q.quarantine_id, q.device_id, coalesce(q.original_payload, q.payload), q.received_at, q.item
+FROM (SELECT * FROM quarantine WHERE state = 'held' AND organisation_id = ANY ($1::uuid[])
+      UNION ALL SELECT * FROM quarantine WHERE state = 'replaying' AND organisation_id = ANY ($1::uuid[])) q
+WHERE q.device_id = ANY ($2::uuid[])"""
 
 # ---------------------------------------------------------------- of rows
 
@@ -137,3 +162,4 @@ ROWS: Final = _by_table(_ROWS)
 STRAYS: Final = _by_table(_STRAYS)
 LOOK_UP: Final = _by_table(_LOOK_UP)
 NOTES: Final = _by_table(_NOTES)
+LEFT: Final = _by_table(_LEFT)

@@ -15,7 +15,9 @@ import asyncpg
 from runtime.errors import ConfigurationError, UnavailableError
 from runtime.postgres import UNAVAILABLE, PostgresSettings, check_role, connect
 from schemas.record import Idempotency
-from workers.landing.quarantine import Place
+from workers.landing import tombstones
+from workers.landing.quarantine import Place, time_told
+from workers.landing.tombstones import Span, Tombstones
 from workers.verify import sql
 from workers.verify.tally import HOUR_US, Booked, Group, SetAside
 
@@ -69,6 +71,7 @@ class StoredOutcome(NamedTuple):
     set_aside: int
     """Conflicts among them."""
     refused: int
+    erased: int
 
 
 class Held(NamedTuple):
@@ -136,6 +139,30 @@ class Row(NamedTuple):
     seen: bool
 
 
+class Tombstone(NamedTuple):
+    """A time of a device of which nothing may be left."""
+
+    device: UUID
+    organisation: UUID
+    span: Span
+
+
+class LeftRow(NamedTuple):
+    """A row of a series where none may be: under which of those that were asked about, and its content as claims'."""
+
+    number: int
+    ts: int
+    content: bytes
+
+
+class LeftQuarantined(NamedTuple):
+    """A row in quarantine of a device that has tombstones, and when its reading was measured."""
+
+    quarantine_id: UUID
+    device: UUID
+    ts: int
+
+
 class NoteRow(NamedTuple):
     """What must stand beside a flagged reading; `metadata` as JSON."""
 
@@ -156,6 +183,8 @@ class Store:
         self._source = source
         self._seen_before: tuple[int, list[int]] = 0, []
         """The number that the first transaction after the first snapshot had at least, and those open in it."""
+        self.tombstones = Tombstones()
+        """As `learn` saw them last."""
 
     @asynccontextmanager
     async def _snapshot(self) -> AsyncIterator[Any]:
@@ -203,6 +232,42 @@ class Store:
     async def losses(self, first: int, end: int) -> list[Loss]:
         """Within `begin`: those noticed from `first` up to `end`."""
         return [Loss(*row) for row in await self._connection.fetch(sql.LOSSES, first, end)]
+
+    # ------------------------------------------------------------ what is erased
+
+    async def learn(self) -> bool:
+        """Bring the tombstones up to now: what is erased goes after them. Whether there are others."""
+        async with self._snapshot() as connection:
+            known, rows = self.tombstones.epoch, await connection.fetch(tombstones.READ, self.tombstones.epoch)
+        self.tombstones.take(rows)
+        return self.tombstones.epoch != known
+
+    async def finished(self, organisation: UUID | None) -> list[Tombstone]:
+        """Within `begin`: those whose erasure has ended, by device."""
+        rows = await self._connection.fetch(sql.FINISHED, organisation)
+        return [Tombstone(device, owner, Span(first, end)) for device, owner, first, end in rows]
+
+    async def erased_series(self, series: Sequence[int]) -> dict[int, UUID]:
+        """Whose these series were, of those that went with their device."""
+        async with self._snapshot() as connection:
+            return dict(await connection.fetch(sql.ERASED_SERIES, series))
+
+    async def series_of(self, devices: Sequence[UUID]) -> list[tuple[UUID, int]]:
+        """What these devices have and had."""
+        async with self._snapshot() as connection:
+            return [tuple(row) for row in await connection.fetch(sql.SERIES_OF, devices)]
+
+    async def left(self, table: str, spans: Sequence[tuple[int, Span]]) -> list[LeftRow]:
+        """What stands in these spans of series, up to `ROWS_AT_ONCE`."""
+        columns = [one for one, _ in spans], [span.first for _, span in spans], [span.end for _, span in spans]
+        async with self._snapshot() as connection:
+            return [LeftRow(*row) for row in await connection.fetch(sql.LEFT[table], *columns, ROWS_AT_ONCE)]
+
+    async def left_quarantined(self, organisations: Iterable[UUID], devices: Sequence[UUID]) -> list[LeftQuarantined]:
+        """What stands in quarantine of these devices of these organisations."""
+        async with self._snapshot() as connection:
+            rows = await connection.fetch(sql.LEFT_QUARANTINED, [*organisations], devices)
+        return [LeftQuarantined(row, device, time_told(*told)) for row, device, *told in rows]
 
     # ------------------------------------------------------------ of records
 

@@ -29,8 +29,9 @@ RETIRED: Final = 9  # older than the organisation keeps raw readings
 LOST: Final = 10
 ALTERED: Final = 11  # of FOUND, those whose flags or note are others
 TOLD_CONFLICTS: Final = 12
-_FOUND_COLUMNS: Final = 13
-_BOOKED: Final = 5  # received, stored, duplicates, conflicts, quarantined of the ledger, behind what was found
+ERASED: Final = 13  # nowhere, and tombstones are on their times
+_FOUND_COLUMNS: Final = 14
+_BOOKED: Final = 6  # what the ledger says of a group, behind what was found
 _WIDTH: Final = _FOUND_COLUMNS + _BOOKED
 
 
@@ -51,6 +52,7 @@ class Booked(NamedTuple):
     duplicates: int
     conflicts: int
     quarantined: int
+    erased: int
 
 
 class SetAside(NamedTuple):
@@ -61,7 +63,6 @@ class SetAside(NamedTuple):
     replayed: int
     discarded: int
     expired: int
-    erased: int
     lost: int
     held: int
     """From here on rows of the quarantine: held or being replayed."""
@@ -112,7 +113,7 @@ class Finding:
     """Something that is not as the records, the store and the books together say it must be."""
 
     kind: str
-    """lost, unexplained, altered, outcome, ledger, gap."""
+    """lost, unexplained, altered, unerased, outcome, ledger, gap."""
     message: str
     organisation_id: UUID | None = None
     device_id: UUID | None = None
