@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 from api.http.problems import Problem, invalid
-from api.problems import DEVICE_NOT_FOUND, LOCAL_ID_TAKEN, SITE_NOT_FOUND, UNKNOWN_MODEL
+from api.problems import DEVICE_NOT_FOUND, LOCAL_ID_TAKEN, MOVE_LIMIT, SITE_NOT_FOUND, UNKNOWN_MODEL
 from api.registry import audit, sites
 from api.registry.credentials import Credentials
 from api.registry.versions import check_version
@@ -20,6 +20,8 @@ from runtime.ids import uuid7
 from schemas.models import MODELS, models_like
 
 FIRST: Final = UUID(int=0)
+#: What is asked about a site's readings goes through the whole history of each device that stood there.
+STAYS_MAX: Final = 1_000
 
 #: As kept with the device, unless a move has come due that nobody settled yet.
 _STANDS_AT: Final = """
@@ -58,6 +60,7 @@ SELECT h.site_id, h.valid_from, lead(h.valid_from) OVER (ORDER BY h.valid_from) 
 FROM device_sites h WHERE h.device_id = $1 ORDER BY h.valid_from
 """
 _CUT: Final = "DELETE FROM device_sites WHERE device_id = $1 AND valid_from >= coalesce($2::timestamptz, now())"
+_STAYS_NUMBER: Final = "SELECT count(*) FROM device_sites WHERE device_id = $1"
 _STAND: Final = """
 INSERT INTO device_sites (device_id, organisation_id, site_id, valid_from)
 SELECT d.device_id, d.organisation_id, $2::uuid, coalesce($3::timestamptz, now()) FROM devices d
@@ -156,8 +159,8 @@ async def move(
 ) -> datetime:
     """Let it stand at `site` from `at` on, now by default; this replaces whatever was to follow. Returns from when.
 
-    Raises the problems of a device or site that is not there, of a name that is taken at any time from then on, and
-    of a time at which what the device measures is still erased.
+    Raises the problems of a device or site that is not there, of a name that is taken at any time from then on, of a
+    time at which what the device measures is still erased, and of too many moves.
     """
     await sites.hold(connection)
     row = await _lock(connection, device, expected)
@@ -170,6 +173,8 @@ async def move(
         await _lock_target(connection, site)
         await _claim(connection, device, row["local_id"], site, at)
     await connection.execute(_CUT, device, at)
+    if await connection.fetchval(_STAYS_NUMBER, device) >= STAYS_MAX:
+        raise Problem(MOVE_LIMIT, f"a device stands at up to {STAYS_MAX} places one after the other")
     await connection.execute(_STAND, device, site, at)
     begun: datetime = await connection.fetchval(_MOVED, device, at)
     await audit.record(connection, "device.moved", device, site_id=site, effective_at=begun)

@@ -9,6 +9,8 @@ from uuid import UUID, uuid4
 import asyncpg
 
 from api.http.repeats import KEY_CHARACTERS_MAX
+from api.registry.devices import STAYS_MAX
+from api.registry.groups import GROUPS_MAX
 from api.registry.organisations import acting_for
 from api.registry.sites import add_site
 from runtime.postgres import connect
@@ -746,6 +748,39 @@ def test_groups_of_devices(any_database: Database) -> None:
             assert [row["name"] for row in (*page["data"], *rest["data"])] == ["Cold", "Bar"]
             assert (await ask(here, "DELETE", one))[0] == 204
             assert (await ask(here, "GET", one))[0] == 404
+
+    run(test())
+
+
+def test_groups_and_stays_are_bounded(database: Database) -> None:
+    async def test() -> None:
+        async with world(database) as here:
+            path = "/api/v1/device-groups"
+            await superuser(
+                here,
+                "INSERT INTO device_groups (group_id, organisation_id, name)"
+                " SELECT gen_random_uuid(), $1, i::text FROM generate_series(1, $2) i",
+                here.organisation,
+                GROUPS_MAX - 1,
+            )
+            assert (await ask(here, "POST", path, {"name": "Last"}))[0] == 201
+            status, found, _ = await ask(here, "POST", path, {"name": "One more"})
+            assert (status, found["code"]) == (409, "device_group_limit")
+            device = await made(here)
+            await superuser(
+                here,
+                "INSERT INTO device_sites (device_id, organisation_id, site_id, valid_from)"
+                " SELECT $1, $2, NULL, now() - i * interval '1 hour' FROM generate_series(1, $3) i",
+                uuid_of(device),
+                here.organisation,
+                STAYS_MAX - 1,
+            )
+            move = f"{PATH}/{device}/move"
+            assert await error(here, "POST", move, {"to_site_id": None}) == (409, "move_limit")
+            # What takes the place of others makes room.
+            early = text(datetime.now(UTC) - 2 * HOUR)
+            body = {"to_site_id": site_id(await another_site(here)), "effective_at": early}
+            assert (await ask(here, "POST", move, body))[0] == 200
 
     run(test())
 
