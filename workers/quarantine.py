@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 from uuid import UUID
 
-from runtime.postgres import UNAVAILABLE, PostgresSettings, connect
+from runtime.postgres import UNAVAILABLE, PostgresSettings, connect, transaction
 from workers.metrics import QuarantineMetrics
 from workers.settings import QuarantineSettings
 from workers.upkeep import repeat
@@ -144,7 +144,7 @@ async def _alone(connection: Any) -> AsyncIterator[None]:
 
     Raises `_OthersTurn`.
     """
-    async with connection.transaction():
+    async with transaction(connection):
         if not await connection.fetchval(_LOCK, LOCK):
             raise _OthersTurn
         yield

@@ -18,7 +18,7 @@ import asyncpg
 from runtime.clock import Clock
 from runtime.errors import UnavailableError
 from runtime.log.port import Log
-from runtime.postgres import UNAVAILABLE, PostgresSettings, connect
+from runtime.postgres import UNAVAILABLE, PostgresSettings, connect, transaction
 from workers.erasure import sql
 from workers.erasure.metrics import ErasureMetrics
 from workers.erasure.settings import ErasureSettings
@@ -205,7 +205,7 @@ async def _alone(connection: Any, site: UUID) -> AsyncIterator[None]:
 
     Raises `_OthersTurn`.
     """
-    async with connection.transaction():
+    async with transaction(connection):
         if not await connection.fetchval(sql.ALONE, site):
             raise _OthersTurn
         yield
