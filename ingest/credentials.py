@@ -170,6 +170,11 @@ class Credentials:
         """Why credentials cannot be looked up right now; None when they can."""
         return "the database cannot be asked about credentials" if self._away else None
 
+    @property
+    def age_s(self) -> float:
+        """Since changes were last read."""
+        return self._clock.monotonic() - self._followed_s
+
     # ------------------------------------------------------------ use
 
     def cached(self, digest: bytes) -> Grant | None:

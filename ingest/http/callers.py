@@ -75,6 +75,11 @@ class Callers:
         """Why unknown tokens cannot be looked up right now; None when they can."""
         return self._credentials.trouble
 
+    @property
+    def registry_age_s(self) -> float:
+        """Since changes of credentials were last read."""
+        return self._credentials.age_s
+
     async def start(self) -> None:
         await self._credentials.start()
 

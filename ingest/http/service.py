@@ -160,6 +160,7 @@ class IngestService:
         self._metrics.log_queued_bytes.set(self._keeper.queued_bytes)
         self._metrics.connections.set(self.connections())
         self._metrics.overloaded.set(self._overload.is_on)
+        self._metrics.registry_age_seconds.set(self._callers.registry_age_s)
         self._metrics.publish()
 
     # ------------------------------------------------------------ routes
