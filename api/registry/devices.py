@@ -6,7 +6,7 @@ Left out: what is heard of a device (`workers.presence`).
 """
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 from uuid import UUID
@@ -22,6 +22,7 @@ from schemas.models import MODELS, models_like
 FIRST: Final = UUID(int=0)
 #: What is asked about a site's readings goes through the whole history of each device that stood there.
 STAYS_MAX: Final = 1_000
+EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 #: As kept with the device, unless a move has come due that nobody settled yet.
 _STANDS_AT: Final = """
@@ -55,12 +56,17 @@ SELECT EXISTS (
       AND NOT EXISTS (SELECT FROM device_sites n WHERE n.device_id = h.device_id AND n.valid_from > h.valid_from
                       AND n.valid_from <= coalesce($4::timestamptz, now())))
 """
+# The first begins with time; nobody asks what was before 1970.
 _STAYS: Final = """
-SELECT h.site_id, h.valid_from, lead(h.valid_from) OVER (ORDER BY h.valid_from) AS valid_until
+SELECT h.site_id, greatest(h.valid_from, 'epoch') AS valid_from,
+       lead(h.valid_from) OVER (ORDER BY h.valid_from) AS valid_until
 FROM device_sites h WHERE h.device_id = $1 ORDER BY h.valid_from
 """
 _CUT: Final = "DELETE FROM device_sites WHERE device_id = $1 AND valid_from >= coalesce($2::timestamptz, now())"
 _STAYS_NUMBER: Final = "SELECT count(*) FROM device_sites WHERE device_id = $1"
+_STAND_FIRST: Final = """
+INSERT INTO device_sites (device_id, organisation_id, site_id, valid_from) VALUES ($1, $2, $3, '-infinity')
+"""
 _STAND: Final = """
 INSERT INTO device_sites (device_id, organisation_id, site_id, valid_from)
 SELECT d.device_id, d.organisation_id, $2::uuid, coalesce($3::timestamptz, now()) FROM devices d
@@ -125,7 +131,7 @@ async def create(connection: Any, organisation: UUID, site: UUID | None, new: Ne
         await _lock_target(connection, site)
         await _claim(connection, device, new.local_id, site)
     await connection.execute(_INSERT, device, organisation, new.name, new.local_id, new.model, new.notes)
-    await connection.execute(_STAND, device, site, None)
+    await connection.execute(_STAND_FIRST, device, organisation, site)
     await audit.record(
         connection, "device.created", device, local_id=new.local_id, name=new.name, model=new.model, site_id=site
     )
@@ -160,8 +166,10 @@ async def move(
     """Let it stand at `site` from `at` on, now by default; this replaces whatever was to follow. Returns from when.
 
     Raises the problems of a device or site that is not there, of a name that is taken at any time from then on, of a
-    time at which what the device measures is still erased, and of too many moves.
+    time before 1970 or at which what the device measures is still erased, and of too many moves.
     """
+    if at is not None and at < EPOCH:
+        raise invalid("effective_at", "is not before 1970-01-01T00:00:00Z")
     await sites.hold(connection)
     row = await _lock(connection, device, expected)
     until = await connection.fetchval(_ERASED_UNTIL, device, at)
@@ -237,7 +245,7 @@ async def get(connection: Any, device: UUID) -> Any:
 
 
 async def site_spans(connection: Any, device: UUID) -> list[Stay]:
-    """Where it stood, stands and is to stand, in order of time; before the first of them it stood nowhere."""
+    """Where it stood, stands and is to stand, in order of time."""
     return [Stay(*row) for row in await connection.fetch(_STAYS, device)]
 
 

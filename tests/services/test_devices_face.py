@@ -503,7 +503,7 @@ def test_a_move_replaces_what_follows_it(any_database: Database) -> None:
             assert (found["site_id"], len(await history())) == (site_id(target), 2)
             assert (await listed(here), await listed(here, site_id=site_id(target))) == (["device"], ["fridge"])
             await move(third, now - HOUR)
-            assert await history() == [(third, now - HOUR)]
+            assert await history() == [(here.site, began), (third, now - HOUR)]
             assert await site_of(here, device) == site_id(third)
             await move(None)
             assert (await history())[-1][0] is None
@@ -786,6 +786,33 @@ def test_groups_and_stays_are_bounded(database: Database) -> None:
 
 
 # ---------------------------------------------------------------- readings by site
+
+
+def test_a_backlog_older_than_its_device_is_of_where_that_stood_first(any_database: Database) -> None:
+    async def test() -> None:
+        async with world(any_database) as here:
+            target = await another_site(here)
+            device = await made(here)
+            series = await here.series("temperature", device=uuid_of(device))
+            moments = [datetime.now(UTC).replace(microsecond=0) - number * HOUR for number in range(6, 0, -1)]
+            for number, moment in enumerate(moments):
+                await here.store(series, moment, float(number))
+
+            async def values(site: UUID) -> list[float]:
+                pages = await here.pages(device_id=None, site_id=site)
+                return [reading["value"] for page in pages for reading in page]
+
+            assert (await values(here.site), await values(target)) == ([0, 1, 2, 3, 4, 5], [])
+            move = {"to_site_id": site_id(target), "effective_at": text(moments[3])}
+            assert (await ask(here, "POST", f"{PATH}/{device}/move", move))[0] == 200
+            assert (await values(here.site), await values(target)) == ([0, 1, 2], [3, 4, 5])
+            assert (await ask(here, "PATCH", f"{PATH}/{device}", {"local_id": "renamed"}))[0] == 200
+            for early in ("0001-01-01T00:00:00Z", "1969-12-31T23:59:59Z"):
+                move = {"to_site_id": None, "effective_at": early}
+                assert await error(here, "POST", f"{PATH}/{device}/move", move) == (422, "invalid")
+            assert (await values(here.site), await values(target)) == ([0, 1, 2], [3, 4, 5])
+
+    run(test())
 
 
 def test_a_site_s_readings_are_those_of_devices_while_they_stood_there(any_database: Database) -> None:
