@@ -808,7 +808,7 @@ def test_a_backlog_older_than_its_device_is_of_where_that_stood_first(any_databa
             assert (await values(here.site), await values(target)) == ([0, 1, 2], [3, 4, 5])
             assert (await ask(here, "PATCH", f"{PATH}/{device}", {"local_id": "renamed"}))[0] == 200
             for early in ("0001-01-01T00:00:00Z", "1969-12-31T23:59:59Z"):
-                move = {"to_site_id": None, "effective_at": early}
+                move = {"to_site_id": site_id(target), "effective_at": early}
                 assert await error(here, "POST", f"{PATH}/{device}/move", move) == (422, "invalid")
             assert (await values(here.site), await values(target)) == ([0, 1, 2], [3, 4, 5])
 

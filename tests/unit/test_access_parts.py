@@ -138,3 +138,22 @@ def test_secrets_of_people_are_blotted_out_wherever_they_turn_up(prefix: str) ->
     for text in (f"x {token} y", f"https://sluice.example/account#reset={token}", f"%22{token}%22"):
         assert token not in redact(text)
         assert token not in without_secrets(text)
+
+
+def test_work_that_overlooks_being_cancelled_once_ends_all_the_same() -> None:
+    async def test() -> None:
+        background, overlooked = Background(most=1), []
+
+        async def work() -> None:
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                overlooked.append(True)
+            await asyncio.sleep(60)
+
+        background.start(work())
+        await asyncio.sleep(0)
+        await background.close()
+        assert overlooked == [True]
+
+    run(test(), 10.0)
