@@ -3,10 +3,12 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 BIN := .venv/bin
+# Tests wait for real parts more than they compute: more of them at once than a small machine has cores.
+WORKERS ?= 3
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help install install-dev up test check services bench lock clean
+.PHONY: help install install-dev up test conformance check services bench lock clean
 
 help: ## List these targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -36,7 +38,10 @@ services: ## Start a real Kafka, TimescaleDB and Mosquitto on loopback
 	@deploy/local/services start
 
 test: install-dev ## Install, start the real parts, run every test
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --benchmark-disable
+
+conformance: install-dev ## schemathesis against the running API, 10,000 cases and more
+	@$(BIN)/python -m tests.system.conformance
 
 check: install-dev ## Lint, types, import layers
 	@$(BIN)/ruff check .

@@ -70,11 +70,11 @@ async def read(
     return rows
 
 
-class Sums(msgspec.Struct):
+class Sums(msgspec.Struct, kw_only=True):
     """What became of the readings received from `start` on, for an hour, a day, or all the time asked for."""
 
     start: datetime | None
-    source: UUID | msgspec.UnsetType
+    source: UUID | msgspec.UnsetType = msgspec.UNSET
     """The log's generation or the spool that they came through, where they are told apart by it."""
     received: int
     stored: int
@@ -100,4 +100,4 @@ def sums(row: Any) -> Sums:
     in_quarantine = counts["conflicts"] + counts["quarantined"] - left
     adds_up = counts["received"] == fates and in_quarantine >= 0
     source = row.get("source", msgspec.UNSET)
-    return Sums(row["start"], source, **counts, in_quarantine=in_quarantine, adds_up=adds_up)
+    return Sums(start=row["start"], source=source, **counts, in_quarantine=in_quarantine, adds_up=adds_up)

@@ -13,8 +13,10 @@ from uuid import UUID
 import msgspec
 
 from api.http.problems import Problem
+from api.http.spelt import STORABLE
 from api.problems import INVALID_NOTE, INVALID_PAYLOAD, NOT_HELD, QUARANTINE_NOT_FOUND
 from api.registry import audit
+from api.registry.texts import Reason
 from runtime.secrets import without_secrets, without_secrets_in_json
 
 HELD: Final = "held"
@@ -22,7 +24,6 @@ REPLAYING: Final = "replaying"
 RELEASED: Final = "released"
 DISCARDED: Final = "discarded"
 STATES: Final = (HELD, REPLAYING, RELEASED, DISCARDED, "expired")
-NOTE_CHARACTERS_MAX: Final = 1_000
 #: Larger ones are shown with their row alone, so that a page stays small.
 LISTED_PAYLOAD_BYTES_MAX: Final = 8_192
 #: Woken by this (`ingest.replay`).
@@ -228,18 +229,21 @@ def _not_held(state: str) -> Problem:
 # ---------------------------------------------------------------- payloads
 
 
-class _Measurement(msgspec.Struct):
+_Text = Annotated[str, msgspec.Meta(extra_json_schema=STORABLE)]
+
+
+class Measurement(msgspec.Struct):
     """What may stand in an edited payload; `quality` is what landing shows, and counts for nothing any more."""
 
-    type: Annotated[str, msgspec.Meta(min_length=1)]
-    value: bool | int | float | str
-    label: str | None = None
-    unit: str | None = None
-    ts: str | int | float | None = None
+    type: Annotated[str, msgspec.Meta(min_length=1, extra_json_schema=STORABLE)]
+    value: bool | int | float | _Text
+    label: _Text | None = None
+    unit: _Text | None = None
+    ts: _Text | int | float | None = None
     quality: int | None = None
 
 
-_measurement: Final = msgspec.json.Decoder(_Measurement)
+_measurement: Final = msgspec.json.Decoder(Measurement)
 _names: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
@@ -260,7 +264,7 @@ def checked_payload(raw: bytes, bytes_max: int) -> bytes:
 
 def _check_names(payload: bytes, sent: bytes) -> None:
     """A name that nobody knows may be a misspelt one; what a device sends besides, it may go on to say."""
-    unknown = _names_of(payload) - {*_Measurement.__struct_fields__} - _names_of(sent)
+    unknown = _names_of(payload) - {*Measurement.__struct_fields__} - _names_of(sent)
     if unknown:
         raise _invalid_payload(f"is not one measurement: it has no `{min(unknown)[:64]}`")
 
@@ -274,10 +278,10 @@ def _names_of(payload: bytes) -> set[str]:
 
 def checked_note(note: str) -> str:
     """Why something is discarded, as it is kept. Raises the problem of none, or one that is too long."""
-    note = without_secrets(note.strip()).replace("\0", "")
-    if not 0 < len(note) <= NOTE_CHARACTERS_MAX:
-        raise Problem(INVALID_NOTE, f"note: a text of 1 to {NOTE_CHARACTERS_MAX} characters says why")
-    return note
+    try:
+        return without_secrets(str(Reason.parse(note.strip())))
+    except ValueError as error:
+        raise Problem(INVALID_NOTE, f"note: {error}") from None
 
 
 def _invalid_payload(message: str) -> Problem:

@@ -46,7 +46,7 @@ def create_app(
 ) -> web.Application:
     """The application, to be served through `api.serving`."""
     door = Door(pool, ring, settings, access)
-    documents = DocumentOperations(settings.public_url)
+    documents = DocumentOperations()
     operations = [
         *_operations(ring, settings, metrics),
         *operations_of(*_people(door, ring, settings, access), documents),

@@ -13,10 +13,16 @@ from runtime.http.server import Handler
 from runtime.ids import uuid7
 
 _NO_REQUEST: Final = {
-    400: Problem(BAD_REQUEST, "the request is not well-formed HTTP"),
+    400: Problem(BAD_REQUEST, "the request is not well-formed HTTP, or its head is too long"),
     408: Problem(REQUEST_TIMEOUT, "the head of the request did not come in time"),
     500: Problem(INTERNAL),
 }
+
+
+class _Refusal(Answer):
+    """What never became a request has no path, and so the last face's shape."""
+
+    media_type = PLATFORM.shape.content_type.encode()
 
 
 class ApiFace:
@@ -50,7 +56,7 @@ class ApiFace:
         """The answer to what never became a request of this face: 400, 408 or 500."""
         request_id = str(uuid7())
         self._metrics.requests.labels("malformed", str(status)).inc()
-        return Answer(status, PLATFORM.body(_NO_REQUEST[status], request_id), request_id)
+        return _Refusal(status, PLATFORM.body(_NO_REQUEST[status], request_id), request_id)
 
 
 def beside(serves: Callable[[str], bool], first: Handler, second: Handler) -> Handler:

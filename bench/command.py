@@ -7,6 +7,7 @@ from typing import Final
 import click
 import orjson
 
+from bench import api as api_bench
 from bench import hostile as hostile_bench
 from bench import memory as memory_bench
 from bench import pipeline as pipeline_bench
@@ -15,6 +16,8 @@ from bench.faults import run as faults_bench
 from bench.faults.catalogue import FAULTS
 from bench.faults.report import faults_object, faults_tables
 from bench.report import (
+    api_object,
+    api_tables,
     hostile_object,
     hostile_tables,
     memory_object,
@@ -93,6 +96,17 @@ def memory(devices: int, series: int, as_json: bool, services: Path) -> None:
         raise BenchError("--series is a multiple of --devices, up to 1,000 of them each")
     figures = memory_bench.measure(devices, series, services)
     click.echo(orjson.dumps(memory_object(figures)).decode() if as_json else memory_tables(figures))
+
+
+@bench.command()
+@click.option("--devices", type=click.IntRange(2_000, 1_000_000), default=100_000, show_default=True)
+@click.option("--requests", type=click.IntRange(20, 10_000), default=200, show_default=True, help="Of each kind.")
+@_json_option
+@_services_option
+def registry(devices: int, requests: int, as_json: bool, services: Path) -> None:
+    """What the API takes for lists by every filter, for creating and getting a device, and for a login."""
+    figures = api_bench.measure(devices, requests, services)
+    click.echo(orjson.dumps(api_object(figures)).decode() if as_json else api_tables(figures))
 
 
 @bench.command()

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from bench.api import ApiFigures
 from bench.hostile import MEMORY_GROWTH_MAX_BYTES, HostileFigures
 from bench.load import Load, percentiles_ms
 from bench.memory import MemoryFigures
@@ -250,6 +251,50 @@ def memory_tables(figures: MemoryFigures) -> str:
     ]
     targets = _table(("target", "measured", "wanted", ""), [target.row for target in memory_targets(figures)])
     return "\n\n".join([_table(("memory", "peak MB", "at the end MB"), rows), targets])
+
+
+# ---------------------------------------------------------------- registry
+
+
+def api_targets(figures: ApiFigures) -> list[Target]:
+    p95 = {name: percentiles_ms(taken, 95)["p95"] for name, taken in figures.seconds.items()}
+    slowest = max((name for name in p95 if name.startswith("list ")), key=p95.__getitem__)
+    return [
+        Target(f"slowest list ({slowest.removeprefix('list ')}), p95", p95[slowest], 10, "ms", at_most=True),
+        Target("create a device, p95", p95["create a device"], 10, "ms", at_most=True),
+        Target("get a device, p95", p95["get a device"], 3, "ms", at_most=True),
+        Target("plans that read a whole table", sum(plan.scans_all for plan in figures.plans.values()), 0, "", True),
+    ]
+
+
+def api_object(figures: ApiFigures) -> dict[str, Any]:
+    return {
+        "machine": machine(),
+        "registry": {
+            "devices": figures.devices,
+            "ms": {name: percentiles_ms(taken, 50, 95) for name, taken in figures.seconds.items()},
+            "plans": {name: plan._asdict() for name, plan in figures.plans.items()},
+        },
+        "targets": [target.plain for target in api_targets(figures)],
+    }
+
+
+def api_tables(figures: ApiFigures) -> str:
+    times = []
+    for name, taken in figures.seconds.items():
+        found = percentiles_ms(taken, 50, 95)
+        times.append((name, f"{found['p50']:.1f}", f"{found['p95']:.1f}"))
+    plans = [
+        (name, "yes" if plan.scans_all else "no", str(plan.rows_dropped), ", ".join(plan.indexes))
+        for name, plan in figures.plans.items()
+    ]
+    return "\n\n".join(
+        [
+            _table((f"among {figures.devices:,} devices", "p50 ms", "p95 ms"), times),
+            _table(("plan of the list", "whole table", "rows dropped", "indexes"), plans),
+            _table(("target", "measured", "wanted", ""), [target.row for target in api_targets(figures)]),
+        ]
+    )
 
 
 # ---------------------------------------------------------------- hostile

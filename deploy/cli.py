@@ -25,6 +25,7 @@ _COMMANDS: Final = {
         "verify",
         "version",
     ),
+    "deploy.commands.dashboards": ("dashboard-user",),
     "deploy.commands.quarantine": ("quarantine",),
     "deploy.commands.rollups": ("rollups",),
     "deploy.commands.registry": ("completion", "device", "key", "login", "logout", "org", "site"),
@@ -42,7 +43,7 @@ class Commands(click.Group):
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
         if name not in _MODULES:
             return None
-        command: click.Command = getattr(import_module(_MODULES[name]), name)
+        command: click.Command = getattr(import_module(_MODULES[name]), name.replace("-", "_"))
         return command
 
     def invoke(self, context: click.Context) -> Any:

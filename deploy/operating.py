@@ -124,7 +124,8 @@ def print_demo(settings: Settings, demo: Demo, url: str, *, hint: str = "") -> N
         return
     click.echo(
         f'curl -sS {url}/v1/ingest -H "Authorization: Bearer {demo.ingest_token or "$INGEST_TOKEN"}" '
-        """-H "Content-Type: application/json" -d '{"measurements": [{"type": "temperature", "value": 21.5}]}'"""
+        '-H "Content-Type: application/json" -H "Prefer: wait=stored" '
+        """-d '{"measurements": [{"type": "temperature", "value": 21.5}]}'"""
     )
     click.echo(
         f'curl -sS "{url}/api/v1/readings?device_id={demo.device_id}" '

@@ -23,6 +23,7 @@ from runtime.log.port import Log
 from runtime.metrics import VARIABLE as METRICS_VARIABLE
 from runtime.metrics import MetricsServer, MetricsSettings, Render, metrics_tls, render_own
 from runtime.postgres import PostgresSettings, Probe, connect, open_pool
+from runtime.role_metrics import LOG_PARTITIONS, HealthMetrics
 from runtime.settings import Settings
 from runtime.sockets import address_of, listen
 from runtime.supervisor import Inherited, Supervisor, report
@@ -50,6 +51,7 @@ class Process:
         """Start, work until told to stop or a part fails, end. Raises what made the start or the work fail."""
         # Not ready until the work has begun: a parent, or an orchestrator, may end a predecessor on that word.
         begun = self.health.register(self.name, lambda: "it is starting")
+        self.run_beside("health metrics", HealthMetrics(self.health).run())
         starting = asyncio.create_task(start(self), name="start")
         stopping = asyncio.create_task(self.stop.wait(), name="stop")
         try:
@@ -152,6 +154,7 @@ class Process:
         return log
 
     def _use_log(self, log: Log) -> None:
+        LOG_PARTITIONS.set(log.partitions)
         self.teardown.add("log", log.close)
         self._forget_log_check = self.health.register("log", lambda: log.trouble)
 

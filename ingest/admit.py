@@ -17,9 +17,9 @@ from typing import Any, Final, NamedTuple, Protocol
 import msgspec
 import orjson
 
-from ingest.formats.shape import BadNumber, Malformed, Measurement, Submission, storable
+from ingest.formats.shape import BadNumber, Malformed, Measurement, Submission, is_unexpanded, storable
 from runtime.secrets import without_secrets, without_secrets_in_json
-from schemas.catalogue import METRIC_SPELLINGS, METRICS, UNIT_SPELLINGS, Conversion, Metric
+from schemas.catalogue import METRICS, UNIT_SPELLINGS, Conversion, Metric, metric_name
 from schemas.errors import ReadingCode
 from schemas.record import PG_EPOCH_US, PLAIN_VERSION, TIME_MADE_UP, Channel, Note, Quality, Record, Refused
 from schemas.times import parse_time
@@ -382,8 +382,7 @@ def specify(raw_metric: str | None, label: str | None, unit: str | None) -> Spec
         raise TypeError("type, label and unit are texts")
     if not raw_metric:
         raise _Refusal(ReadingCode.INVALID_METRIC, "`type` is missing")
-    name = raw_metric.lower()
-    name = METRIC_SPELLINGS.get(name, name)
+    name = metric_name(raw_metric)
     if not _METRIC_NAME.fullmatch(name):
         raise _Refusal(
             ReadingCode.INVALID_METRIC, "`type` is up to 64 of a-z 0-9 _ . : / - and begins with a letter or _"
@@ -441,7 +440,7 @@ def _judge_other(specification: Specification, value: object) -> tuple[float | s
         return value, Quality.BOOLEAN.value
     if isinstance(value, BadNumber):
         raise _Refusal(ReadingCode.NOT_FINITE, "a value is a finite number")
-    if type(value) is str and value.startswith("${"):
+    if type(value) is str and is_unexpanded(value):
         raise _Refusal(ReadingCode.UNEXPANDED, "the value is a placeholder the device did not fill in")
     if type(value) is int and specification.known and not specification.boolean:
         return _judge_large(specification, value)

@@ -84,6 +84,11 @@ class Listener(Protocol):
 class UnknownTokenError(Exception):
     """The token is none of ours, was revoked, or has expired."""
 
+    def __init__(self, *, asked: bool) -> None:
+        super().__init__()
+        self.asked = asked
+        """Whether the database had to be asked; it was known already, if not."""
+
 
 _GRANTS: Final = """
     SELECT c.token_hash, c.kind, c.organisation_id, c.device_id, c.site_id, d.local_id, d.status,
@@ -165,6 +170,11 @@ class Credentials:
         """Why credentials cannot be looked up right now; None when they can."""
         return "the database cannot be asked about credentials" if self._away else None
 
+    @property
+    def age_s(self) -> float:
+        """Since changes were last read."""
+        return self._clock.monotonic() - self._followed_s
+
     # ------------------------------------------------------------ use
 
     def cached(self, digest: bytes) -> Grant | None:
@@ -195,11 +205,11 @@ class Credentials:
         unknown_until_s = min(self._unknown.get(digests[0], 0.0), self._trusted_until_s)
         if self._clock.monotonic() < unknown_until_s and not self._away:
             self._lookups.add(("known_as_unknown",))
-            raise UnknownTokenError
+            raise UnknownTokenError(asked=False)
         self._lookups.add(("asked",))
         found = await self._ask(digests)
         if found is None or self._expired(found):
-            raise UnknownTokenError
+            raise UnknownTokenError(asked=True)
         return found
 
     def _expired(self, grant: Grant) -> bool:

@@ -62,6 +62,7 @@ class IngestMetrics:
         self._declare_load()
         self._declare_spool()
         self._declare_paced()
+        self._declare_dangers()
         self.connections = self._gauge("sluice_ingest_connections", "Open client connections.")
 
     def publish(self) -> None:
@@ -178,6 +179,23 @@ class IngestMetrics:
         self.paced_senders = self._gauge(
             "sluice_ingest_paced_senders",
             "Devices, and sites with gateways, that have a backlog there, added up over processes.",
+        )
+
+    def _declare_dangers(self) -> None:
+        self.registry_age_seconds = self._gauge(
+            "sluice_ingest_registry_age_seconds",
+            "Since changes of credentials were last read; SLUICE_CREDENTIAL_GRACE_S bounds how long that may be.",
+            mode="livemax",
+        )
+        self.expiring_records = self._gauge(
+            "sluice_ingest_expiring_records",
+            "Records that have not landed though half of the time is over after which readings are refused"
+            " (SLUICE_LOG_RETENTION_SHARE of the log's retention).",
+            mode="livemax",
+        )
+        self.retention_refusing = self._gauge(
+            "sluice_ingest_retention_refusing",
+            "Processes that refuse readings (503) because the log is about to delete what has not landed.",
         )
 
     # ------------------------------------------------------------ how it is kept

@@ -7,6 +7,7 @@ import asyncio
 import logging
 from typing import Final
 
+from ingest.metrics import IngestMetrics
 from ingest.registry import Connections, ask
 from runtime.errors import UnavailableError
 from runtime.log.port import Log
@@ -15,16 +16,19 @@ _log = logging.getLogger("sluice.ingest")
 
 _CHECK_EVERY_S: Final = 30.0
 _QUERY_TIMEOUT_S: Final = 5.0
+#: Of the share at which readings are refused, when operators are told.
+_TOLD_AT: Final = 0.5
 _POSITIONS: Final = "SELECT partition, position FROM log_positions WHERE source = $1"
 
 
 class RetentionGuard:
     """Compares, twice a minute, what has landed with what the log will delete next. Its owner runs and cancels it."""
 
-    def __init__(self, log: Log, pool: Connections, share: float) -> None:
+    def __init__(self, log: Log, pool: Connections, share: float, metrics: IngestMetrics) -> None:
         self._log = log
         self._pool = pool
         self._share = share
+        self._metrics = metrics
         self.trouble: str | None = None
         """Why no reading may be taken, in words for an operator."""
 
@@ -38,13 +42,9 @@ class RetentionGuard:
 
     async def check(self) -> None:
         """Find out once. Raises `UnavailableError`, with what was known before standing."""
-        expiring = await self._log.expiring(self._share)
-        rows = await ask(self._pool, _POSITIONS, self._log.source, timeout_s=_QUERY_TIMEOUT_S) if expiring else []
-        late = {
-            row["partition"]: expiring[row["partition"]] - row["position"]
-            for row in rows
-            if row["position"] < expiring.get(row["partition"], 0)
-        }
+        late = await self._late(self._share)
+        self._metrics.expiring_records.set(sum((await self._late(self._share * _TOLD_AT)).values()))
+        self._metrics.retention_refusing.set(bool(late))
         reason = None
         if late:
             reason = (
@@ -57,3 +57,15 @@ class RetentionGuard:
                 level, "readings are taken again" if reason is None else reason, extra={"partitions": sorted(late)}
             )
         self.trouble = reason
+
+    async def _late(self, share: float) -> dict[int, int]:
+        """By partition, how many records have not landed that have used up this share of their time."""
+        expiring = await self._log.expiring(share)
+        if not expiring:
+            return {}
+        rows = await ask(self._pool, _POSITIONS, self._log.source, timeout_s=_QUERY_TIMEOUT_S)
+        return {
+            row["partition"]: expiring[row["partition"]] - row["position"]
+            for row in rows
+            if row["position"] < expiring.get(row["partition"], 0)
+        }

@@ -140,6 +140,10 @@ async def _apply(connection: "asyncpg.Connection[asyncpg.Record]", migration: Mi
             )
     except asyncpg.LockNotAvailableError as error:
         raise UnavailableError(f"migration {migration} waits for a lock that a session keeps: {error}") from error
+    except asyncpg.UndefinedObjectError as error:
+        raise ConfigurationError(
+            f"migration {migration}: {error}: run deploy/sql/bootstrap.sql again, as a superuser, on this database"
+        ) from error
     except asyncpg.InsufficientPrivilegeError as error:
         raise ConfigurationError(
             f"migration {migration}: {error}: SLUICE_DATABASE_OWNER_URL must be the owner that "

@@ -6,6 +6,8 @@ Every session has time-outs, so that neither a lost peer nor a stopped process h
 import asyncio
 import socket
 import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -138,6 +140,42 @@ async def _bound_silence(connection: Any) -> None:
         found.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for option, value in _TCP_OPTIONS.items():
             found.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+@asynccontextmanager
+async def transaction(connection: Any, **options: Any) -> AsyncIterator[None]:
+    """A transaction on a connection that is used again afterwards; `options` are those of asyncpg's `transaction`.
+
+    Whoever is cancelled while BEGIN is under way leaves asyncpg's connection in a transaction that nobody ends: the
+    next one on it would be a savepoint, released and never committed. So a connection of which that is not known for
+    certain is cut.
+    """
+    block = connection.transaction(**options)
+    try:
+        await block.start()
+    except BaseException:
+        connection.terminate()
+        raise
+    try:
+        yield
+    except BaseException:
+        await _roll_back(connection, block)
+        raise
+    try:
+        await block.commit()
+    except BaseException:
+        connection.terminate()
+        raise
+
+
+async def _roll_back(connection: Any, block: Any) -> None:
+    try:
+        await block.rollback()
+    except Exception:  # what it was rolled back for is told
+        connection.terminate()
+    except BaseException:
+        connection.terminate()
+        raise
 
 
 async def open_pool(

@@ -105,7 +105,7 @@ class KeyRing:
 
     def __str__(self) -> str:
         """As `parse` reads it: a secret."""
-        return ",".join(f"{key.id}:{_to_text(key.secret)}" for key in self.keys)
+        return ",".join(f"{key.id}:{base64url(key.secret)}" for key in self.keys)
 
     def __repr__(self) -> str:
         return f"KeyRing(ids={[key.id for key in self.keys]})"
@@ -283,7 +283,7 @@ class Seal:
 
     def seal(self, plain: bytes) -> str:
         nonce = next(self._nonces)
-        return _to_text(self._head + nonce + self._cipher.encrypt(nonce, plain, None))
+        return base64url(self._head + nonce + self._cipher.encrypt(nonce, plain, None))
 
     def open(self, text: str) -> bytes:
         """Raises `BadSealError`."""
@@ -306,7 +306,8 @@ def _nonces() -> Iterator[bytes]:
             yield start + count.to_bytes(_COUNTER_BITS // 8, "big")
 
 
-def _to_text(raw: bytes) -> str:
+def base64url(raw: bytes) -> str:
+    """RFC 4648, section 5, without padding."""
     # A third of what base64.urlsafe_b64encode takes, and a receipt has one.
     return binascii.b2a_base64(raw, newline=False).rstrip(b"=").translate(_TO_URL).decode("ascii")
 

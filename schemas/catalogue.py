@@ -166,3 +166,9 @@ METRIC_SPELLINGS: Final[Mapping[str, str]] = {
     "flood": "leak",
     "batt": "battery",
 }
+
+
+def metric_name(spelt: str) -> str:
+    """What a metric is called, however it is spelt: in small letters, and by the catalogue's name if it has one."""
+    name = spelt.lower()
+    return METRIC_SPELLINGS.get(name, name)

@@ -16,6 +16,8 @@ from argon2 import PasswordHasher
 from prometheus_client import CollectorRegistry
 
 from api.access.settings import AccessSettings
+from api.http.edge import OPERATIONS
+from api.http.operations import Operation
 from api.metrics import ApiMetrics
 from api.registry.credentials import Credentials
 from api.registry.organisations import acting_for, add_organisation
@@ -67,6 +69,7 @@ class People:
     session: ClientSession
     organisation: UUID
     key: str
+    operations: tuple[Operation, ...] = ()
 
     async def ask(
         self,
@@ -177,7 +180,8 @@ async def people(
     await server.start()
     organisation, key = await tenant(database)
     async with ClientSession() as session:
-        yield People(database, f"http://{address_of(listener)}", session, organisation, key)
+        url = f"http://{address_of(listener)}"
+        yield People(database, url, session, organisation, key, app[OPERATIONS])
     await server.stop(5)
     await face.stop()
     await pool.close()

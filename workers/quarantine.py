@@ -6,15 +6,14 @@ worker tries; whoever has the lock does it, step by step, and lets go in between
 """
 
 import logging
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from typing import Any, Final
 from uuid import UUID
 
 from runtime.postgres import UNAVAILABLE, PostgresSettings, connect
 from workers.metrics import QuarantineMetrics
 from workers.settings import QuarantineSettings
-from workers.upkeep import repeat
+from workers.upkeep import OthersTurn, alone, repeat
 
 _log = logging.getLogger("sluice.quarantine")
 
@@ -82,13 +81,13 @@ class Bounds:
         """Once through everything, unless another worker is at it. Raises what the database raises."""
         connection = await connect(self._postgres, role=ROLE, application="sluice quarantine")
         try:
-            async with _alone(connection):
+            async with alone(connection, _LOCK, LOCK):
                 standing = await connection.fetch(_STANDING, self._settings.quarantine_held_days_max)
             self._metrics.held.set(sum(row["rows"] for row in standing))
             await self._expire_old(connection, [row["organisation_id"] for row in standing if row["is_old"]])
             await self._expire_excess(connection, {row["organisation_id"]: row["rows"] for row in standing})
             await self._forget(connection)
-        except _OthersTurn:
+        except OthersTurn:
             pass
         finally:
             with suppress(*UNAVAILABLE):
@@ -118,7 +117,7 @@ class Bounds:
 
     async def _expire(self, connection: Any, organisation: UUID | None, days: int, rows: int, note: str) -> int:
         statement = _NOBODY_S if organisation is None else _ITS
-        async with _alone(connection):
+        async with alone(connection, _LOCK, LOCK):
             gone: int = await connection.fetchval(statement, organisation, days, rows, note)
         self._metrics.expired.inc(gone)
         return gone
@@ -129,22 +128,6 @@ class Bounds:
         for statement in _FORGET:
             deleted = step
             while deleted == step:
-                async with _alone(connection):
+                async with alone(connection, _LOCK, LOCK):
                     status = await connection.execute(statement, days, step)
                 deleted = int(status.rpartition(" ")[2])
-
-
-class _OthersTurn(Exception):  # noqa: N818 - no error: it unwinds to the pass
-    """Another worker has the lock."""
-
-
-@asynccontextmanager
-async def _alone(connection: Any) -> AsyncIterator[None]:
-    """A transaction under the lock, which a process that stops in it does not keep for long.
-
-    Raises `_OthersTurn`.
-    """
-    async with connection.transaction():
-        if not await connection.fetchval(_LOCK, LOCK):
-            raise _OthersTurn
-        yield

@@ -3,9 +3,11 @@
 import asyncio
 import logging
 from collections.abc import Coroutine
-from typing import Any
+from typing import Any, Final
 
 _log = logging.getLogger("sluice.api")
+
+_CANCEL_AGAIN_S: Final = 0.1
 
 
 class Background:
@@ -31,9 +33,11 @@ class Background:
             await asyncio.wait(self._tasks)
 
     async def close(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        while self._tasks:
+            for task in self._tasks:
+                task.cancel()
+            # Again, if need be: a library may take being cancelled for a failure of what it waits for.
+            await asyncio.wait(self._tasks, timeout=_CANCEL_AGAIN_S)
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

@@ -11,11 +11,15 @@ from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
 
 from api.http.problems import OVERLOADED, unavailable
+from api.http.spelt import STORABLE
 
 PASSWORD_CHARACTERS: Final = (10, 128)
 
-NewPassword = Annotated[str, msgspec.Meta(min_length=PASSWORD_CHARACTERS[0], max_length=PASSWORD_CHARACTERS[1])]
-Password = Annotated[str, msgspec.Meta(max_length=PASSWORD_CHARACTERS[1])]
+NewPassword = Annotated[
+    str,
+    msgspec.Meta(min_length=PASSWORD_CHARACTERS[0], max_length=PASSWORD_CHARACTERS[1], extra_json_schema=STORABLE),
+]
+Password = Annotated[str, msgspec.Meta(max_length=PASSWORD_CHARACTERS[1], extra_json_schema=STORABLE)]
 
 #: RFC 9106's second choice: 64 MiB, three passes.
 _hasher: Final = PasswordHasher()

@@ -5,7 +5,6 @@ one that was sealed under a secret key which is no longer kept is followed by a 
 """
 
 import asyncio
-import base64
 import time
 from contextlib import suppress
 from typing import Any, Final
@@ -16,7 +15,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from runtime.ids import uuid7
-from runtime.secrets import BadSealError, KeyRing, Seal
+from runtime.secrets import BadSealError, KeyRing, Seal, base64url
 
 ALGORITHM: Final = "RS256"
 TYPE: Final = "gateway+jwt"
@@ -100,4 +99,4 @@ def _public(kid: str, raw: bytes) -> RsaJsonWebKey:
 
 def _text_of(number: int) -> str:
     raw = number.to_bytes((number.bit_length() + 7) // 8, "big")
-    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
+    return base64url(raw)

@@ -4,7 +4,6 @@ A key signs for a month; the next one stands in the key set a day before, the fo
 """
 
 import asyncio
-import base64
 import logging
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -20,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from api.http.problems import token_invalid
 from runtime.clock import Clock
 from runtime.ids import uuid7
-from runtime.secrets import BadSealError, KeyRing, Seal
+from runtime.secrets import BadSealError, KeyRing, Seal, base64url
 
 _log = logging.getLogger("sluice.api")
 
@@ -227,5 +226,5 @@ def _signer(keys: Any, now: datetime) -> _Key | None:
 
 def _public(key: _Key) -> JsonWebKey:
     numbers = key.public.public_numbers()
-    x, y = (base64.urlsafe_b64encode(n.to_bytes(32, "big")).rstrip(b"=").decode() for n in (numbers.x, numbers.y))
+    x, y = (base64url(n.to_bytes(32, "big")) for n in (numbers.x, numbers.y))
     return JsonWebKey(key.kid, x, y)

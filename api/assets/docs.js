@@ -8,6 +8,11 @@ function element(name, attributes = {}, ...children) {
   return made;
 }
 
+/** What stands between backticks is code. */
+function words(text) {
+  return (text ?? "").split("`").map((part, index) => index % 2 ? element("code", {}, part) : part);
+}
+
 /** A schema as a reader needs it: references followed once each, so that cycles end. */
 function resolved(schema, schemas, seen = new Set()) {
   if (Array.isArray(schema)) return schema.map((one) => resolved(one, schemas, seen));
@@ -28,31 +33,33 @@ function shownType(schema, schemas) {
 function content(title, holder, schemas) {
   const [type, media] = Object.entries(holder?.content ?? {})[0] ?? [];
   if (!media) return null;
-  const shown = media.example ?? resolved(media.schema, schemas);
-  return element("div", {}, element("h4", {}, `${title} (${type}${media.example ? ", example" : ""})`),
-    element("pre", {}, JSON.stringify(shown, null, 2)));
+  const schema = element("pre", {}, JSON.stringify(resolved(media.schema, schemas), null, 2));
+  const heading = element("h4", {}, `${title} (${type}${media.example ? ", example" : ""})`);
+  if (!media.example) return element("div", {}, heading, schema);
+  return element("div", {}, heading, element("pre", {}, JSON.stringify(media.example, null, 2)),
+    element("details", { class: "schema" }, element("summary", {}, "Schema"), schema));
 }
 
 function table(heads, rows) {
   return element("table", {}, element("tr", {}, ...heads.map((head) => element("th", {}, head))),
-    ...rows.map((row) => element("tr", {}, ...row.map((cell) => element("td", {}, cell)))));
+    ...rows.map((row) => element("tr", {}, ...row.map((cell) => element("td", {}, ...[cell].flat())))));
 }
 
 function details(operation, schemas) {
   const body = element("div", {});
-  if (operation.description) body.append(element("p", {}, operation.description));
+  if (operation.description) body.append(element("p", {}, ...words(operation.description)));
   const parameters = (operation.parameters ?? []).map((one) => [
     element("code", {}, one.name), one.in + (one.required ? ", required" : ""),
-    shownType(one.schema, schemas), one.schema.description ?? ""]);
-  if (parameters.length) body.append(element("h4", {}, "Parameters"), table(["name", "in", "type", ""], parameters));
+    shownType(one.schema, schemas), words(one.schema.description)]);
+  if (parameters.length) body.append(element("h4", {}, "Parameters"), table(["name", "in", "type", "meaning"], parameters));
   const request = content("Request", operation.requestBody, schemas);
   if (request) body.append(request);
   const [status, answer] = Object.entries(operation.responses)[0];
   body.append(content(`Answer ${status}`, answer, schemas) ?? element("h4", {}, `Answer ${status}`));
   const errors = Object.entries(operation.responses).slice(1)
     .flatMap(([code, one]) => one.description.split("\n").map((line) => [code, ...line.split(/`: (.*)/)]))
-    .map(([code, name, meaning]) => [code, element("code", {}, name.replaceAll("`", "")), meaning ?? ""]);
-  body.append(element("h4", {}, "Errors"), table(["status", "code", ""], errors));
+    .map(([code, name, meaning]) => [code, element("code", {}, name.replaceAll("`", "")), words(meaning)]);
+  body.append(element("h4", {}, "Errors"), table(["status", "code", "meaning"], errors));
   return body;
 }
 
@@ -67,8 +74,13 @@ function section(path, method, operation, schemas) {
   return opened;
 }
 
+/** Shows the operations whose words hold the text, and the headings of faces that have any. */
 function find(text) {
-  for (const one of document.querySelectorAll(".operation")) one.hidden = !one.dataset.words.includes(text);
+  for (const face of document.querySelectorAll("section")) {
+    const operations = [...face.querySelectorAll(".operation")];
+    for (const one of operations) one.hidden = !one.dataset.words.includes(text);
+    face.hidden = operations.every((one) => one.hidden);
+  }
 }
 
 const main = document.getElementById("operations");
@@ -77,9 +89,9 @@ try {
   if (!answer.ok) throw new Error(`the document answers ${answer.status}`);
   const whole = await answer.json();
   document.getElementById("version").textContent = whole.info.version;
-  main.replaceChildren(...whole.tags.flatMap(({ name }) => [element("h2", {}, name),
+  main.replaceChildren(...whole.tags.map(({ name }) => element("section", {}, element("h2", {}, name),
     ...Object.entries(whole.paths).flatMap(([path, methods]) => METHODS.filter((method) => methods[method]?.tags[0] === name)
-      .map((method) => section(path, method, methods[method], whole.components.schemas)))]));
+      .map((method) => section(path, method, methods[method], whole.components.schemas))))));
   document.getElementById("search").addEventListener("input", (event) => find(event.target.value.trim().toLowerCase()));
 } catch (error) {
   main.replaceChildren(element("p", {}, `The document could not be loaded: ${error.message}`));

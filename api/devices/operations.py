@@ -33,6 +33,7 @@ from api.problems import (
     DEVICE_NOT_FOUND,
     IDENTIFY_UNSUPPORTED,
     LOCAL_ID_TAKEN,
+    MOVE_LIMIT,
     SITE_NOT_FOUND,
     UNKNOWN_MODEL,
 )
@@ -143,7 +144,7 @@ class DeviceOperations:
 
     @operation(
         DEVICES, "POST", f"{_ONE}/move", _CHANGES, missing=DEVICE_NOT_FOUND,
-        problems=[SITE_NOT_FOUND, LOCAL_ID_TAKEN, STALE],
+        problems=[SITE_NOT_FOUND, LOCAL_ID_TAKEN, MOVE_LIMIT, STALE],
         example=Example({"to_site_id": "site_4f8b", "effective_at": "2026-05-17T08:30:00Z"}),
     )  # fmt: skip
     async def move_device(self, call: Call[OneDevice, Nothing, Move]) -> Moved:

@@ -67,7 +67,10 @@ class Create(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Where it stands; a device may stand nowhere."""
     local_id: LocalId
     name: Name
-    model: Annotated[str, msgspec.Meta(min_length=1, max_length=_MODEL_CHARACTERS_MAX)]
+    model: Annotated[
+        str,
+        msgspec.Meta(min_length=1, max_length=_MODEL_CHARACTERS_MAX, extra_json_schema={"enum": [*models.MODELS]}),
+    ]
     notes: Notes | None = None
 
 

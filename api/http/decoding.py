@@ -34,6 +34,8 @@ _TYPES: Final = frozenset(
     {"", "application/json", "text/plain", "application/octet-stream", "application/x-www-form-urlencoded"}
 )
 _WHERE: Final = re.compile(r"^(.*?)(?: - at `(.*)`)?$", re.DOTALL)
+#: Not behind an escaped backslash, which makes it the text `\u0000`.
+_NUL: Final = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
 _NAMED: Final = re.compile(r"(?:missing required|contains unknown) field `(.*?)`")
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -63,10 +65,19 @@ def read_query(kind: type[T], query: MultiMapping[str]) -> T:
         if not _storable(query[name]):
             raise invalid_parameter(name, "holds what no text may")
     try:
-        return msgspec.convert(dict(query), kind, strict=False, dec_hook=spelt.read)
+        found = msgspec.convert(dict(query), kind, strict=False, dec_hook=spelt.read)
     except (msgspec.ValidationError, ValueError) as error:
         detail = _detail(str(error))
         raise Problem(INVALID_PARAMETER, f"{detail.field}: {detail.message}", details=[detail]) from None
+    _check_null(found, query)
+    return found
+
+
+def _check_null(found: msgspec.Struct, query: MultiMapping[str]) -> None:
+    """A filter that says null was not left out: msgspec reads that text as None, which finds everything."""
+    for field in msgspec.structs.fields(found):
+        if field.encode_name in query and getattr(found, field.name) is None:
+            raise invalid_parameter(field.encode_name, "has a value: it is left out where it has none")
 
 
 async def take_body(request: web.Request, bytes_max: int) -> bytes:
@@ -93,15 +104,33 @@ def read_body(kind: Any, body: bytes) -> Any:
     if kind is Nothing and not body.strip():
         return Nothing()
     try:
-        if b"\\u0000" in body:
+        if _NUL.search(body):
             raise invalid("", "holds a NUL character, which no text may")
-        return _decoder(kind).decode(body)
+        return _decoded(kind, body)
     except msgspec.ValidationError as error:
         detail = _detail(str(error))
         message = f"{detail.field}: {detail.message}" if detail.field else f"the body {detail.message}"
         raise Problem(INVALID, message, details=[detail]) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Problem(INVALID_BODY, f"the body is not JSON: {error}") from None
+
+
+def _decoded(kind: Any, body: bytes) -> Any:
+    try:
+        return _decoder(kind).decode(body)
+    except msgspec.ValidationError as error:
+        if "got `float`" not in str(error):
+            raise
+    # JSON knows one kind of number: 5.0 is a whole one, and clients whose language has no other write it so.
+    return _decoder(kind).decode(msgspec.json.encode(_whole(msgspec.json.decode(body))))
+
+
+def _whole(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _whole(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_whole(one) for one in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 @lru_cache(maxsize=1_024)

@@ -63,12 +63,22 @@ def create_app(
     app = web.Application(middlewares=[_Edge(faces, origins, metrics).handle])
     app[OPERATIONS] = tuple(operations)
     runner = _Runner(authority, repeats, proxies)
+    methods: dict[str, set[str]] = {}
     for operation in app[OPERATIONS]:
         handler = functools.partial(runner.run, operation)
-        app.router.add_route(operation.method, operation.path, handler)
-        if operation.method == hdrs.METH_GET:
-            app.router.add_route(hdrs.METH_HEAD, operation.path, handler)
+        served = {operation.method, hdrs.METH_HEAD} if operation.method == hdrs.METH_GET else {operation.method}
+        methods.setdefault(operation.path, set()).update(served)
+        for method in sorted(served):
+            app.router.add_route(method, operation.path, handler)
+    for path, allowed in methods.items():
+        if "{" not in path:
+            app.router.add_route(hdrs.METH_ANY, path, functools.partial(_not_allowed, frozenset(allowed)))
     return app
+
+
+async def _not_allowed(allowed: frozenset[str], request: web.Request) -> web.StreamResponse:
+    """Otherwise `/rows/summary` would be taken for `/rows/{id}` by the methods that only that has."""
+    raise web.HTTPMethodNotAllowed(request.method, allowed)
 
 
 class _Runner:
@@ -205,5 +215,5 @@ def problem_response(face: Face, problem: Problem, request_id: str) -> web.Respo
 
 
 def _route(request: web.Request) -> str:
-    resource = request.match_info.route.resource
-    return "unknown" if resource is None else resource.canonical
+    route = request.match_info.route
+    return "unknown" if route.resource is None or route.method == hdrs.METH_ANY else route.resource.canonical

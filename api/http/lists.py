@@ -6,7 +6,8 @@ from typing import Annotated, Any, Final, Generic, TypeVar
 
 import msgspec
 
-from api.http.problems import invalid_parameter
+from api.http.problems import Problem, invalid_parameter
+from api.http.spelt import STORABLE
 from runtime.secrets import BadSealError, Seal
 
 T = TypeVar("T")
@@ -16,7 +17,10 @@ LIMIT_DEFAULT: Final = 50
 LIMIT_MAX: Final = 500
 
 Limit = Annotated[int, msgspec.Meta(ge=1, le=LIMIT_MAX, description="How many to give at most.")]
-CursorText = Annotated[str, msgspec.Meta(max_length=1_024, description="`next_cursor` of the page before.")]
+CursorText = Annotated[
+    str,
+    msgspec.Meta(max_length=1_024, description="`next_cursor` of the page before.", extra_json_schema=STORABLE),
+]
 
 
 class Cursors(Generic[T]):
@@ -40,10 +44,15 @@ class Cursors(Generic[T]):
         try:
             mark, place = self._decoder.decode(self._seal.open(text))
         except (BadSealError, msgspec.DecodeError, OverflowError, ValueError):
-            raise invalid_parameter("cursor", "was not given out by this service") from None
+            raise _not_given_out() from None
         if mark != _mark(of):
-            raise invalid_parameter("cursor", "belongs to a list with other parameters")
+            raise _not_given_out()
         return place
+
+
+def _not_given_out() -> Problem:
+    """Of another list, of another organisation's, or made up: told apart by nobody."""
+    return invalid_parameter("cursor", "was not given out for this list with these parameters")
 
 
 def _mark(of: tuple[Any, ...]) -> bytes:

@@ -25,10 +25,12 @@ from api.http.problems import (
     RATE_LIMITED,
     REQUEST_TIMEOUT,
     SCOPE_MISSING,
+    STALE,
     TOKEN_INVALID,
     UNSUPPORTED_TYPE,
     Kind,
 )
+from api.http.repeats import HEADER, KEY_CHARACTERS_MAX, KEY_PATTERN
 
 OPENAPI: Final = "3.1.0"
 REFERENCE: Final = "#/components/schemas/{name}"
@@ -39,22 +41,31 @@ _ALWAYS: Final = (
 )  # fmt: skip
 _WITH_BODY: Final = (INVALID_BODY, BODY_TOO_LARGE, UNSUPPORTED_TYPE, INVALID)
 _WITH_CALLER: Final = (AUTH_REQUIRED, TOKEN_INVALID, FORBIDDEN)
+_KEY: Final = {
+    "type": "string",
+    "minLength": 1,
+    "maxLength": KEY_CHARACTERS_MAX,
+    "pattern": KEY_PATTERN,
+    "description": "The same again within a day is answered as it was, and done once.",
+}
+_VERSION: Final = {"type": "string", "description": "The `ETag` of the version that is to be changed."}
 
 
-def document(operations: Sequence[Operation], *, version: str, server: str) -> dict[str, Any]:
-    """The document as JSON types; `server` is the URL that paths are under."""
-    faces = {operation.face.name: operation.face for operation in operations}
+def document(operations: Sequence[Operation], *, version: str, server: str, last: Face) -> dict[str, Any]:
+    """The document as JSON types; `server` is the URL that paths are under, `last` the face of what has no path."""
+    faces = {operation.face.name: operation.face for operation in operations} | {last.name: last}
     shapes, schemas = schemas_of(operations)
     paths: dict[str, dict[str, Any]] = {}
     for operation in operations:
         paths.setdefault(operation.path, {})[operation.method.lower()] = _described(operation, shapes)
+        _add_unread(paths[operation.path][operation.method.lower()]["responses"], last)
     problems = {_problem_name(face): dict(face.shape.schema) for face in faces.values()}
     return {
         "openapi": OPENAPI,
         "info": {
             "title": "Sluice",
             "version": version,
-            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+            "license": _LICENSE,
         },
         "servers": [{"url": server}],
         "tags": [{"name": face.title} for face in faces.values()],
@@ -120,8 +131,9 @@ def _parameters(operation: Operation, shapes: Mapping[Any, Any]) -> Iterator[dic
             schema = {**schema, "default": field.default}
         yield {"name": field.encode_name, "in": "query", "required": field.required, "schema": schema}
     if operation.repeatable:
-        text = {"type": "string", "minLength": 1, "maxLength": 128}
-        yield {"name": "Idempotency-Key", "in": "header", "required": False, "schema": text}
+        yield {"name": HEADER, "in": "header", "required": False, "schema": _KEY}
+    if STALE in operation.problems:
+        yield {"name": "If-Match", "in": "header", "required": False, "schema": _VERSION}
 
 
 def _without_null(schema: Mapping[str, Any]) -> dict[str, Any]:
@@ -155,6 +167,13 @@ def _responses(operation: Operation, shapes: Mapping[Any, Any]) -> dict[str, Any
             },
         }
     return responses
+
+
+def _add_unread(responses: Mapping[str, Any], last: Face) -> None:
+    """What is no HTTP, or comes too slowly, is refused before its path is read: in the shape of the last face."""
+    for kind in (BAD_REQUEST, REQUEST_TIMEOUT):
+        content = responses[str(kind.status)]["content"]
+        content.setdefault(last.shape.content_type, {"schema": {"$ref": REFERENCE.format(name=_problem_name(last))}})
 
 
 def kinds_of(operation: Operation) -> list[Kind]:

@@ -6,12 +6,14 @@ from typing import Annotated, Final
 import msgspec
 
 from api.http.problems import invalid_parameter
-from api.http.spelt import Moment
+from api.http.spelt import STORABLE, Moment
 
 NAME_CHARACTERS_MAX: Final = 256
 
-Name = Annotated[str, msgspec.Meta(max_length=NAME_CHARACTERS_MAX)]
-Count = Annotated[int, msgspec.Meta(ge=1, le=1_000_000_000)]
+Name = Annotated[str, msgspec.Meta(max_length=NAME_CHARACTERS_MAX, extra_json_schema=STORABLE)]
+Count = Annotated[
+    int, msgspec.Meta(ge=1, le=1_000_000_000, description="How many at most, up to a bound that is a setting.")
+]
 
 
 class Span(msgspec.Struct, kw_only=True):

@@ -19,7 +19,11 @@ from runtime.secrets import BadSealError, KeyRing, Seal
 
 HEADER: Final = "Idempotency-Key"
 KEY_CHARACTERS_MAX: Final = 128
+#: Printable ASCII that begins and ends with no blank; in quotes or not, it is not empty.
+KEY_PATTERN: Final = r'^(?!""$)[!-~](?:[ -~]*[!-~])?$'
 _DIGEST_BYTES: Final = 16
+#: Under which requests of a person stand who acts for no organisation.
+_NOBODYS: Final = UUID(int=0)
 _OTHER: Final = "another request with this Idempotency-Key, and another content, came within 24 hours"
 
 # Waits for a request of the same name that is being answered.
@@ -70,7 +74,7 @@ class Repeats:
         caller = call.caller.credential or call.caller.user
         if caller is None:
             raise RuntimeError("an operation that anybody may call is not repeatable")
-        name = _Name(call.organisation, caller, _digest(_key(header).encode()))
+        name = _Name(call.caller.organisation or _NOBODYS, caller, _digest(_key(header).encode()))
         fingerprint = _digest(_encoder.encode((operation.name, call.path, call.query, call.body)))
         if await call.connection.fetchval(_BEGIN, *name, fingerprint):
             answered = await answer()

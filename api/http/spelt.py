@@ -10,8 +10,14 @@ from uuid import UUID
 _RFC_3339: Final = re.compile(
     r"(\d{4}-\d\d-\d\d)[Tt](\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(?:([Zz])|([+\- ])(\d\d:\d\d))", re.ASCII
 )
-_EPOCH_SECONDS: Final = re.compile(r"-?\d{1,12}(\.\d{1,9})?", re.ASCII)
+#: Up to the year 5138, and back to 1653.
+_EPOCH_SECONDS: Final = re.compile(r"(?:-[0-9]{1,10}|[0-9]{1,11})(?:\.[0-9]{1,9})?")
+_HEX: Final = "[0-9a-fA-F]"
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+#: What a text has to be for the database to hold it, as the OpenAPI document says it.
+STORABLE: Final = {"pattern": r"^[^\u0000]*$"}
 
 
 class Spelt:
@@ -30,20 +36,25 @@ class PrefixedId(Spelt):
 
     __slots__ = ("value",)
     prefix: ClassVar[str]
+    pattern: ClassVar["re.Pattern[str]"]
 
     def __init__(self, value: UUID) -> None:
         self.value = value
 
     def __init_subclass__(cls, *, prefix: str) -> None:
         cls.prefix = prefix
-        cls.schema = {"type": "string", "examples": [f"{prefix}018f3c5e7a6b7c8d9e0f1a2b3c4d5e6f"]}
+        cls.pattern = re.compile(f"(?:{prefix})?(?:{_HEX}{{32}}|{_HEX}{{8}}(?:-{_HEX}{{4}}){{3}}-{_HEX}{{12}})")
+        cls.schema = {
+            "type": "string",
+            "pattern": f"^{cls.pattern.pattern}$",
+            "examples": [f"{prefix}018f3c5e7a6b7c8d9e0f1a2b3c4d5e6f"],
+        }
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        try:
-            return cls(UUID(text.removeprefix(cls.prefix)))
-        except ValueError:
-            raise ValueError(f"is `{cls.prefix}` and 32 hexadecimal digits") from None
+        if cls.pattern.fullmatch(text) is None:
+            raise ValueError(f"is `{cls.prefix}` and 32 hexadecimal digits")
+        return cls(UUID(text.removeprefix(cls.prefix)))
 
     def __str__(self) -> str:
         return f"{self.prefix}{UUID(int=self.value.int).hex}"
@@ -54,9 +65,11 @@ class Moment(Spelt):
 
     __slots__ = ("value",)
     schema: ClassVar[Mapping[str, Any]] = {
-        "type": "string",
-        "format": "date-time",
         "description": "RFC 3339, or seconds since 1970",
+        "anyOf": [
+            {"type": "string", "format": "date-time"},
+            {"type": "string", "pattern": f"^{_EPOCH_SECONDS.pattern}$"},
+        ],
     }
 
     def __init__(self, value: datetime) -> None:

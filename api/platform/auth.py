@@ -15,18 +15,21 @@ from api.access.signing import public_keys
 from api.access.tokens import AccessTokens
 from api.faces import PLATFORM
 from api.http.operations import PUBLIC, USER, Call, Example, Nothing, Reply, operation
-from api.http.problems import TOKEN_INVALID
+from api.http.problems import NOT_FOUND, TOKEN_INVALID
+from api.http.spelt import STORABLE
 from api.problems import INVITATION_NOT_FOUND, LOGIN_FAILED, SESSION_NOT_FOUND
 from api.registry.texts import Email, Name
 
 PATH: Final = "/api/v1/auth"
+#: Of the page that links open.
+ACCOUNT_PATH: Final = "/account"
 MEMBERSHIPS_MAX: Final = 200
 #: Well within the day that a key is published before it signs.
 _KEYS_HEADERS: Final = {"Cache-Control": "public, max-age=300"}
 _BODY_BYTES: Final = 8_000
 _USER_ALONE: Final = USER._replace(keeps=False)
 
-Secret = Annotated[str, msgspec.Meta(max_length=128)]
+Secret = Annotated[str, msgspec.Meta(max_length=128, extra_json_schema=STORABLE)]
 RoleName = Literal["owner", "admin", "member", "viewer"]
 
 
@@ -161,7 +164,8 @@ class AuthOperations:
         self._public_url = public_url
 
     @operation(
-        PLATFORM, "POST", f"{PATH}/login", PUBLIC, problems=[LOGIN_FAILED], body_bytes_max=_BODY_BYTES,
+        PLATFORM, "POST", f"{PATH}/login", PUBLIC, problems=[LOGIN_FAILED, NOT_FOUND],
+        body_bytes_max=_BODY_BYTES,
         example=Example({"email": "ada@example.org", "password": "correct horse battery"}),
     )  # fmt: skip
     async def login(self, call: Call[Nothing, Nothing, Login]) -> Tokens:
@@ -196,7 +200,7 @@ class AuthOperations:
         joined = await accounts.memberships_of(call.connection, user, MEMBERSHIPS_MAX)
         return Me(**row, session_id=session, memberships=[Membership(*one) for one in joined])
 
-    @operation(PLATFORM, "POST", f"{PATH}/organisation", USER)
+    @operation(PLATFORM, "POST", f"{PATH}/organisation", USER, problems=[NOT_FOUND])
     async def choose_organisation(self, call: Call[Nothing, Nothing, Choice]) -> AccessToken:
         """Act for another organisation from now on"""
         organisation = call.body.organisation_id
@@ -280,9 +284,9 @@ class AuthOperations:
 
 def reset_link(public_url: str, token: str) -> str:
     """In the part of a URL that no server is sent, and none logs."""
-    return f"{public_url}/console#reset={token}"
+    return f"{public_url}{ACCOUNT_PATH}#reset={token}"
 
 
 def invitation_link(public_url: str, token: str) -> str:
     """Likewise."""
-    return f"{public_url}/console#invitation={token}"
+    return f"{public_url}{ACCOUNT_PATH}#invitation={token}"

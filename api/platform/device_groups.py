@@ -11,7 +11,7 @@ from api.faces import PLATFORM
 from api.http.lists import Cursors, CursorText, Limit, cut
 from api.http.operations import Call, Nothing, Reply, Role, needs, operation
 from api.http.problems import STALE
-from api.problems import DEVICE_NOT_FOUND, GROUP_NAME_TAKEN, GROUP_NOT_FOUND
+from api.problems import DEVICE_NOT_FOUND, GROUP_LIMIT, GROUP_NAME_TAKEN, GROUP_NOT_FOUND
 from api.registry import groups
 from api.registry.texts import Name
 from runtime.secrets import KeyRing, Seal
@@ -87,7 +87,9 @@ class DeviceGroupOperations:
         data = [_shown(row) for row in rows]
         return Groups(data, self._cursors.give(mark, data[-1].group_id) if more else None)
 
-    @operation(PLATFORM, "POST", PATH, _CHANGES, status=201, repeatable=True, problems=[GROUP_NAME_TAKEN])
+    @operation(
+        PLATFORM, "POST", PATH, _CHANGES, status=201, repeatable=True, problems=[GROUP_NAME_TAKEN, GROUP_LIMIT]
+    )
     async def create_device_group(self, call: Call[Nothing, Nothing, Named]) -> Reply[Group]:
         """Create a group of devices"""
         group = await groups.create(call.connection, call.organisation, call.body.name.value)

@@ -1,6 +1,6 @@
-"""What describes the API: its OpenAPI document, the schemas in it, and a page to browse it.
+"""What describes the API: its OpenAPI document, the schemas in it, and a page to browse it; the page of mailed links.
 
-All of it follows from the declared operations; the page's assets are packaged and ask no other host. Left out: how
+The document follows from the declared operations; the pages' assets are packaged and ask no other host. Left out: how
 the document is made (`api.http.openapi`).
 """
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from importlib.metadata import version as installed_version
 from importlib.resources import files
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 import orjson
@@ -18,17 +18,21 @@ from api.faces import PLATFORM
 from api.http.openapi import document
 from api.http.operations import PUBLIC, Call, Nothing, Operation, Reply, operation
 from api.http.problems import NOT_FOUND, Problem
+from api.http.spelt import STORABLE
+from api.platform.auth import ACCOUNT_PATH
 
 YAML: Final = "application/yaml"
+#: Paths are under whatever the document came from: what devices are told to send to may be another address.
+SERVER: Final = "/"
 _FOREVER: Final = {"Cache-Control": "public, max-age=300"}
-#: The page runs nothing but what it is served with.
+#: A page runs nothing but what it is served with.
 _PAGE: Final = {"Content-Security-Policy": "default-src 'self'", "Cache-Control": "public, max-age=300"}
 
 
 class Named(msgspec.Struct):
     """Which schema."""
 
-    name: str
+    name: Annotated[str, msgspec.Meta(extra_json_schema=STORABLE)]
 
 
 class Schemas(msgspec.Struct):
@@ -38,16 +42,15 @@ class Schemas(msgspec.Struct):
 
 
 class DocumentOperations:
-    """`/api/v3/api-docs`, `/api/schemas`, `/docs`."""
+    """`/api/v3/api-docs`, `/api/schemas`, `/docs`, `/account`."""
 
-    def __init__(self, server: str) -> None:
-        self._server = server
+    def __init__(self) -> None:
         self.operations: Sequence[Operation] = ()
         """What is described: all of them, once they are known."""
 
     @cached_property
     def _document(self) -> dict[str, Any]:
-        return document(self.operations, version=installed_version("sluice"), server=self._server or "/")
+        return document(self.operations, version=installed_version("sluice"), server=SERVER, last=PLATFORM)
 
     @cached_property
     def _json(self) -> bytes:
@@ -100,6 +103,26 @@ class DocumentOperations:
     async def docs_style(self, call: Call[Nothing, Nothing, Nothing]) -> Reply[str]:
         """The page's style"""
         return Reply(_asset("docs.css"), headers=_PAGE)
+
+    @operation(PLATFORM, "GET", "/docs/docs.svg", PUBLIC, content_type="image/svg+xml")
+    async def docs_icon(self, call: Call[Nothing, Nothing, Nothing]) -> Reply[str]:
+        """The page's icon"""
+        return Reply(_asset("docs.svg"), headers=_PAGE)
+
+    @operation(PLATFORM, "GET", ACCOUNT_PATH, PUBLIC, content_type="text/html")
+    async def account(self, call: Call[Nothing, Nothing, Nothing]) -> Reply[str]:
+        """The page that the links of invitations and forgotten passwords open"""
+        return Reply(_asset("account.html"), headers=_PAGE)
+
+    @operation(PLATFORM, "GET", f"{ACCOUNT_PATH}/account.js", PUBLIC, content_type="text/javascript")
+    async def account_script(self, call: Call[Nothing, Nothing, Nothing]) -> Reply[str]:
+        """That page's script"""
+        return Reply(_asset("account.js"), headers=_PAGE)
+
+    @operation(PLATFORM, "GET", f"{ACCOUNT_PATH}/account.css", PUBLIC, content_type="text/css")
+    async def account_style(self, call: Call[Nothing, Nothing, Nothing]) -> Reply[str]:
+        """That page's style"""
+        return Reply(_asset("account.css"), headers=_PAGE)
 
 
 def _asset(name: str) -> bytes:

@@ -169,7 +169,7 @@ class OrganisationOperations:
         rows, more = cut(await organisations.mine(call.connection, user, after, limit + 1), limit)
         return MineList([Mine(**row) for row in rows], self._next(mark, rows, "organisation_id", more))
 
-    @operation(PLATFORM, "POST", PATH, USER, status=201, problems=[ORGANISATION_LIMIT])
+    @operation(PLATFORM, "POST", PATH, USER, status=201, repeatable=True, problems=[ORGANISATION_LIMIT])
     async def create_organisation(self, call: Call[Nothing, Nothing, NewOrganisation]) -> Reply[Organisation]:
         """Make an organisation of which one is the owner"""
         user, _ = person(call.caller)

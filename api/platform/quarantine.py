@@ -21,7 +21,8 @@ from api.http.operations import Call, Nothing, Reply, Role, needs, operation
 from api.http.parameters import Count, Name, Span, limit_within
 from api.http.problems import invalid_parameter
 from api.problems import INVALID_NOTE, INVALID_PAYLOAD, NOT_HELD, QUARANTINE_NOT_FOUND
-from api.quarantine import Filter, Place
+from api.quarantine import Filter, Measurement, Place
+from api.registry.texts import Reason
 from api.settings import ApiSettings
 from runtime.secrets import KeyRing, Seal
 
@@ -30,7 +31,12 @@ _READS: Final = needs(Role.VIEWER, READINGS_READ)
 _CHANGES: Final = needs(Role.ADMIN, QUARANTINE_WRITE)
 
 #: Six for each character, as JSON may escape it, and room for the rest.
-_NOTE_BYTES: Final = 6 * quarantine.NOTE_CHARACTERS_MAX + 2_000
+_NOTE_BYTES: Final = 6 * Reason.characters_max + 2_000
+
+_MEASUREMENT: Final = {
+    **msgspec.json.schema_components([Measurement])[1]["Measurement"],
+    "additionalProperties": False,
+}
 
 State = Literal["held", "replaying", "released", "discarded", "expired"]
 
@@ -77,13 +83,13 @@ class Changed(Found, kw_only=True):
 class Payload(msgspec.Struct, forbid_unknown_fields=True):
     """One measurement."""
 
-    payload: msgspec.Raw
+    payload: Annotated[msgspec.Raw, msgspec.Meta(extra_json_schema=_MEASUREMENT)]
 
 
 class Note(msgspec.Struct, forbid_unknown_fields=True):
     """Why something is discarded."""
 
-    note: str
+    note: Annotated[str, msgspec.Meta(extra_json_schema=dict(Reason.schema))]
 
 
 class Row(msgspec.Struct, kw_only=True):

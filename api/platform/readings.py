@@ -28,8 +28,13 @@ from api.readings import (
 )
 from api.settings import ApiSettings
 from runtime.secrets import KeyRing, Seal
+from schemas.catalogue import metric_name
 
 _READS: Final = needs(Role.VIEWER, READINGS_READ)
+
+
+def _named(metric: str | None) -> str | None:
+    return None if metric is None else metric_name(metric)
 
 
 class Latest(msgspec.Struct, kw_only=True):
@@ -41,7 +46,7 @@ class Latest(msgspec.Struct, kw_only=True):
 
     @property
     def series(self) -> SeriesFilter:
-        return SeriesFilter(self.device_id, self.metric, self.label)
+        return SeriesFilter(self.device_id, _named(self.metric), self.label)
 
 
 class Page(Span, kw_only=True):
@@ -58,10 +63,10 @@ class Page(Span, kw_only=True):
     @property
     def series(self) -> SeriesFilter | SiteFilter:
         if self.site_id is not None:
-            return SiteFilter(self.site_id, self.device_id, self.metric, self.label)
+            return SiteFilter(self.site_id, self.device_id, _named(self.metric), self.label)
         if self.device_id is None:
             raise invalid_parameter("device_id", "is missing, unless site_id says whose readings")
-        return SeriesFilter(self.device_id, self.metric, self.label)
+        return SeriesFilter(self.device_id, _named(self.metric), self.label)
 
 
 class Reading(msgspec.Struct):

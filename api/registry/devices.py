@@ -6,13 +6,13 @@ Left out: what is heard of a device (`workers.presence`).
 """
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 from api.http.problems import Problem, invalid
-from api.problems import DEVICE_NOT_FOUND, LOCAL_ID_TAKEN, SITE_NOT_FOUND, UNKNOWN_MODEL
+from api.problems import DEVICE_NOT_FOUND, LOCAL_ID_TAKEN, MOVE_LIMIT, SITE_NOT_FOUND, UNKNOWN_MODEL
 from api.registry import audit, sites
 from api.registry.credentials import Credentials
 from api.registry.versions import check_version
@@ -20,6 +20,9 @@ from runtime.ids import uuid7
 from schemas.models import MODELS, models_like
 
 FIRST: Final = UUID(int=0)
+#: What is asked about a site's readings goes through the whole history of each device that stood there.
+STAYS_MAX: Final = 1_000
+EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 #: As kept with the device, unless a move has come due that nobody settled yet.
 _STANDS_AT: Final = """
@@ -53,11 +56,17 @@ SELECT EXISTS (
       AND NOT EXISTS (SELECT FROM device_sites n WHERE n.device_id = h.device_id AND n.valid_from > h.valid_from
                       AND n.valid_from <= coalesce($4::timestamptz, now())))
 """
+# The first begins with time; nobody asks what was before 1970.
 _STAYS: Final = """
-SELECT h.site_id, h.valid_from, lead(h.valid_from) OVER (ORDER BY h.valid_from) AS valid_until
+SELECT h.site_id, greatest(h.valid_from, 'epoch') AS valid_from,
+       lead(h.valid_from) OVER (ORDER BY h.valid_from) AS valid_until
 FROM device_sites h WHERE h.device_id = $1 ORDER BY h.valid_from
 """
 _CUT: Final = "DELETE FROM device_sites WHERE device_id = $1 AND valid_from >= coalesce($2::timestamptz, now())"
+_STAYS_NUMBER: Final = "SELECT count(*) FROM device_sites WHERE device_id = $1"
+_STAND_FIRST: Final = """
+INSERT INTO device_sites (device_id, organisation_id, site_id, valid_from) VALUES ($1, $2, $3, '-infinity')
+"""
 _STAND: Final = """
 INSERT INTO device_sites (device_id, organisation_id, site_id, valid_from)
 SELECT d.device_id, d.organisation_id, $2::uuid, coalesce($3::timestamptz, now()) FROM devices d
@@ -122,7 +131,7 @@ async def create(connection: Any, organisation: UUID, site: UUID | None, new: Ne
         await _lock_target(connection, site)
         await _claim(connection, device, new.local_id, site)
     await connection.execute(_INSERT, device, organisation, new.name, new.local_id, new.model, new.notes)
-    await connection.execute(_STAND, device, site, None)
+    await connection.execute(_STAND_FIRST, device, organisation, site)
     await audit.record(
         connection, "device.created", device, local_id=new.local_id, name=new.name, model=new.model, site_id=site
     )
@@ -156,9 +165,11 @@ async def move(
 ) -> datetime:
     """Let it stand at `site` from `at` on, now by default; this replaces whatever was to follow. Returns from when.
 
-    Raises the problems of a device or site that is not there, of a name that is taken at any time from then on, and
-    of a time at which what the device measures is still erased.
+    Raises the problems of a device or site that is not there, of a name that is taken at any time from then on, of a
+    time before 1970 or at which what the device measures is still erased, and of too many moves.
     """
+    if at is not None and at < EPOCH:
+        raise invalid("effective_at", "is not before 1970-01-01T00:00:00Z")
     await sites.hold(connection)
     row = await _lock(connection, device, expected)
     until = await connection.fetchval(_ERASED_UNTIL, device, at)
@@ -170,6 +181,8 @@ async def move(
         await _lock_target(connection, site)
         await _claim(connection, device, row["local_id"], site, at)
     await connection.execute(_CUT, device, at)
+    if await connection.fetchval(_STAYS_NUMBER, device) >= STAYS_MAX:
+        raise Problem(MOVE_LIMIT, f"a device stands at up to {STAYS_MAX} places one after the other")
     await connection.execute(_STAND, device, site, at)
     begun: datetime = await connection.fetchval(_MOVED, device, at)
     await audit.record(connection, "device.moved", device, site_id=site, effective_at=begun)
@@ -232,7 +245,7 @@ async def get(connection: Any, device: UUID) -> Any:
 
 
 async def site_spans(connection: Any, device: UUID) -> list[Stay]:
-    """Where it stood, stands and is to stand, in order of time; before the first of them it stood nowhere."""
+    """Where it stood, stands and is to stand, in order of time."""
     return [Stay(*row) for row in await connection.fetch(_STAYS, device)]
 
 
@@ -255,7 +268,7 @@ async def find(connection: Any, organisation: UUID, wanted: Filter, after: UUID 
     models = None if wanted.model is None else models_like(wanted.model)
     if models is not None and not models:
         return []
-    sql = _page_sql(wanted.site is not None, wanted.online, models is not None)
+    sql = page_sql(wanted.site is not None, wanted.online, models is not None)
     arguments = [organisation, after or FIRST, limit]
     arguments += [models] if models is not None else []
     arguments += [wanted.site] if wanted.site is not None else []
@@ -265,9 +278,10 @@ async def find(connection: Any, organisation: UUID, wanted: Filter, after: UUID 
 
 # Every index that a list may need ends in device_id and holds the columns before it as equal: each branch gives its
 # first rows in order, and the page is the first of all of them. The branches for what has come due and is not settled
-# yet look into an index of just that.
+# yet look into an index of just that. Of devices that fell silent and are not noted yet there are few, unless no
+# worker runs: then there are so many that going through the list soon finds a page of them.
 _PAGE: Final = """
-WITH page AS MATERIALIZED (
+WITH {silent} page AS MATERIALIZED (
     SELECT device_id FROM ({branches}) found ORDER BY device_id LIMIT $3)
 SELECT {listed} FROM page JOIN devices d ON d.device_id = page.device_id ORDER BY d.device_id
 """
@@ -277,14 +291,20 @@ _BRANCH: Final = """
 _EACH_MODEL: Final = "(SELECT x.device_id FROM unnest($4::text[]) m(name) CROSS JOIN LATERAL {branch} x)"
 _SETTLED: Final = "(d.site_until IS NULL OR d.site_until > now())"
 _DUE: Final = "(SELECT * FROM devices WHERE site_until <= now() OFFSET 0)"
-_SILENT: Final = "(SELECT * FROM devices WHERE online AND online_until <= now() OFFSET 0)"
+_FEW_MAX: Final = 1_000
+_SILENT: Final = f"""
+silent AS MATERIALIZED (
+    SELECT * FROM devices WHERE online AND online_until <= now() ORDER BY online_until LIMIT {_FEW_MAX + 1}),
+"""  # noqa: S608
+_ARE_FEW: Final = f"(SELECT count(*) <= {_FEW_MAX} FROM silent)"  # noqa: S608
+_FELL_SILENT: Final = f"{_IS_HEARD} IS NOT TRUE"
 
 
 @lru_cache
-def _page_sql(of_site: bool, online: bool | None, of_models: bool) -> str:
+def page_sql(of_site: bool, online: bool | None, of_models: bool) -> str:
     """Of the whole: $1 organisation, $2 the device before, $3 how many, then the models and the site."""
     site = "$5" if of_models else "$4"
-    heard = {None: "true", True: _IS_HEARD, False: f"{_IS_HEARD} IS NOT TRUE"}[online]
+    heard = {None: "true", True: _IS_HEARD, False: _FELL_SILENT}[online]
     branches: list[str] = []
     for source, state in _states(online, of_models):
         if of_site:
@@ -295,7 +315,8 @@ def _page_sql(of_site: bool, online: bool | None, of_models: bool) -> str:
             branches.append(_branch(source, state, of_models))
     if of_site:
         branches.append(_branch(_DUE, f"{heard} AND {_STANDS_AT} = {site}", of_models))
-    return _PAGE.format(branches=" UNION ".join(branches), listed=_LISTED)
+    silent = _SILENT if online is False else ""
+    return _PAGE.format(silent=silent, branches=" UNION ".join(branches), listed=_LISTED)
 
 
 def _states(online: bool | None, of_models: bool) -> list[tuple[str, str]]:
@@ -303,7 +324,8 @@ def _states(online: bool | None, of_models: bool) -> list[tuple[str, str]]:
     if online:
         return [("devices", _IS_HEARD)]
     if online is False:
-        return [("devices", "NOT d.online"), (_SILENT, f"{_IS_HEARD} IS NOT TRUE")]
+        many = f"d.online AND {_FELL_SILENT} AND NOT {_ARE_FEW}"
+        return [("devices", "NOT d.online"), ("silent", f"{_FELL_SILENT} AND {_ARE_FEW}"), ("devices", many)]
     # The index of models has what is heard before it.
     return [("devices", "d.online"), ("devices", "NOT d.online")] if of_models else [("devices", "true")]
 

@@ -7,15 +7,20 @@ from uuid import UUID
 import asyncpg
 
 from api.http.problems import Problem
-from api.problems import DEVICE_NOT_FOUND, GROUP_NAME_TAKEN, GROUP_NOT_FOUND
+from api.problems import DEVICE_NOT_FOUND, GROUP_LIMIT, GROUP_NAME_TAKEN, GROUP_NOT_FOUND
 from api.registry import audit
+from api.registry.organisations import lock
 from api.registry.versions import check_version
 from runtime.ids import uuid7
+
+#: Of one organisation: whoever may change it may make them.
+GROUPS_MAX: Final = 1_000
 
 _COLUMNS: Final = "group_id, name, version, created_at, updated_at"
 _LIST: Final = f"SELECT {_COLUMNS} FROM device_groups WHERE group_id > $1 ORDER BY group_id LIMIT $2"  # noqa: S608
 _ONE: Final = f"SELECT {_COLUMNS} FROM device_groups WHERE group_id = $1"  # noqa: S608
 _LOCK: Final = "SELECT version FROM device_groups WHERE group_id = $1 FOR UPDATE"
+_NUMBER: Final = "SELECT count(*) FROM device_groups WHERE organisation_id = $1"
 _INSERT: Final = "INSERT INTO device_groups (group_id, organisation_id, name) VALUES ($1, $2, $3)"
 _RENAME: Final = """
 UPDATE device_groups SET name = $2, version = version + 1, updated_at = now() WHERE group_id = $1
@@ -34,7 +39,10 @@ FIRST: Final = UUID(int=0)
 
 
 async def create(connection: Any, organisation: UUID, name: str) -> UUID:
-    """Raises the problem of a name that is taken."""
+    """Raises the problems of a name that is taken, and of too many."""
+    await lock(connection, organisation)
+    if await connection.fetchval(_NUMBER, organisation) >= GROUPS_MAX:
+        raise Problem(GROUP_LIMIT, f"an organisation has up to {GROUPS_MAX} groups of devices")
     group = uuid7()
     try:
         await connection.execute(_INSERT, group, organisation, name)

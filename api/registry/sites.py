@@ -22,6 +22,12 @@ from runtime.ids import uuid7
 DOMAIN_CHARACTERS_MAX: Final = HOST_CHARACTERS_MAX - SLUG_CHARACTERS_MAX - 1
 #: A free address is found at the second try but for one in two thousand million.
 _TRIES_MAX: Final = 5
+#: Addresses under the suffix that whoever runs the service, or mail and certificates for it, may need.
+RESERVED_HOSTS: Final = frozenset(
+    {"www", "api", "app", "admin", "auth", "login", "mail", "smtp", "imap", "mx", "ns", "ns1", "ns2", "ftp", "docs",
+     "status", "console", "support", "static", "cdn", "mqtt", "broker", "ingest", "autoconfig", "autodiscover",
+     "mta-sts", "wpad", "localhost"}
+)  # fmt: skip
 
 _INSERT: Final = """
 INSERT INTO sites (site_id, organisation_id, name, slug, host, timezone, latitude, longitude, address)
@@ -149,7 +155,7 @@ async def create(connection: Any, organisation: UUID, new: NewSite) -> UUID:
     _check_location(new.location)
     site = uuid7()
     slug = Slug(new.slug) if new.slug is not None else Slug.of(new.name)
-    host = slug
+    host = slug.ended() if slug.value in RESERVED_HOSTS else slug
     for _ in range(_TRIES_MAX):
         try:
             async with connection.transaction():

@@ -44,14 +44,17 @@ class Text(Spelt):
         return self.value
 
 
+# Not `\s`, of which Python and the readers of JSON Schema have different ideas.
+_BLANK: Final = r"\n \u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000\ufeff"
 _CONTROL: Final = r"\x00-\x1f\x7f-\x9f\u2028\u2029"
 _CONTROL_BUT_LINES: Final = r"\x00-\x09\x0b-\x1f\x7f-\x9f"
+_MAILBOX: Final = rf"[^{_BLANK}@{_CONTROL}<>,;:\"\\]+"
 _LABEL: Final = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 
 
 def _visible(control: str) -> str:
     """At least one character that is seen, and none of these."""
-    return rf"[^{control}]*[^\s{control}][^{control}]*"
+    return rf"[^{control}]*[^{_BLANK}{control}][^{control}]*"
 
 
 class Name(
@@ -66,7 +69,7 @@ class Name(
 class Email(
     Text,
     # Roughly: only a mail that arrives can tell whether there is such a mailbox.
-    pattern=r"[^\s@\x00-\x1f\x7f<>,;:\"\\]+@[^\s@\x00-\x1f\x7f<>,;:\"\\]+",
+    pattern=rf"{_MAILBOX}@{_MAILBOX}",
     most=254,
     wanted="is an e-mail address",
 ):
@@ -80,6 +83,15 @@ class PostalAddress(
     wanted="has 1 to 500 characters, not all of them blank and none a control character but line ends",
 ):
     """Where something is, as a person writes it."""
+
+
+class Reason(
+    Text,
+    pattern=_visible(_CONTROL_BUT_LINES),
+    most=1_000,
+    wanted="is a text of 1 to 1000 characters that says why, none of them a control character but line ends",
+):
+    """Why somebody does something that is not undone."""
 
 
 class Notes(

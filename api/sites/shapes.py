@@ -8,6 +8,7 @@ from uuid import UUID
 import msgspec
 
 from api.http.lists import LIMIT_MAX, CursorText, Limit
+from api.http.spelt import STORABLE
 from api.registry.sites import UTC, Location, NewSite
 from api.registry.texts import EdgeId, HardwareId, HostName, Name, PostalAddress, Slug, Version, Zone
 
@@ -15,7 +16,12 @@ Status = Literal["provisioning", "online", "offline"]
 Latitude = Annotated[float, msgspec.Meta(ge=-90, le=90, description="Degrees north, WGS 84.")]
 Longitude = Annotated[float, msgspec.Meta(ge=-180, le=180, description="Degrees east, WGS 84.")]
 ProcessCount = Annotated[int, msgspec.Meta(ge=0, le=100_000)]
-_BOTH: Final = {"dependentRequired": {"latitude": ["longitude"], "longitude": ["latitude"]}}
+_NAMES: Final = ["latitude", "longitude"]
+_KNOWN: Final = {"properties": {name: {"type": "number"} for name in _NAMES}}
+_NONE: Final = {"properties": {name: {"type": "null"} for name in _NAMES}}
+#: A place that is no object at all is none; of a union msgspec describes only what is said of the whole.
+_BOTH: Final = {"allOf": [{"anyOf": [_KNOWN | {"required": _NAMES}, _NONE]}]}
+_BOTH_OR_LEFT: Final = {"allOf": [{"anyOf": [_KNOWN, _NONE | {"required": _NAMES}]}]}
 
 
 # ---------------------------------------------------------------- what is asked for
@@ -39,7 +45,7 @@ class OfEdge(msgspec.Struct, rename="camel"):
 
     org_id: UUID
     site_id: UUID
-    edge_id: str
+    edge_id: Annotated[str, msgspec.Meta(extra_json_schema=STORABLE)]
 
 
 class SitesPage(msgspec.Struct):
@@ -71,7 +77,7 @@ class SiteToCreate(msgspec.Struct, forbid_unknown_fields=True):
     name: Name
     slug: Slug | None = None
     timezone: Zone | msgspec.UnsetType = msgspec.UNSET
-    location: Annotated[SiteLocationGiven, msgspec.Meta(extra_json_schema=_BOTH)] | None = None
+    location: Annotated[SiteLocationGiven | None, msgspec.Meta(extra_json_schema=_BOTH)] = None
 
     @property
     def new(self) -> NewSite:
@@ -88,7 +94,9 @@ class SiteToUpdate(msgspec.Struct, forbid_unknown_fields=True):
 
     name: Name | msgspec.UnsetType = msgspec.UNSET
     timezone: Zone | msgspec.UnsetType = msgspec.UNSET
-    location: SiteLocationGiven | msgspec.UnsetType | None = msgspec.UNSET
+    location: Annotated[
+        SiteLocationGiven | msgspec.UnsetType | None, msgspec.Meta(extra_json_schema=_BOTH_OR_LEFT)
+    ] = msgspec.UNSET
 
     @property
     def changes(self) -> dict[str, Any]:

@@ -126,8 +126,11 @@ class Check:
             verdict.acknowledged += kind.readings if certain else 0
             verdict.unknown += 0 if certain else kind.readings
             for reading in device.readings(kind, number):
-                times = stored.pop(Key(reading.metric, reading.label, reading.value), [])
-                self._check_reading(device, reading, times, set_aside, verdict, certain=certain)
+                key = Key(reading.metric, reading.label, reading.value)
+                times, aside = stored.pop(key, []), set_aside.pop(key, 0)
+                if kind is Kind.BATCH:  # it may be sent again, and then each copy may stand in the quarantine
+                    aside = min(aside, 0 if times else 1)
+                self._check_reading(device, reading, times, aside, verdict, certain=certain)
             if kind is Kind.BATCH:
                 key = Key(REFUSED_METRIC, "", device.refused_value(number))
                 _check_refused(device, set_aside.pop(key, 0), verdict, certain=certain)
@@ -143,13 +146,13 @@ class Check:
         device: Device,
         reading: Reading,
         times: list[int],
-        set_aside: "Counter[Key]",
+        aside: int,
         verdict: Verdict,
         *,
         certain: bool,
     ) -> None:
-        key = Key(reading.metric, reading.label, reading.value)
-        standing = len(times) + set_aside.pop(key, 0)
+        """`times` are those at which it is stored, `aside` is how often it stands in the quarantine."""
+        standing = len(times) + aside
         if standing == 0 and certain:
             verdict.lost += 1
             verdict.show(f"lost: device {device.number}, {reading}")

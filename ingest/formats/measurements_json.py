@@ -25,21 +25,20 @@ _INTEGER_DIGITS_MAX: Final = 400
 #: The names that must not stand twice in an object: decoders keep the last, and readings would be lost unsaid, or be
 #: another's.
 _NAMES: Final = ("measurements", "value", "type", "device", "ts", "label", "unit")
-_OF_SUBMISSIONS: Final = (b'"measurements"', b'"device"')
-_OF_MEASUREMENTS: Final = (b'"value"', b'"type"')
+#: A letter of a name may be written so.
+_ESCAPED_LETTERS: Final = (b"\\u006", b"\\u007")
 
 
 def decode(body: bytes) -> list[Submission]:
     """The submissions in `body`, in order. Raises `BodyError` where nothing in it can be told apart."""
     try:
-        typed = _decoder.decode(body)
+        if not body.isascii():
+            body.decode()  # the decoder looks into no text that it passes over
+        decoded = _decoder.decode(body)
     except (msgspec.DecodeError, ValueError, RecursionError):
         return _decode_piecemeal(body)
-    if type(typed) is not list:
-        if _may_double(body, 1, len(typed.measurements)):
-            return _decode_piecemeal(body)
-        return [Submission(typed.measurements, typed.device, typed.ts)]
-    if _may_double(body, len(typed), sum([len(one.measurements) for one in typed])):
+    typed = decoded if type(decoded) is list else [decoded]
+    if _may_double(body, typed):
         return _decode_piecemeal(body)
     return [Submission(one.measurements, one.device, one.ts) for one in typed]
 
@@ -84,15 +83,28 @@ def _shown_constant(found: re.Match[bytes]) -> bytes:
     return b'%b{"not_finite":"%b"}' % found.groups() if found[2] else found[0]
 
 
-def _may_double(body: bytes, submissions: int, measurements: int) -> bool:
-    """Whether a name stands in the body more often than it has objects for it: one stands twice, or in a text."""
-    for name in _OF_SUBMISSIONS:
-        if body.count(name) > submissions:
-            return True
-    for name in _OF_MEASUREMENTS:
-        if body.count(name) > measurements:
-            return True
-    return body.count(b'"ts"') > submissions + measurements
+def _may_double(body: bytes, typed: list[_Typed]) -> bool:
+    """Whether a name stands in the body more often than objects have it: one stands twice, or in a text.
+
+    False is certain: each object that has a name holds it once at least, and nobody has one that was passed over.
+    """
+    if b"\\" in body and any(letter in body for letter in _ESCAPED_LETTERS):
+        return True
+    if body.count(b'"measurements"') != len(typed):
+        return True
+    measurements = typed[0].measurements if len(typed) == 1 else [m for one in typed for m in one.measurements]
+    # The decoder has seen to it that each measurement has these.
+    if not body.count(b'"value"') == body.count(b'"type"') == len(measurements):
+        return True
+    if (named := body.count(b'"ts"')) and named != sum([one.ts is not None for one in typed]) + sum(
+        [one.ts is not None for one in measurements]
+    ):
+        return True
+    if (named := body.count(b'"device"')) and named != sum([one.device is not None for one in typed]):
+        return True
+    if (named := body.count(b'"label"')) and named != sum([one.label is not None for one in measurements]):
+        return True
+    return bool(named := body.count(b'"unit"')) and named != sum([one.unit is not None for one in measurements])
 
 
 def _decode_piecemeal(body: bytes) -> list[Submission]:

@@ -1,6 +1,7 @@
 """The one shape that every wire format decodes to. Left out: whether a reading is any good (`ingest.admit`)."""
 
-from typing import Any
+import re
+from typing import Any, Final
 
 import msgspec
 
@@ -10,8 +11,8 @@ from schemas.errors import RequestCode
 class Measurement(msgspec.Struct, gc=False):
     """One reading as it was sent. Nothing is checked yet: any field may hold any JSON value."""
 
-    type: Any = None
-    value: Any = None
+    type: Any
+    value: Any
     label: Any = None
     unit: Any = None
     ts: Any = None
@@ -38,6 +39,15 @@ class BadNumber(msgspec.Struct, frozen=True, gc=False):
     """A JSON number that no float64 holds (NaN, 1e400, 400 digits): refused by itself, as `not_finite`."""
 
     text: str
+
+
+_PLACEHOLDERS: Final = ("${", "{{", "%{")
+_PLACEHOLDER: Final = re.compile(r"\$\{[^{}]*\}|\{\{[^{}]*\}\}|%\{[^{}]*\}")
+
+
+def is_unexpanded(text: str) -> bool:
+    """Whether a device sent a template's placeholder (`${ev.tC}`) in place of what it stands for."""
+    return text.startswith(_PLACEHOLDERS) or ("{" in text and _PLACEHOLDER.search(text) is not None)
 
 
 def storable(text: str) -> bool:

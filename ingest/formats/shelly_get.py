@@ -8,11 +8,10 @@ from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 from urllib.parse import unquote, unquote_plus
 
-from ingest.formats.shape import BodyError, Malformed, Measurement, Submission
+from ingest.formats.shape import BodyError, Malformed, Measurement, Submission, is_unexpanded
 from schemas.errors import ReadingCode, RequestCode
 
 _PARAMETERS_MAX: Final = 100
-_UNEXPANDED: Final = ("${", "{{", "%{")
 #: What firmware puts where it has no value.
 _EMPTY: Final = ("", "null")
 
@@ -31,7 +30,7 @@ class _Rule(NamedTuple):
 
 
 def _number(text: str) -> float:
-    if "_" in text:  # Python reads 1_0 as 10; nobody else does
+    if "_" in text or not text.isascii():  # Python reads 1_0, and the digits of every script; nobody else does
         raise ValueError(text)
     return float(text)
 
@@ -102,7 +101,7 @@ def decode(raw_query: str) -> Query:
             submission.device = value or None
         elif name == "ts":
             # An unexpanded or empty time says nothing of the readings: they are stamped like untimed ones.
-            submission.ts = None if value in _EMPTY or value.startswith(_UNEXPANDED) else value
+            submission.ts = None if value in _EMPTY or is_unexpanded(value) else value
         elif name and name not in _IGNORED:
             submission.measurements.append(_measurement(name, value))
     return Query(token, submission)
@@ -110,7 +109,7 @@ def decode(raw_query: str) -> Query:
 
 def _measurement(name: str, value: str) -> Measurement | Malformed:
     rule = _RULES.get(name) or _RULES.get(name.lower())
-    if value.startswith(_UNEXPANDED):
+    if is_unexpanded(value):
         return _malformed(ReadingCode.UNEXPANDED, name, value, "holds a placeholder the device did not fill in")
     if rule is None:
         return _malformed(ReadingCode.UNKNOWN_PARAMETER, name, value, "is no parameter that Sluice knows")

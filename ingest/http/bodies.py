@@ -15,6 +15,11 @@ _GZIP: Final = 16 + zlib.MAX_WBITS
 _GZIP_MEMBERS_MAX: Final = 16
 _ZSTD_WINDOW_MAX: Final = 8 * 1024 * 1024
 _ZSTD_FIRST_BYTES: Final = 64 * 1024
+_ZSTD_HEAD_MAX: Final = 18
+#: Of the magic number of a frame without content, what follows its first byte.
+_ZSTD_SKIPPABLE: Final = b"\x2a\x4d\x18"
+#: A block of one byte, so many times.
+_ZSTD_REPEATED: Final = 1
 #: curl and simple firmware name these for a JSON text they send.
 _TYPES: Final = frozenset(
     {
@@ -170,15 +175,39 @@ def _unpack_gzip(body: bytes, bytes_max: int) -> bytes:
 
 def _unpack_zstd(body: bytes, bytes_max: int) -> bytes:
     """Up to one byte more than allowed, whatever size the frame claims."""
+    _check_frames(body)
     with _zstd.stream_reader(body, read_across_frames=True) as reader:
         # Room for all that is allowed would be asked of the system each time, and given back.
         first = min(_ZSTD_FIRST_BYTES, bytes_max + 1)
         plain = reader.read(first)
         if len(plain) == first:
             plain += reader.read(bytes_max + 1 - first)
-    if not plain and body:
-        raise EOFError
     return plain
+
+
+def _check_frames(body: bytes) -> None:
+    """Raises `EOFError` unless the last frame is whole: a reader takes the end of its input for a frame's end.
+
+    Headers alone are looked at, as RFC 8878, 3.1 has them; what is in the blocks, the reader judges.
+    """
+    at = 0
+    while at < len(body):
+        if body[at + 1 : at + 4] == _ZSTD_SKIPPABLE:
+            at += 8 + int.from_bytes(body[at + 4 : at + 8], "little")
+            continue
+        head = body[at : at + _ZSTD_HEAD_MAX]
+        parameters = zstandard.get_frame_parameters(head)
+        at += zstandard.frame_header_size(head)
+        is_last = False
+        while not is_last and at < len(body):
+            block = int.from_bytes(body[at : at + 3], "little")
+            is_last, kind = bool(block & 1), block >> 1 & 3
+            at += 3 + (1 if kind == _ZSTD_REPEATED else block >> 3)
+        at += 4 if parameters.has_checksum else 0
+        if not is_last:
+            raise EOFError
+    if at != len(body):
+        raise EOFError
 
 
 _zstd: Final = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW_MAX)

@@ -75,6 +75,11 @@ class Callers:
         """Why unknown tokens cannot be looked up right now; None when they can."""
         return self._credentials.trouble
 
+    @property
+    def registry_age_s(self) -> float:
+        """Since changes of credentials were last read."""
+        return self._credentials.age_s
+
     async def start(self) -> None:
         await self._credentials.start()
 
@@ -101,20 +106,27 @@ class Callers:
         is_plausible = token is not None and (
             any(plausible_token(token, prefix) for prefix in _PREFIXES) or plausible_jwt(token)
         )
-        if is_plausible:
-            address = _of_plausible(address)
+        if token and is_plausible:
+            return _fitting(await self._find(token, address), kinds)
         self._limits.check_stranger(address)
-        try:
-            if token and is_plausible:
-                return _fitting(await self._credentials.find(self._hasher.digests(token)), kinds)
-        except UnknownTokenError:
-            pass
-        except UnavailableError as error:
-            raise Refusal(RequestCode.REGISTRY_UNAVAILABLE, str(error)) from error
         self._limits.count_stranger(address)
         if not token:
             raise Refusal(RequestCode.AUTH_REQUIRED, "send `Authorization: Bearer <token>`, or `token=` in the query")
-        raise Refusal(RequestCode.TOKEN_INVALID, "the token is unknown, revoked or expired")
+        raise _invalid()
+
+    async def _find(self, token: str, address: bytes) -> Grant:
+        """The grant of what may be a token. Whoever sends one again and again that is not good is alone with it."""
+        digests = self._hasher.digests(token)
+        theirs, own = _apart(address, b""), _apart(address, digests[0])
+        self._limits.check_stranger(own)
+        self._limits.check_stranger(theirs)
+        try:
+            return await self._credentials.find(digests)
+        except UnknownTokenError as error:
+            self._limits.count_stranger(theirs if error.asked else own)
+        except UnavailableError as error:
+            raise Refusal(RequestCode.REGISTRY_UNAVAILABLE, str(error)) from error
+        raise _invalid()
 
     async def devices(self, grant: Grant, header: str | None, submissions: list[Submission]) -> ByDevice:
         if header is None:
@@ -161,9 +173,16 @@ class Callers:
         return found.device, None, ""
 
 
-def _of_plausible(address: bytes) -> bytes:
-    """A count of their own for what may be tokens: somebody's junk must not lock out the devices beside him."""
-    return blake2b(address, digest_size=len(address), person=b"plausible token").digest()
+def _apart(address: bytes, digest: bytes) -> bytes:
+    """A count of its own for one token from an address, or for all that may be tokens.
+
+    Somebody's junk, or one token that was revoked, must not lock out the devices beside him.
+    """
+    return blake2b(address + digest, digest_size=len(address), person=b"plausible token").digest()
+
+
+def _invalid() -> Refusal:
+    return Refusal(RequestCode.TOKEN_INVALID, "the token is unknown, revoked or expired")
 
 
 def _fitting(grant: Grant, kinds: tuple[str, ...]) -> Grant:

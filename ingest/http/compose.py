@@ -36,7 +36,7 @@ def make_service(
 ) -> IngestService:
     """A service ready to be started; `pool` and `listener` act as the role sluice_ingest."""
     credentials = Credentials(pool, listener, settings, clock, metrics)
-    guard = RetentionGuard(log, pool, settings.log_retention_share)
+    guard = RetentionGuard(log, pool, settings.log_retention_share, metrics)
     return IngestService(
         keeper=Keeper(log, spool, guard, metrics, lane),
         callers=Callers(credentials, TokenHasher(ring), limits, settings.trusted_proxies, metrics),

@@ -160,6 +160,7 @@ class IngestService:
         self._metrics.log_queued_bytes.set(self._keeper.queued_bytes)
         self._metrics.connections.set(self.connections())
         self._metrics.overloaded.set(self._overload.is_on)
+        self._metrics.registry_age_seconds.set(self._callers.registry_age_s)
         self._metrics.publish()
 
     # ------------------------------------------------------------ routes
@@ -240,6 +241,7 @@ class IngestService:
     def _ingest_shelly(self, request: web.BaseRequest, request_id: str, path: str, query: str) -> Awaitable[Answer]:
         # Firmware that appends `&hum=…` to a URL without a query puts its parameters into the path.
         token, _, misplaced = path[len(SHELLY_PATH) :].partition("&")
+        token = unquote(token)
         joined = f"{misplaced}&{query}" if misplaced else query
         return self._ingest_query(request, request_id, self._clock.now_us(), joined, token)
 

@@ -148,7 +148,9 @@ class Spool:
             return None
         age_s, depth, refusal = self._age_s(), sum(lane.depth for lane in self._lanes), self.refusal
         full = "" if refusal is None else f"; none can be added: {refusal}"
-        return f"{depth} records of {len(self._held)} partitions wait for the log, the oldest for {age_s:.0f} s{full}"
+        why = "" if self._log.trouble is None else f": {self._log.trouble}"
+        waiting = f"{depth} records of {len(self._held)} partitions wait for the log, the oldest for {age_s:.0f} s"
+        return f"{waiting}{why}{full}"
 
     def append(self, partition: int, body: bytes) -> "asyncio.Future[Kept]":
         """Keep a record; the future tells where once it is durable.

@@ -6,7 +6,7 @@ Left out: which answer is due (the faces).
 
 from email.utils import formatdate
 from http import HTTPStatus
-from typing import Final
+from typing import ClassVar, Final
 
 from aiohttp import HttpVersion11, web
 from aiohttp.abc import AbstractStreamWriter
@@ -32,6 +32,8 @@ DATE.renew()
 
 class Answer(web.StreamResponse):
     """A whole response: status, JSON body, and headers as ready lines of bytes."""
+
+    media_type: ClassVar[bytes] = b"application/json"
 
     def __init__(self, status: int, body: bytes, request_id: str, headers: bytes = b"") -> None:
         # Deliberately not the parent's: none of what it sets up is used, and it is most of a response's cost.
@@ -76,10 +78,11 @@ class Answer(web.StreamResponse):
             head = b"%sCache-Control: no-store\r\nX-Request-Id: %s\r\n%s%s%s\r\n"
             return head % (_LINES[_NO_CONTENT], self._request_id.encode(), DATE.line, self._extra, connection)
         return (
-            b"%sContent-Type: application/json\r\nContent-Length: %d\r\nCache-Control: no-store\r\n"
+            b"%sContent-Type: %s\r\nContent-Length: %d\r\nCache-Control: no-store\r\n"
             b"X-Request-Id: %s\r\n%s%s%s\r\n%s"
             % (
                 _LINES[self._status],
+                self.media_type,
                 len(self._content),
                 self._request_id.encode(),
                 DATE.line,

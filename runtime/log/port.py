@@ -11,7 +11,10 @@ from uuid import UUID
 
 from runtime.errors import ConfigurationError, SluiceError
 
-NEW_GENERATION: Final = "run `sluice migrate --new-generation`: it closes this generation and opens a new log"
+NEW_GENERATION: Final = (
+    "run `sluice migrate --new-generation`, with `--abandon` where it is gone for good: that closes this generation "
+    "and opens a new log"
+)
 
 
 RECORD_ROOM: Final = 32

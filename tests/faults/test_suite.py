@@ -64,7 +64,7 @@ def test_nothing_acknowledged_is_lost_or_doubled(name: str, instance: Instance, 
     async def test() -> None:
         async with asyncio.timeout(FAULT_TIMEOUT_S):
             faulted = await run_fault(FAULTS[name], RATE, OPTIONS, instance)
-        assert faulted.harm == [], faulted
+        assert faulted.harm == [], (faulted, faulted.verdict.examples)
         assert faulted.verdict.acknowledged > RATE
         assert faulted.first_acknowledged_s is not None
         assert faulted.first_landed_s is not None

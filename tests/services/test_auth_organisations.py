@@ -56,6 +56,26 @@ def test_who_makes_an_organisation_owns_it(any_database: Database) -> None:
     run(test())
 
 
+def test_an_organisation_under_one_key_is_made_once_and_the_key_is_the_person_s_own(any_database: Database) -> None:
+    async def test() -> None:
+        async with people(any_database) as here:
+            mine, theirs = [await here.token(await here.person(None)) for _ in range(2)]
+            key, body = {"Idempotency-Key": "mine"}, {"name": "Mühle"}
+            answers = await asyncio.gather(
+                *(here.ask("POST", ORGANISATIONS, mine, body, headers=key) for _ in range(3))
+            )
+            assert {answer.status for answer in answers} == {201}
+            (made,) = {answer.body["organisation_id"] for answer in answers}
+            other = await here.ask("POST", ORGANISATIONS, theirs, body, headers=key)
+            assert (other.status, other.body["organisation_id"] == made) == (201, False)
+            conflict = await here.ask("POST", ORGANISATIONS, mine, {"name": "Other"}, headers=key)
+            assert conflict.code == (409, "idempotency_conflict")
+            for token in (mine, theirs):
+                assert len((await here.ask("GET", ORGANISATIONS, token)).body["data"]) == 1
+
+    run(test())
+
+
 def test_an_organisation_is_changed_by_who_saw_its_version(any_database: Database) -> None:
     async def test() -> None:
         async with people(any_database) as here:
@@ -274,7 +294,7 @@ def test_an_invitation_is_accepted_once_with_a_new_account_or_the_password_of_an
         async with people(any_database) as here:
             admin = await here.token_as("admin")
             made = (await invite(here, admin)).body
-            assert made["link"].startswith("https://sluice.example/console#invitation=iv_live_")
+            assert made["link"].startswith("https://sluice.example/account#invitation=iv_live_")
             assert (await accept(here, made["link"], name=None)).code == (422, "invalid")
             assert (await accept(here, made["link"], "short")).code == (422, "invalid")
             joined = await accept(here, made["link"])

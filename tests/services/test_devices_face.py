@@ -9,6 +9,8 @@ from uuid import UUID, uuid4
 import asyncpg
 
 from api.http.repeats import KEY_CHARACTERS_MAX
+from api.registry.devices import STAYS_MAX
+from api.registry.groups import GROUPS_MAX
 from api.registry.organisations import acting_for
 from api.registry.sites import add_site
 from runtime.postgres import connect
@@ -271,6 +273,47 @@ def test_filters_and_pages(any_database: Database) -> None:
     run(test())
 
 
+def test_many_that_fell_silent_at_once_are_offline_before_anybody_notes_it(any_database: Database) -> None:
+    """More than are looked at one by one: the list goes through all devices then."""
+
+    async def test() -> None:
+        async with world(any_database) as here:
+            await superuser(
+                here,
+                "INSERT INTO devices (device_id, organisation_id, name, local_id, model, online, cadence_s,"
+                " last_seen_at, online_until, site_id)"
+                " SELECT gen_random_uuid(), $1, 'x', 's' || n, 'diy_esp32', n % 10 < 9, 60,"
+                "  now() - CASE WHEN n % 10 < 8 THEN interval '1 hour' ELSE interval '0' END,"
+                "  now() + CASE WHEN n % 10 < 8 THEN interval '-1 hour' ELSE interval '1 hour' END, $2"
+                " FROM generate_series(1, 1500) n",
+                here.organisation,
+                here.site,
+            )
+            rows = await superuser(
+                here,
+                "SELECT local_id FROM devices WHERE local_id LIKE 's%' AND substr(local_id, 2)::int % 10 <> 8"
+                " ORDER BY device_id",
+            )
+            queries: tuple[dict[str, Any], ...] = (
+                {"account_id": account_id(here)},
+                {"site_id": site_id(here.site)},
+                {"account_id": account_id(here), "model": "diy"},
+            )
+            for query in queries:
+                found: list[str] = []
+                cursor: str | None = None
+                while True:
+                    more: dict[str, Any] = {} if cursor is None else {"cursor": cursor}
+                    _, page, _ = await ask(here, "GET", online="false", limit=500, **query, **more)
+                    found += [device["local_id"] for device in page["data"] if device["local_id"].startswith("s")]
+                    cursor = page["next_cursor"]
+                    if cursor is None:
+                        break
+                assert found == [row["local_id"] for row in rows]
+
+    run(test())
+
+
 def test_a_list_is_of_a_site_or_an_account_of_the_caller_s(database: Database) -> None:
     async def test() -> None:
         async with world(database) as here:
@@ -460,7 +503,7 @@ def test_a_move_replaces_what_follows_it(any_database: Database) -> None:
             assert (found["site_id"], len(await history())) == (site_id(target), 2)
             assert (await listed(here), await listed(here, site_id=site_id(target))) == (["device"], ["fridge"])
             await move(third, now - HOUR)
-            assert await history() == [(third, now - HOUR)]
+            assert await history() == [(here.site, began), (third, now - HOUR)]
             assert await site_of(here, device) == site_id(third)
             await move(None)
             assert (await history())[-1][0] is None
@@ -709,7 +752,67 @@ def test_groups_of_devices(any_database: Database) -> None:
     run(test())
 
 
+def test_groups_and_stays_are_bounded(database: Database) -> None:
+    async def test() -> None:
+        async with world(database) as here:
+            path = "/api/v1/device-groups"
+            await superuser(
+                here,
+                "INSERT INTO device_groups (group_id, organisation_id, name)"
+                " SELECT gen_random_uuid(), $1, i::text FROM generate_series(1, $2) i",
+                here.organisation,
+                GROUPS_MAX - 1,
+            )
+            assert (await ask(here, "POST", path, {"name": "Last"}))[0] == 201
+            status, found, _ = await ask(here, "POST", path, {"name": "One more"})
+            assert (status, found["code"]) == (409, "device_group_limit")
+            device = await made(here)
+            await superuser(
+                here,
+                "INSERT INTO device_sites (device_id, organisation_id, site_id, valid_from)"
+                " SELECT $1, $2, NULL, now() - i * interval '1 hour' FROM generate_series(1, $3) i",
+                uuid_of(device),
+                here.organisation,
+                STAYS_MAX - 1,
+            )
+            move = f"{PATH}/{device}/move"
+            assert await error(here, "POST", move, {"to_site_id": None}) == (409, "move_limit")
+            # What takes the place of others makes room.
+            early = text(datetime.now(UTC) - 2 * HOUR)
+            body = {"to_site_id": site_id(await another_site(here)), "effective_at": early}
+            assert (await ask(here, "POST", move, body))[0] == 200
+
+    run(test())
+
+
 # ---------------------------------------------------------------- readings by site
+
+
+def test_a_backlog_older_than_its_device_is_of_where_that_stood_first(any_database: Database) -> None:
+    async def test() -> None:
+        async with world(any_database) as here:
+            target = await another_site(here)
+            device = await made(here)
+            series = await here.series("temperature", device=uuid_of(device))
+            moments = [datetime.now(UTC).replace(microsecond=0) - number * HOUR for number in range(6, 0, -1)]
+            for number, moment in enumerate(moments):
+                await here.store(series, moment, float(number))
+
+            async def values(site: UUID) -> list[float]:
+                pages = await here.pages(device_id=None, site_id=site)
+                return [reading["value"] for page in pages for reading in page]
+
+            assert (await values(here.site), await values(target)) == ([0, 1, 2, 3, 4, 5], [])
+            move = {"to_site_id": site_id(target), "effective_at": text(moments[3])}
+            assert (await ask(here, "POST", f"{PATH}/{device}/move", move))[0] == 200
+            assert (await values(here.site), await values(target)) == ([0, 1, 2], [3, 4, 5])
+            assert (await ask(here, "PATCH", f"{PATH}/{device}", {"local_id": "renamed"}))[0] == 200
+            for early in ("0001-01-01T00:00:00Z", "1969-12-31T23:59:59Z"):
+                move = {"to_site_id": site_id(target), "effective_at": early}
+                assert await error(here, "POST", f"{PATH}/{device}/move", move) == (422, "invalid")
+            assert (await values(here.site), await values(target)) == ([0, 1, 2], [3, 4, 5])
+
+    run(test())
 
 
 def test_a_site_s_readings_are_those_of_devices_while_they_stood_there(any_database: Database) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import msgspec
+import pytest
 import yaml
 
 from api.http import spelt
@@ -108,13 +109,16 @@ def test_a_schema_stands_alone(database: Database) -> None:
     run(test())
 
 
-def test_the_page_asks_no_other_host(database: Database) -> None:
+@pytest.mark.parametrize("name", ["docs", "account"])
+def test_a_page_asks_no_other_host(name: str, database: Database) -> None:
     async def test() -> None:
         async with world(database) as here:
-            page = await fetch(here, "/docs", "text/html")
-            for name, kind in (("docs.js", "text/javascript"), ("docs.css", "text/css")):
-                assert f"/docs/{name}" in page
-                assert "://" not in await fetch(here, f"/docs/{name}", kind)
+            page = await fetch(here, f"/{name}", "text/html")
+            for asset, kind in ((f"/{name}/{name}.js", "text/javascript"), (f"/{name}/{name}.css", "text/css")):
+                assert asset in page
+                assert "://" not in await fetch(here, asset, kind)
             assert "://" not in page
+            assert "/docs/docs.svg" in page
+            assert "<svg" in await fetch(here, "/docs/docs.svg", "image/svg+xml")
 
     run(test())

@@ -47,6 +47,8 @@ async def taken(face: Face, size: int) -> None:
 # ---------------------------------------------------------------- encodings and types
 
 
+#: A zstd frame without content, which RFC 8878 has for other tools' notes.
+_SKIPPABLE = b"\x50\x2a\x4d\x18\x05\x00\x00\x00notes"
 PACKED = [
     ("identity", ONE),
     ("gzip", gzip.compress(ONE)),
@@ -55,6 +57,7 @@ PACKED = [
     ("gzip", gzip.compress(ONE[:20]) + gzip.compress(ONE[20:])),
     ("zstd", zstandard.compress(ONE)),
     ("zstd", zstandard.compress(ONE[:20]) + zstandard.compress(ONE[20:])),
+    ("zstd", _SKIPPABLE + zstandard.compress(ONE + b" " * 400_000)),
     ("zstd", zstandard.ZstdCompressor(write_content_size=False, write_checksum=True).compress(ONE)),
 ]
 
@@ -124,6 +127,9 @@ DAMAGED = [
     ("gzip", gzip.compress(b"") * 17),
     ("zstd", ONE),
     ("zstd", zstandard.compress(ONE)[:4]),
+    ("zstd", zstandard.ZstdCompressor(write_checksum=True).compress(ONE)[:-4]),
+    ("zstd", zstandard.compress(ONE + b" " * 400_000)[:-2]),
+    ("zstd", zstandard.compress(ONE) + _SKIPPABLE[:-1]),
     ("zstd", zstandard.compress(ONE) + b"junk"),
     ("zstd", b"\x28\xb5\x2f\xfd" + b"\xff" * 100),
 ]
@@ -147,7 +153,7 @@ def test_a_packed_body_that_was_cut_off_is_never_taken_in(installation: Installa
             for encoding, packed in (("gzip", gzip.compress(ONE)), ("zstd", zstandard.compress(ONE))):
                 for length in range(len(packed)):
                     reply = await wire.ask(post_bytes(tenant.token, packed[:length], Content_Encoding=encoding))
-                    assert (reply.status, reply.code) in [(400, "bad_encoding"), (400, "bad_json")]
+                    assert (reply.status, reply.code) == (400, "bad_encoding" if length else "bad_json")
             assert await face.records_of(tenant.device) == []
 
     run(test())

@@ -269,6 +269,19 @@ def test_an_unknown_caller_is_limited_by_address_and_a_known_one_beside_it_is_no
     run(test())
 
 
+def test_a_device_that_goes_on_with_a_dead_token_locks_nobody_out(installation: Installation) -> None:
+    async def test() -> None:
+        limits: dict[str, Any] = {"limit_unknown_requests_per_minute": 4, "trusted_proxies": ("127.0.0.0/8",)}
+        async with installation.face(clock=still(), **limits) as face:
+            dead, behind = make_token(DEVICE_PREFIX), "203.0.113.77"
+            assert await statuses(face, dead, 8, X_Forwarded_For=behind) == [401] * 5 + [429] * 3
+            for _ in range(5):
+                other = await installation.tenant()
+                assert await statuses(face, other.token, 1, X_Forwarded_For=behind) == [202]
+
+    run(test())
+
+
 def test_behind_a_trusted_proxy_each_client_is_counted_for_itself(installation: Installation) -> None:
     async def test() -> None:
         limits: dict[str, Any] = {"limit_unknown_requests_per_minute": 2, "trusted_proxies": ("127.0.0.0/8",)}

@@ -297,6 +297,27 @@ def test_undecodable_records_in_number_stop_the_worker(database: Database, tmp_p
     run(test())
 
 
+def test_workers_count_undecodable_records_together(database: Database, tmp_path: Path) -> None:
+    another = """
+        INSERT INTO quarantine (quarantine_id, code, message, payload, received_at, source, partition, position, item)
+        SELECT gen_random_uuid(), code, message, payload, received_at, source, partition, 1000, item FROM quarantine
+    """
+
+    async def test() -> None:
+        async with open_rig(database, sqlite_url(tmp_path)) as rig:
+            await rig.append_raw(0, b"rubbish")
+            with pytest.RaisesGroup(pytest.RaisesExc(PoisonFloodError)):
+                async with rig.worker(landing_undecodable_max=2):
+                    await rig.landed()
+                    async with rig.superuser() as connection:
+                        await connection.execute(another)
+                    await rig.append_raw(1, b"rubbish")
+                    await rig.landed()
+            assert await rig.value("SELECT count(*) FROM quarantine") == 2
+
+    run(test())
+
+
 def test_a_newer_version_makes_its_partition_wait(database: Database, tmp_path: Path) -> None:
     async def test() -> None:
         async with open_rig(database, sqlite_url(tmp_path)) as rig:
@@ -305,11 +326,14 @@ def test_a_newer_version_makes_its_partition_wait(database: Database, tmp_path: 
             await rig.append(record(theirs, channel("power", [(NOW, 1.0)])))
             await rig.append_raw(1, bytes((0x9A, VERSION + 1)) + b"whatever comes")
             await rig.append(record(theirs, channel("power", [(NOW + 1, 2.0)])))
-            async with rig.worker():
+            async with rig.worker() as worker:
                 for at in range(3):
                     await rig.append(record(ours, channel("power", [(NOW + at, 5.0)])))
                 await until(lambda: _stands(rig, {0: 3, 1: 1}))
                 await until(lambda: _gauge_is(rig, 1.0))
+                assert worker.trouble == (
+                    f"partition 1 waits at 1: a record of version {VERSION + 1} needs a newer worker"
+                )
             assert await rig.ledger() == (4, 4, 0, 0, 0)
             assert await rig.value("SELECT count(*) FROM quarantine") == 0
 

@@ -42,6 +42,12 @@ def test_each_is_applied_once_and_in_order(bare_database: Database, tmp_path: Pa
     assert run(applied(bare_database, tmp_path)) == ["0003_three"]
 
 
+def test_a_role_that_is_missing_is_bootstrap_s_to_make(bare_database: Database, tmp_path: Path) -> None:
+    write(tmp_path, **{"0001_one": "GRANT USAGE ON SCHEMA public TO nobody_made_this_role"})
+    with pytest.raises(ConfigurationError, match=r"nobody_made_this_role.*bootstrap\.sql"):
+        run(applied(bare_database, tmp_path))
+
+
 def test_many_at_once_apply_each_once(bare_database: Database, tmp_path: Path) -> None:
     write(tmp_path, **{"0001_one": "CREATE TABLE a (x int)", "0002_two": "CREATE TABLE b (x int)"})
 

@@ -164,6 +164,8 @@ def test_bad_requests_are_told_what_is_wrong(database: Database) -> None:
                 assert await code(here, "GET", **query) == (400, "invalid_parameter"), query
             assert await code(here, "POST", f"/{row}/replay", state="held") == (400, "invalid_parameter")
             assert await code(here, "PUT", f"/{row}") == (405, "method_not_allowed")
+            for method, path in (("PATCH", "/summary"), ("GET", "/discard"), ("PATCH", "/replay")):
+                assert await code(here, method, path) == (405, "method_not_allowed")
             assert await code(here, "GET", "/fridge") == (404, "quarantine_not_found")
             assert await code(here, "POST", "/discard", body={"note": "all"}) == (400, "invalid_parameter")
             for body in ({}, {"note": 1}, {"note": "a", "more": 1}):

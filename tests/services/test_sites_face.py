@@ -223,6 +223,9 @@ def test_a_slug_is_one_of_its_organisation_and_an_address_one_of_all(any_databas
             assert label.startswith("depot-")
             assert len(label) == len("depot-") + 6
             assert str(here.organisation) not in json.dumps(theirs)
+            reserved = await other.create(slug="www")
+            assert reserved["slug"] == "www"
+            assert reserved["url"].startswith("www-")
             # What is refused leaves nothing, and what is being erased keeps its name until it is gone.
             assert len((await here.ask("GET")).body["data"]) == 1
             await here.ask("DELETE", f"/{first['id']}")

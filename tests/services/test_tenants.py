@@ -11,7 +11,9 @@ from api.registry.organisations import acting_for, add_organisation
 from runtime.ids import uuid7
 from runtime.postgres import connect
 from tests.databases import Database
+from tests.people_rig import people
 from tests.support import run
+from tests.tenants_rig import ids_in, ids_of, inhabited, rows_of
 
 #: Tables whose rows belong to an organisation through their series; roles reach them by views and functions only.
 BY_SERIES = ("readings", "text_readings", "rollups_5m", "rollups_1h", "rollups_1d", "rollup_marks")
@@ -216,5 +218,74 @@ def test_functions_with_the_owner_s_rights_are_for_their_role_alone(any_database
         assert found["append_audit"] == {"sluice_app", "sluice_worker"}
         for name in ("user_of_email", "refresh_token_presented", "password_reset_presented", "invitation_presented"):
             assert found[name] == {"sluice_app"}
+
+    run(test())
+
+
+# ---------------------------------------------------------------- everything that the API's role may read or call
+
+READABLE = """
+SELECT c.relname AS name, array_agg(a.attname::text ORDER BY a.attnum) AS columns
+FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
+  AND has_column_privilege('sluice_app', c.oid, a.attnum, 'SELECT')
+GROUP BY c.relname ORDER BY 1
+"""
+#: With the rights of the caller a function shows nothing that tables do not.
+CALLABLE = """
+SELECT p.proname::text FROM pg_proc p
+WHERE p.pronamespace = 'public'::regnamespace AND p.prosecdef AND p.prorettype <> 'trigger'::regtype
+  AND has_function_privilege('sluice_app', p.oid, 'EXECUTE')
+  AND NOT EXISTS (SELECT FROM pg_depend d WHERE d.objid = p.oid AND d.deptype = 'e')
+ORDER BY 1
+"""
+#: Functions that look at rows, called for what is the other's: $1 organisation, $2 series, $3 site,
+#: $4 row in quarantine. None may give or change anything.
+ASKING = {
+    "readings_page": "readings_page(ARRAY[$2::int], '-infinity', 'infinity', true, 'infinity', 0, 0, 10)",
+    "readings_of_stays": "readings_of_stays(ARRAY[$2::int], ARRAY['-infinity'::timestamptz],"
+    " ARRAY['infinity'::timestamptz], false, '-infinity', 0, 0, 10)",
+    "begin_site_erasure": "begin_site_erasure($3::uuid) b WHERE b",
+    "discard_quarantined": "discard_quarantined(ARRAY[$4::uuid], 'x') n WHERE n > 0",
+}
+#: They show nothing, or what a secret or an e-mail finds, to whoever has it.
+HARMLESS = {
+    "append_audit", "credential_changed", "organisation_changed", "user_of_email", "refresh_token_presented",
+    "password_reset_presented", "invitation_presented",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("acting", ["nobody", "ours"])
+def test_nothing_that_the_api_may_read_or_call_shows_another_s(any_database: Database, acting: str) -> None:
+    async def test() -> None:
+        async with people(any_database) as here:
+            theirs, ours = await inhabited(here), await inhabited(here)
+            before = await rows_of(any_database, theirs)
+            hidden = ids_of(before) - ids_of(await rows_of(any_database, ours))
+            known = {person.email for person in theirs.people.values()}
+            app = await connect(any_database.settings, role="sluice_app", application="test")
+            if acting == "ours":
+                await app.execute("SELECT set_config('sluice.organisation', $1, false)", str(ours.organisation))
+                await app.execute("SELECT set_config('sluice.user', $1, false)", str(ours.people["owner"].user))
+            seen = 0
+            for table in await fetch(any_database.superuser_url, READABLE):
+                columns = ", ".join(f'"{column}"' for column in table["columns"])
+                rows = await app.fetch(f"SELECT to_jsonb(t)::text FROM (SELECT {columns} FROM {table['name']}) t")
+                text = "\n".join(row[0] for row in rows)
+                assert not ids_in(text) & hidden, table["name"]
+                assert not [email for email in known if email in text], table["name"]
+                seen += len(rows)
+            assert (seen > 20) == (acting == "ours")
+            things = theirs.things
+            subjects = (theirs.organisation, theirs.series, things["site"], things["held"])
+            for function in await fetch(any_database.superuser_url, CALLABLE):
+                name = function["proname"]
+                assert name in HARMLESS or name in ASKING, f"{name}: say what it shows"
+                if name in ASKING:
+                    given = "WITH given AS (SELECT $1::uuid, $2::int, $3::uuid, $4::uuid)"
+                    sql = f"{given} SELECT * FROM {ASKING[name]}"
+                    assert not await app.fetch(sql, *subjects), name
+            await app.close()
+            assert await rows_of(any_database, theirs) == before
 
     run(test())

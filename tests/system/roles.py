@@ -96,10 +96,15 @@ def _done(environment: Mapping[str, str], arguments: Sequence[str]) -> "subproce
     )
 
 
-def start_role(environment: Mapping[str, str], *arguments: str, within: Sequence[str] = ()) -> Role:
-    """`within`: a command that becomes the role, once it has made the place that the role runs in."""
+def start_role(
+    environment: Mapping[str, str], *arguments: str, within: Sequence[str] = (), metrics: str = "127.0.0.1:0"
+) -> Role:
+    """`within`: a command that becomes the role, once it has made the place that the role runs in.
+
+    `metrics` is where probes and metrics are served: any free port, unless somebody has to find it again.
+    """
     process = subprocess.Popen(
-        [*within, sys.executable, "-m", "deploy.cli", *arguments, "--metrics-listen", "127.0.0.1:0"],
+        [*within, sys.executable, "-m", "deploy.cli", *arguments, "--metrics-listen", metrics],
         env={**environment, "SLUICE_LOG_FORMAT": "json"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -109,9 +114,9 @@ def start_role(environment: Mapping[str, str], *arguments: str, within: Sequence
 
 
 @contextmanager
-def role(environment: Mapping[str, str], *arguments: str) -> Iterator[Role]:
+def role(environment: Mapping[str, str], *arguments: str, metrics: str = "127.0.0.1:0") -> Iterator[Role]:
     """A role that is ready, ended afterwards."""
-    running = start_role(environment, *arguments)
+    running = start_role(environment, *arguments, metrics=metrics)
     try:
         running.wait_ready()
         yield running

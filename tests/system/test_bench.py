@@ -1,4 +1,4 @@
-"""`sluice bench pipeline` on the real parts, a small run: its figures are whole, and too short for verdicts."""
+"""`sluice bench pipeline` and `registry` on the real parts, small runs: their figures are whole."""
 
 import json
 
@@ -26,3 +26,18 @@ def test_a_small_run_measures_everything(bare_database: Database, services: dict
     assert [single["connections"] for single in told["singles"]] == [4, 4, 4, 8, 8, 8]
     assert all(single["to_bare"] > 0 for single in told["singles"])
     assert {target["met"] for target in told["targets"][:-1]} == {None}
+
+
+def test_a_small_registry_is_measured_by_every_filter(bare_database: Database, services: dict[str, str]) -> None:
+    environment = clean_environment(
+        **bare_database.environment,
+        SLUICE_LOG_URL=services["SLUICE_LOG_URL"],
+        SLUICE_SECRET_KEYS=str(new_ring()),
+    )
+
+    told = json.loads(sluice(environment, "bench", "registry", "--json", "--devices=2000", "--requests=20"))
+
+    figures = told["registry"]
+    assert len([name for name in figures["ms"] if name.startswith("list ")]) == 3 * len(figures["plans"]) == 36
+    assert all(0 < one["p50"] <= one["p95"] for one in figures["ms"].values())
+    assert {target["unit"] for target in told["targets"]} == {"ms", ""}

@@ -30,6 +30,7 @@ def data() -> Iterator[Path]:
     """A data directory; not below pytest's own, which every session closes to the user PostgreSQL runs as."""
     with TemporaryDirectory(prefix="sluice-up-") as directory:
         yield Path(directory) / "data"
+        eventually("nothing works in it any more", lambda: not below(Path(directory)))
 
 
 def environment(**variables: str) -> dict[str, str]:

@@ -135,6 +135,25 @@ def test_a_mail_server_that_is_none_is_refused_without_its_password(url: str) ->
 @pytest.mark.parametrize("prefix", [REFRESH_PREFIX, INVITATION_PREFIX, RESET_PREFIX])
 def test_secrets_of_people_are_blotted_out_wherever_they_turn_up(prefix: str) -> None:
     token = make_token(prefix)
-    for text in (f"x {token} y", f"https://sluice.example/console#reset={token}", f"%22{token}%22"):
+    for text in (f"x {token} y", f"https://sluice.example/account#reset={token}", f"%22{token}%22"):
         assert token not in redact(text)
         assert token not in without_secrets(text)
+
+
+def test_work_that_overlooks_being_cancelled_once_ends_all_the_same() -> None:
+    async def test() -> None:
+        background, overlooked = Background(most=1), []
+
+        async def work() -> None:
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                overlooked.append(True)
+            await asyncio.sleep(60)
+
+        background.start(work())
+        await asyncio.sleep(0)
+        await background.close()
+        assert overlooked == [True]
+
+    run(test(), 10.0)

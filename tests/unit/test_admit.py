@@ -218,6 +218,8 @@ def test_what_is_stored_of_a_value(value: object, expected: tuple[object, int]) 
         ("a\0b", "invalid_value"),
         ("\ud800", "invalid_value"),
         ("${ev.tC}", "unexpanded_placeholder"),
+        ("{{ev.tC}}", "unexpanded_placeholder"),
+        ("door %{state}", "unexpanded_placeholder"),
         ("x" * 1001, "out_of_range"),
         (2**320, "out_of_range"),
         (-(10**399), "out_of_range"),

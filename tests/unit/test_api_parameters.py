@@ -4,6 +4,7 @@ import contextlib
 from datetime import UTC, datetime, timedelta, timezone
 from uuid import UUID
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,7 +14,7 @@ from api.access.authority import Authority
 from api.access.door import Door
 from api.access.scopes import READINGS_READ
 from api.access.settings import AccessSettings
-from api.http.decoding import read_query
+from api.http.decoding import read_body, read_query
 from api.http.operations import PUBLIC, Role, needs
 from api.http.parameters import limit_within
 from api.http.problems import Problem
@@ -109,6 +110,39 @@ def test_what_is_wrong_is_named(query: dict[str, str], name: str) -> None:
     assert raised.value.kind.code == "invalid_parameter"
     assert raised.value.message.startswith(f"{name}: ")
     assert [detail.field for detail in raised.value.details] == [name]
+
+
+@pytest.mark.parametrize("text", ["null", "NULL", "Null"])
+def test_null_is_no_way_to_leave_a_filter_out(text: str) -> None:
+    for query in ({"from": text}, {"limit": text}, {"site_id": text}):
+        with pytest.raises(Problem) as raised:
+            read_query(Page, MultiDict({"device_id": DEVICE} | query))
+        assert [detail.field for detail in raised.value.details] == [*query]
+    assert page_of(label=text).label == text
+
+
+class Body(msgspec.Struct):
+    whole: int
+    text: str = ""
+
+
+@pytest.mark.parametrize(
+    ("raw", "whole", "text"),
+    [
+        (b'{"whole": 5.0}', 5, ""),
+        (b'{"whole": 5e2, "text": "2.0"}', 500, "2.0"),
+        (rb'{"whole": 1, "text": "\\u0000"}', 1, r"\u0000"),
+    ],
+)
+def test_a_body_is_read_as_json_means_it(raw: bytes, whole: int, text: str) -> None:
+    assert read_body(Body, raw) == Body(whole, text)
+
+
+@pytest.mark.parametrize("raw", [b'{"whole": 5.5}', b'{"whole": "5"}', rb'{"whole": 1, "text": "\\\u0000"}'])
+def test_a_body_of_another_shape_is_refused(raw: bytes) -> None:
+    with pytest.raises(Problem) as raised:
+        read_body(Body, raw)
+    assert raised.value.kind.code == "invalid"
 
 
 def test_a_limit_beyond_the_setting_is_refused() -> None:

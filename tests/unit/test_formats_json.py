@@ -52,6 +52,8 @@ def test_unknown_fields_and_white_space_are_passed_over() -> None:
         b'{"measurements":[1,]}',
         b'{"measurements":[{"type":"a","value":01}]}', b"{'measurements':[]}", b'{"measurements":[{"type":"a\n"}]}',
         b"\xef\xbb\xbf" + ESP32, ESP32.decode().encode("utf-16"), ESP32[:10] + b"\xff" + ESP32[11:], b"\x00" * 100,
+        b'{"measurements":[],"note":"\xff\xfe"}', b'{"\xff":1,"measurements":[]}',
+        b'{"measurements":[{"type":"a","value":1,"note":"\xff"}]}',
         b'{"measurements":[{"type":"\xed\xa0\x80","value":1}]}', b"[" * 100_000, b'{"a":' * 100_000,
         b"[" * 100_000 + b"]" * 100_000,
         b'{"measurements":[{"type":"a","value":' + b"[" * 100_000 + b"]" * 100_000 + b"}]}",
@@ -146,6 +148,32 @@ def test_a_name_given_twice_in_a_measurement_refuses_it_alone(name: str) -> None
     assert isinstance(first, Malformed)
     assert first.message == f"`{name}` stands twice in a measurement"
     assert second == Measurement("b", 1, ts=1)
+
+
+@pytest.mark.parametrize(
+    "doubled",
+    [
+        '"value":1,"value":2',
+        '"value":1,"ts":1,"ts":2',
+        '"value":1,"label":"in","label":"out"',
+        '"value":1,"unit":"F","unit":"C"',
+        '"value":1,"valu\\u0065":2',
+        '"value":1,"\\u0074ype":"b"',
+        '"value":1,"label":"in","lab\\u0065l":null',
+    ],
+)
+def test_a_name_given_twice_is_refused_though_others_lack_it(doubled: str) -> None:
+    for others in ("", ',{"type":"b"}', ',{"type":"b","value":3},{"type":"c"}'):
+        body = f'{{"measurements":[{{"type":"a",{doubled}}}{others}]}}'
+        first = decode(body.encode())[0].measurements[0]
+        assert isinstance(first, Malformed)
+        assert "stands twice" in first.message
+
+
+def test_a_name_given_twice_in_one_of_several_bodies_refuses_them() -> None:
+    for doubled in ('"device":"a","device":"b"', '"ts":1,"ts":2'):
+        with pytest.raises(BodyError, match="stands twice"):
+            decode(f'[{{{doubled},"measurements":[]}},{{"measurements":[]}}]'.encode())
 
 
 @pytest.mark.parametrize("name", ["measurements", "device", "ts"])

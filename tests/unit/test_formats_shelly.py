@@ -112,6 +112,12 @@ def test_a_placeholder_that_was_not_filled_in_is_refused_alone(value: str) -> No
         ("temp=null", "invalid_value", "`temp` is empty"),
         ("temp=warm", "invalid_value", "`temp` holds no value it can have"),
         ("temp=1_0", "invalid_value", "`temp` holds no value it can have"),
+        ("temp=%D9%A1%D9%A2", "invalid_value", "`temp` holds no value it can have"),
+        (
+            "event=door%20${ev.state}",
+            "unexpanded_placeholder",
+            "`event` holds a placeholder the device did not fill in",
+        ),
         ("temp=21,5", "invalid_value", "`temp` holds no value it can have"),
         ("flood=maybe", "invalid_value", "`flood` holds no value it can have"),
         ("warp=9", "unknown_parameter", "`warp` is no parameter that Sluice knows"),

@@ -6,6 +6,7 @@ import msgspec
 import pytest
 
 from api.access.signing import Signer
+from api.faces import PLATFORM
 from api.http import spelt
 from api.http.decoding import read_body
 from api.http.openapi import document
@@ -40,7 +41,7 @@ def test_examples_are_of_the_declared_shapes(operation: Operation) -> None:
 
 
 def test_every_operation_is_described() -> None:
-    described = document(OPERATIONS, version="1", server="http://test")
+    described = document(OPERATIONS, version="1", server="http://test", last=PLATFORM)
     assert len(OPERATIONS) == 10
     for path, methods in described["paths"].items():
         for method, operation in methods.items():

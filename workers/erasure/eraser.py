@@ -8,8 +8,8 @@ worker tries; who has the lock of a site takes a step. Left out: what begins it 
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Final
 from uuid import UUID
 
@@ -24,7 +24,7 @@ from workers.erasure.metrics import ErasureMetrics
 from workers.erasure.settings import ErasureSettings
 from workers.landing.quarantine import time_told
 from workers.landing.tombstones import Span, within
-from workers.upkeep import repeat
+from workers.upkeep import OthersTurn, alone, repeat
 
 _log = logging.getLogger("sluice.erasure")
 
@@ -82,7 +82,7 @@ class Eraser:
             for row in rows:
                 try:
                     await self._go_on(connection, row)
-                except _OthersTurn:
+                except OthersTurn:
                     pass
                 except asyncpg.PostgresError as error:  # one site must not hold up the others
                     failures.append(error)
@@ -135,7 +135,7 @@ class Eraser:
     # ------------------------------------------------------------ erasing
 
     async def _erase_readings(self, connection: Any, site: UUID, through: UUID) -> None:
-        """Device by device. Raises `_OthersTurn`."""
+        """Device by device. Raises `OthersTurn`."""
         while rows := await connection.fetch(sql.DEVICES, site, through, _DEVICES_AT_ONCE):
             for row in rows:
                 for span in map(Span, row["firsts"], row["ends"]):
@@ -181,8 +181,8 @@ class Eraser:
             await self._pause(self._settings.erasure_step_rows)
 
     async def _step(self, connection: Any, site: UUID, statement: str, *arguments: Any) -> Any:
-        """One transaction. Raises `_OthersTurn`."""
-        async with _alone(connection, site):
+        """One transaction. Raises `OthersTurn`."""
+        async with alone(connection, sql.ALONE, site):
             return await connection.fetchval(statement, *arguments)
 
     async def _pause(self, rows: int) -> None:
@@ -193,19 +193,3 @@ class Eraser:
 
 def _time(row: Any) -> int:
     return time_told(row["payload"], row["received_at"], row["item"])
-
-
-class _OthersTurn(Exception):  # noqa: N818 - no error: it unwinds to the pass
-    """Another worker has the lock."""
-
-
-@asynccontextmanager
-async def _alone(connection: Any, site: UUID) -> AsyncIterator[None]:
-    """A transaction under the site's lock, which a process that stops in it does not keep for long.
-
-    Raises `_OthersTurn`.
-    """
-    async with connection.transaction():
-        if not await connection.fetchval(sql.ALONE, site):
-            raise _OthersTurn
-        yield

@@ -120,7 +120,8 @@ class FloodGuard:
 
     def remember(self, keys: Iterable[Hashable], now: float) -> None:
         """What was counted before this process began."""
-        self._seen.update((key, now) for key in keys)
+        for key in keys:
+            self._seen.setdefault(key, now)
 
     def note(self, keys: Iterable[Hashable], now: float) -> None:
         """Raises `PoisonFloodError` when there are too many; nothing of them may be written then."""

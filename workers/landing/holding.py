@@ -69,6 +69,16 @@ class Holding:
     def is_waiting(self) -> bool:
         return self.newer_version is not None or self.jump is not None
 
+    @property
+    def waits(self) -> str | None:
+        """Why it lands nothing until somebody does something; None while it lands."""
+        if self.newer_version is None:
+            return self.jump
+        return (
+            f"partition {self.lease.partition} waits at {self.waits_at}: a record of version {self.newer_version} "
+            "needs a newer worker"
+        )
+
     def begin(self) -> None:
         """Nothing has been read yet beyond its position: a new run."""
         if self.aside is not None:

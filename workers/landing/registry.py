@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 from runtime.clock import Clock
-from runtime.postgres import PostgresSettings, connect
+from runtime.postgres import PostgresSettings, connect, transaction
 from workers.landing.late import Answers, Named, Question
 from workers.landing.plan import Limits, Plan
 from workers.landing.series import Found, Refusal, SeriesName
@@ -220,7 +220,7 @@ class Registry:
         organisations = {names[number].organisation for number in missing}
         await self.learn(organisations - self.limits.keys())
         connection = await self._connected()
-        async with connection.transaction():
+        async with transaction(connection):
             await connection.execute(_LOCK, [UUID(bytes=organisation) for organisation in organisations])
             counts = await self._count(organisations)
             rooms = await self._rooms({names[number].device for number in missing})

@@ -128,8 +128,8 @@ class LandingWorker:
     @property
     def trouble(self) -> str | None:
         """Why nothing lands right now, or not all of it, in words for an operator."""
-        jump = next((holding.jump for holding in self._holdings.values() if holding.jump is not None), None)
-        return self._failure or self._leases.trouble or self._log.trouble or jump
+        waits = next((holding.waits for holding in self._holdings.values() if holding.waits is not None), None)
+        return self._failure or self._leases.trouble or self._log.trouble or waits
 
     async def run(self, stop: asyncio.Event) -> None:
         """Until `stop`, then until the transaction under way has ended, within its time."""
@@ -279,7 +279,9 @@ class LandingWorker:
 
     async def _land(self, plan: Plan) -> None:
         """Write one plan; the pipeline's way to the database."""
-        self._undecodable.note(plan.undecodable, self._clock.monotonic())
+        if plan.undecodable:
+            await self._remember_undecodable()  # other workers' too: a flood is one over all partitions
+            self._undecodable.note(plan.undecodable, self._clock.monotonic())
         if not self._leases.is_valid:
             raise LeaseLapsedError("the lease may have ended: it is asked for again before anything is written")
         landed = await self._store.land(plan)

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 from typing import Any, Final, NamedTuple
 
 from runtime.errors import UnavailableError
-from runtime.postgres import PostgresSettings, connect
+from runtime.postgres import PostgresSettings, connect, transaction
 from workers.rollups import sql
 from workers.rollups.metrics import RollupsMetrics
 
@@ -72,7 +72,7 @@ class Session:
         else:
             raise UnavailableError(f"slice {number} of the roll-ups is held by another session")
         try:
-            async with self.connection.transaction(isolation="repeatable_read"):
+            async with transaction(self.connection, isolation="repeatable_read"):
                 yield
         finally:
             if not self.connection.is_closed():

@@ -13,7 +13,7 @@ from uuid import UUID
 import asyncpg
 
 from runtime.errors import ConfigurationError, UnavailableError
-from runtime.postgres import UNAVAILABLE, PostgresSettings, check_role, connect
+from runtime.postgres import UNAVAILABLE, PostgresSettings, check_role, connect, transaction
 from schemas.record import Idempotency
 from workers.landing import tombstones
 from workers.landing.quarantine import Place, time_told
@@ -189,7 +189,7 @@ class Store:
     @asynccontextmanager
     async def _snapshot(self) -> AsyncIterator[Any]:
         try:
-            async with self._connection.transaction(isolation="repeatable_read", readonly=True):
+            async with transaction(self._connection, isolation="repeatable_read", readonly=True):
                 yield self._connection
         except UNAVAILABLE as error:
             raise UnavailableError(f"the database is away: {error}") from error

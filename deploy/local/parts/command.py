@@ -19,6 +19,7 @@ from .mosquitto import Mosquitto
 from .packages import say
 from .part import Part
 from .processes import kill, spawn, stop, wait_until
+from .prometheus import PROGRAMS, program
 from .state import STATE, State, port_in_use
 from .timescaledb import TimescaleDB, choose_small_disk
 from .tls import choose_tls
@@ -39,7 +40,7 @@ def main() -> int:
     command: Command = arguments.command
     directory = Path(os.path.abspath(arguments.dir))
     # Whoever only reads need not wait for a long start: the state file is replaced as a whole.
-    reads = command in (_status, _env, _pid)
+    reads = command in (_status, _env, _pid, _path)
     try:
         with nullcontext() if reads else locked(directory / LOCK):
             return command(State.load(directory), arguments)
@@ -161,6 +162,12 @@ def _pid(state: State, arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _path(state: State, arguments: argparse.Namespace) -> int:
+    for name in arguments.programs:
+        print(program(name))
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="services",
@@ -199,6 +206,8 @@ def _parser() -> argparse.ArgumentParser:
     add("status", _status, "*", "what runs, its pid and port; fails unless all of it runs")
     add("env", _env, "", "print the export lines of what runs")
     add("pid", _pid, "+", "print the process id")
+    path = add("path", _path, "", "print where a program beside the parts is, installed if it is missing")
+    path.add_argument("programs", nargs="+", choices=PROGRAMS, metavar="PROGRAM", help=", ".join(PROGRAMS))
     return parser
 
 

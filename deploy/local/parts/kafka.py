@@ -151,8 +151,12 @@ def _scram(state: State) -> str:
 
 
 def _random_id() -> str:
-    """A cluster's identifier as Kafka writes it: 16 bytes, URL-safe, without padding."""
-    return base64.urlsafe_b64encode(uuid.uuid4().bytes).rstrip(b"=").decode()
+    """A cluster's identifier as Kafka writes it: 16 bytes, URL-safe, without padding.
+
+    Its first bit is 0, so it begins with a letter: Kafka's tool takes what begins with `-` for an option.
+    """
+    first, *others = uuid.uuid4().bytes
+    return base64.urlsafe_b64encode(bytes([first & 0x7F, *others])).rstrip(b"=").decode()
 
 
 def _live_brokers(port: int) -> int:
