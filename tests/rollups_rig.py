@@ -234,11 +234,28 @@ class _Gated:
 
         return call
 
-    @asynccontextmanager
-    async def transaction(self, **options: Any) -> AsyncIterator[None]:
-        async with self._connection.transaction(**options):
-            yield
-            await self._actor.gate()
+    def transaction(self, **options: Any) -> "_GatedTransaction":
+        return _GatedTransaction(self._connection.transaction(**options), self._actor)
+
+
+class _GatedTransaction:
+    """Stops once more before it is committed."""
+
+    def __init__(self, block: Any, actor: Actor) -> None:
+        self.start = block.start
+        self.rollback = block.rollback
+        self._commit = block.commit
+        self._actor = actor
+
+    async def __aenter__(self) -> None:
+        await self.start()
+
+    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        await (self.commit() if error is None else self.rollback())
+
+    async def commit(self) -> None:
+        await self._actor.gate()
+        await self._commit()
 
 
 class GatedCloser(Closer):
