@@ -21,6 +21,7 @@ from runtime.tls import TlsSettings
 from runtime.urls import check_query, check_server, split_url
 from schemas.topics import PARTITIONS_DEFAULT
 from workers.erasure.settings import ErasureSettings
+from workers.rollups.settings import RollupsSettings
 from workers.settings import LandingSettings, LedgerSettings, PresenceSettings, QuarantineSettings
 from workers.verify.settings import VerifySettings
 
@@ -80,6 +81,7 @@ GROUPS: Final = (
     LedgerSettings,
     PresenceSettings,
     ErasureSettings,
+    RollupsSettings,
     ApiSettings,
     AccessSettings,
     MetricsSettings,

@@ -22,6 +22,9 @@ from workers.ledger import LedgerTotals
 from workers.metrics import LandingMetrics, LedgerMetrics, QuarantineMetrics
 from workers.presence import Presence
 from workers.quarantine import Bounds
+from workers.rollups.metrics import RollupsMetrics
+from workers.rollups.rollups import Rollups
+from workers.rollups.settings import RollupsSettings
 from workers.settings import LandingSettings, LedgerSettings, PresenceSettings, QuarantineSettings
 
 
@@ -47,6 +50,9 @@ async def work_on(process: Process, log: Log) -> None:
     eraser = Eraser(postgres, process.settings.get(ErasureSettings), log, SystemClock(), ErasureMetrics())
     process.health.note("erasure", lambda: eraser.doing)
     process.run_beside("erasure", eraser.run())
+    rollups = Rollups(postgres, process.settings.get(RollupsSettings), log, SystemClock(), RollupsMetrics())
+    process.health.note("rollups", lambda: rollups.doing)
+    process.run_beside("rollups", rollups.run())
 
 
 def make_bounds(settings: Settings) -> Bounds:

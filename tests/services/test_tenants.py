@@ -16,7 +16,7 @@ from tests.support import run
 from tests.tenants_rig import ids_in, ids_of, inhabited, rows_of
 
 #: Tables whose rows belong to an organisation through their series; roles reach them by views and functions only.
-BY_SERIES = ("readings", "text_readings")
+BY_SERIES = ("readings", "text_readings", "rollups_5m", "rollups_1h", "rollups_1d", "rollup_marks")
 UNPROTECTED = """
 SELECT DISTINCT c.relname FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid
 WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p')
@@ -245,6 +245,7 @@ ASKING = {
     "readings_page": "readings_page(ARRAY[$2::int], '-infinity', 'infinity', true, 'infinity', 0, 0, 10)",
     "readings_of_stays": "readings_of_stays(ARRAY[$2::int], ARRAY['-infinity'::timestamptz],"
     " ARRAY['infinity'::timestamptz], false, '-infinity', 0, 0, 10)",
+    "readings_aggregated": "readings_aggregated(ARRAY[$2::int], '1990-01-01', '2100-01-01', '30 days')",
     "begin_site_erasure": "begin_site_erasure($3::uuid) b WHERE b",
     "discard_quarantined": "discard_quarantined(ARRAY[$4::uuid], 'x') n WHERE n > 0",
 }

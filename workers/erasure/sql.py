@@ -2,10 +2,15 @@
 
 from typing import Final
 
+from workers.landing.marks import LEAVE
+
 OPEN: Final = """
 SELECT site_id, organisation_id, state, source, ends, erased_through FROM erasures WHERE state <> 'done'
 ORDER BY requested_at, site_id LIMIT 1000"""
-ALONE: Final = "SELECT pg_try_advisory_xact_lock(hashtextextended('sluice erasure ' || $1::uuid::text, 0))"
+# The transaction has its id before the statements after it ask what the roll-ups have closed.
+ALONE: Final = """
+SELECT pg_try_advisory_xact_lock(hashtextextended('sluice erasure ' || $1::uuid::text, 0)),
+       pg_current_xact_id()::text"""
 CAPTURE: Final = """
 UPDATE erasures SET source = $2, ends = $3::jsonb WHERE site_id = $1 AND state = 'waiting' AND ends IS NULL"""
 # A generation that was closed has no positions to come.
@@ -33,15 +38,21 @@ WITH doomed AS MATERIALIZED (
     SELECT r.series_id, r.ts FROM {table} r WHERE r.series_id = ANY ($2::int[]) AND r.ts >= $3 AND r.ts < $4 LIMIT $5
 ), gone AS (
     DELETE FROM {table} r USING doomed d
-    WHERE r.series_id = d.series_id AND r.ts = d.ts AND r.ts >= $3 AND r.ts < $4 RETURNING 1
-), told AS (
+    WHERE r.series_id = d.series_id AND r.ts = d.ts AND r.ts >= $3 AND r.ts < $4 RETURNING r.series_id, r.ts
+){marked}, told AS (
     UPDATE erasures SET {column} = {column} + (SELECT count(*) FROM gone) WHERE site_id = $1
 )
 SELECT count(*) FROM gone"""
 #: By the column of `erasures` that counts them; readings before what is noted of them.
 COLUMNS: Final = {"readings": "readings", "text_readings": "text_readings", "notes": "reading_notes"}
 NEXT: Final = {column: _NEXT.format(table=table) for column, table in COLUMNS.items()}
-ERASE: Final = {column: _ERASE.format(table=table, column=column) for column, table in COLUMNS.items()}
+_MARKED: Final = LEAVE.format(found="gone", closing="(SELECT closing_through FROM rollup_state)")
+ERASE: Final = {
+    column: _ERASE.format(
+        table=table, column=column, marked=f", marked AS ({_MARKED}\n)" if table == "readings" else ""
+    )
+    for column, table in COLUMNS.items()
+}
 
 _QUARANTINED: Final = """
 SELECT q.quarantine_id, q.device_id, q.received_at, q.item, coalesce(q.original_payload, q.payload) AS payload

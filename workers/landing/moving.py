@@ -11,6 +11,7 @@ from uuid import UUID
 from workers.landing.plan import Plan
 
 _COLUMNS: Final = ("series_id", "quality", "ts", "value")
+_STORED: Final = ("series_id", "ts", "value")
 
 # The span is given apart from the windows, so that only the chunks it lies in are looked into.
 _TAKEN: Final = """
@@ -125,6 +126,8 @@ async def _write(connection: Any, plan: Plan, table: str, placed: Sequence[tuple
     if placed:
         rows = [(one.series_id, one.quality, time, one.value) for one, time in placed]
         await connection.copy_records_to_table(table, records=rows, columns=_COLUMNS)
+        stored = [(series_id, time, value) for series_id, _, time, value in rows]
+        await connection.copy_records_to_table(f"landing_{table}_stored", records=stored, columns=_STORED)
         moves = [(*_identity(plan, one), one.series_id, time) for one, time in placed]
         await connection.execute(_REMEMBER, *(list(column) for column in zip(*moves, strict=True)))
 

@@ -16,7 +16,7 @@ import asyncpg
 
 from runtime.errors import UnavailableError
 from runtime.postgres import PostgresSettings, check_role, connect
-from workers.landing import books, columns, staging
+from workers.landing import books, columns, marks, staging
 from workers.landing.failures import Cause, MiscountError, PositionMovedError, TombstonesMovedError, cause_of
 from workers.landing.late import SpoolPart
 from workers.landing.plan import Plan
@@ -207,8 +207,8 @@ class Store:
         try:
             async with asyncio.timeout(self._settings.landing_transaction_timeout_s):
                 await connection.execute("BEGIN")
-                await self._advance(connection, plan)
-                wrote = await self._write(connection, plan)
+                closing = await self._advance(connection, plan)
+                wrote = await self._write(connection, plan, closing)
                 self.in_doubt = plan, Landed(*wrote, time.monotonic() - began)
                 await connection.execute("COMMIT")
                 self.in_doubt = None
@@ -232,7 +232,7 @@ class Store:
         async def attempt(plan: Plan) -> str | None:
             said = None
             try:
-                await self._write(connection, plan)
+                await self._write(connection, plan, closing)
             except Exception as error:
                 cause = cause_of(error)
                 if cause not in (Cause.CONTENT, Cause.CONTENTION):
@@ -244,7 +244,7 @@ class Store:
         try:
             async with asyncio.timeout(self._settings.landing_transaction_timeout_s):
                 await connection.execute("BEGIN")
-                await self._advance(connection, refused)
+                closing = await self._advance(connection, refused)
                 await connection.execute(_TRIALS)
                 yield attempt
         except asyncpg.PostgresError:
@@ -262,7 +262,7 @@ class Store:
                 return
         self.close()
 
-    async def _write(self, connection: Any, plan: Plan) -> tuple[int, Judgement, Judgement]:
+    async def _write(self, connection: Any, plan: Plan, closing: int) -> tuple[int, Judgement, Judgement]:
         fresh = 0
         if plan.fresh.times:
             rows = plan.fresh.sorted()
@@ -272,14 +272,16 @@ class Store:
         suspects = await staging.land_suspects(connection, plan)
         texts = await staging.land_texts(connection, plan)
         _check(plan, fresh, suspects, texts)
+        await marks.leave(connection, plan, closing)
         await books.write(connection, self._source, plan)
         return fresh, suspects, texts
 
-    async def _advance(self, connection: Any, plan: Plan) -> None:
+    async def _advance(self, connection: Any, plan: Plan) -> int:
         """First of all: nothing is written unless every partition stands where the plan begins.
 
         Nor unless the plan knows every tombstone. One that is committed after the statement began is not seen; but
         then this plan's records stood in the log before it, and whoever erases waits until those have landed.
+        Gives the time before which the roll-ups are closed, asked for once the transaction has its id.
         """
         parts = list(plan.parts.values())
         moved = await connection.fetch(
@@ -297,6 +299,8 @@ class Store:
             raise TombstonesMovedError(
                 f"tombstones are at {moved[0]['epoch']}, the plan knows those up to {plan.epoch}"
             )
+        closing: int = await connection.fetchval(marks.CLOSING)
+        return closing
 
 
 def _check(plan: Plan, fresh: int, suspects: Judgement, texts: Judgement) -> None:

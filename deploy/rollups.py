@@ -1,0 +1,69 @@
+"""What `sluice rollups …` does and prints. Left out: its options (`deploy.commands`)."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+from uuid import UUID
+
+import click
+import orjson
+from prometheus_client import CollectorRegistry
+
+from deploy.settings import DeploySettings
+from runtime.errors import ConfigurationError
+from runtime.postgres import PostgresSettings
+from runtime.settings import Settings
+from workers.rollups import sql
+from workers.rollups.metrics import RollupsMetrics
+from workers.rollups.rebuild import Wanted, rebuild
+from workers.rollups.repairing import Repairer
+from workers.rollups.session import LATEST, NEVER, open_session
+from workers.rollups.settings import RollupsSettings
+
+_EPOCH: Final = datetime(2000, 1, 1, tzinfo=UTC)
+_MICROSECOND: Final = timedelta(microseconds=1)
+
+
+async def print_status(settings: Settings) -> None:
+    """`sluice rollups status`."""
+    async with open_session(settings.get(PostgresSettings), RollupsMetrics(CollectorRegistry())) as session:
+        state = await session.connection.fetchrow(sql.STATE)
+        waiting = await session.connection.fetchrow(sql.WAITING)
+    closing, computed = (_told(state[name]) for name in ("closing_through", "computed_through"))
+    marks, age = waiting["marks"], waiting["age"]
+    answer = {"closing_through": closing, "computed_through": computed, "marks": marks, "oldest_mark_s": age}
+    if settings.get(DeploySettings).json:
+        click.echo(orjson.dumps(answer).decode())
+        return
+    click.echo(f"computed through {computed or 'nothing yet'}, closed through {closing or 'nothing yet'}")
+    oldest = "" if age is None else f", the oldest for {age:.0f} s"
+    click.echo(f"{marks} marks wait for a repair{oldest}")
+
+
+async def rebuild_all(
+    settings: Settings, start: datetime, end: datetime, series_id: int | None, device_id: UUID | None, after: int
+) -> None:
+    """`sluice rollups rebuild`."""
+    if end <= start:
+        raise ConfigurationError("--to is not later than --from")
+    postgres, metrics = settings.get(PostgresSettings), RollupsMetrics(CollectorRegistry())
+    repairer = Repairer(postgres, settings.get(RollupsSettings), metrics)
+    wanted = Wanted(_microseconds(start), _microseconds(end), series_id, device_id, after)
+    through, json = None, settings.get(DeploySettings).json
+    async with open_session(postgres, metrics) as session:
+        async for done in rebuild(session, repairer, wanted):
+            through = done.series_id
+            if not json:
+                resume = f"; resume with --after {done.series_id}" if done.is_last_span else ""
+                click.echo(f"series up to {done.series_id}: rebuilt up to {_told(done.until)}{resume}", err=True)
+    if json:
+        click.echo(orjson.dumps({"through_series": through}).decode())
+    else:
+        click.echo("nothing to rebuild" if through is None else f"rebuilt, up to series {through}")
+
+
+def _microseconds(time: datetime) -> int:
+    return (time - _EPOCH) // _MICROSECOND
+
+
+def _told(time: Any) -> str | None:
+    return None if time in (NEVER, LATEST) else (_EPOCH + time * _MICROSECOND).isoformat()
