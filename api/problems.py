@@ -10,6 +10,7 @@ LOCAL_ID_TAKEN: Final = Kind("local_id_taken", 409, "Another device on the same 
 IDENTIFY_UNSUPPORTED: Final = Kind("identify_unsupported", 409, "The device cannot be told to show itself.")
 UNKNOWN_MODEL: Final = Kind("unknown_model", 422, "The model is not in the supported set.")
 GROUP_NOT_FOUND: Final = Kind("device_group_not_found", 404, "The organisation has no such group of devices.")
+SERIES_NOT_FOUND: Final = Kind("series_not_found", 404, "The organisation has no such series.")
 GROUP_NAME_TAKEN: Final = Kind("device_group_name_taken", 409, "Another group of devices has that name.")
 GROUP_LIMIT: Final = Kind("device_group_limit", 409, "The organisation has as many groups of devices as it may.")
 MOVE_LIMIT: Final = Kind("move_limit", 409, "The device has been moved as often as it may.")

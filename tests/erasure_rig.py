@@ -12,7 +12,8 @@ from uuid import UUID
 
 from prometheus_client import CollectorRegistry
 
-from api.readings import SiteFilter, SpanRead, find_site_series, read_page
+from api.readings.raw import SpanRead, read_page
+from api.readings.series import Selection, find
 from api.registry import sites
 from api.registry.organisations import acting_for, add_organisation
 from runtime.clock import SystemClock
@@ -108,7 +109,7 @@ class Estate:
         """What the API gives for the site: metric, time and value, in order of time."""
         async with self.acting() as connection:
             wanted = SpanRead(None, None, False, 10_000)
-            found = await find_site_series(connection, SiteFilter(site, None, None, None), wanted, 1_000)
+            found = await find(connection, Selection(site_id=site), None, None, 1_000)
             page = await read_page(connection, found, wanted, None)
             return [
                 (

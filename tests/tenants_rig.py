@@ -104,6 +104,7 @@ async def _furnished(here: People, tenant: Tenant) -> Tenant:
     }
     tenant.tokens |= {"scoped key": keys[0]["api_key"], "gateway": gateway["siteToken"]}
     tenant.series = await _measured(here, tenant.organisation, UUID(uuids[0]))
+    tenant.things["series"] = str(tenant.series)
     return tenant
 
 

@@ -6,7 +6,7 @@ Left out: the listener (`api.serving`), who may call (`api.access`), and what ea
 import functools
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any, Final
 
 import asyncpg
@@ -108,16 +108,19 @@ class _Runner:
                 address,
                 request.headers.get(hdrs.USER_AGENT, ""),
             )
-            rendered = await self._answer(operation, call, request.headers.get(HEADER))
-        return _response(rendered)
+            return await self._answer(operation, call, request.headers.get(HEADER))
 
-    async def _answer(self, operation: Operation, call: Call[Any, Any, Any], name: str | None) -> Rendered:
-        async def answer() -> Rendered:
-            return _rendered(operation, await operation.handler(call))
+    async def _answer(self, operation: Operation, call: Call[Any, Any, Any], name: str | None) -> web.Response:
+        if name is not None and operation.repeatable:
 
-        if name is None or not operation.repeatable:
-            return await answer()
-        return await self._repeats.once(operation, call, name, answer)
+            async def answer() -> Rendered:
+                return _rendered(operation, _reply(await operation.handler(call)))
+
+            return _response(await self._repeats.once(operation, call, name, answer))
+        reply = _reply(await operation.handler(call))
+        if isinstance(reply.content, AsyncIterator):
+            return _streamed(operation, reply, reply.content)
+        return _response(_rendered(operation, reply))
 
 
 def _versions(header: str | None) -> tuple[str, ...] | None:
@@ -127,13 +130,25 @@ def _versions(header: str | None) -> tuple[str, ...] | None:
     return tuple(tag.strip().strip('"') for tag in header.split(",") if not tag.strip().startswith("W/"))
 
 
-def _rendered(operation: Operation, result: Any) -> Rendered:
-    reply = result if isinstance(result, Reply) else Reply(result)
+def _reply(result: Any) -> Reply[Any]:
+    return result if isinstance(result, Reply) else Reply(result)
+
+
+def _rendered(operation: Operation, reply: Reply[Any]) -> Rendered:
     body = reply.content if isinstance(reply.content, bytes) else _encoder.encode(reply.content)
-    headers = dict(reply.headers)
-    if reply.version is not None:
-        headers[hdrs.ETAG] = f'"{reply.version}"'
-    return Rendered(reply.status or operation.status, body, reply.content_type or operation.content_type, headers)
+    return Rendered(
+        reply.status or operation.status, body, reply.content_type or operation.content_type, _headers(reply)
+    )
+
+
+def _streamed(operation: Operation, reply: Reply[Any], chunks: AsyncIterator[bytes]) -> web.Response:
+    content_type = reply.content_type or operation.content_type
+    status = reply.status or operation.status
+    return web.Response(status=status, body=chunks, content_type=content_type, headers=_headers(reply))
+
+
+def _headers(reply: Reply[Any]) -> dict[str, str]:
+    return {**reply.headers} | ({} if reply.version is None else {hdrs.ETAG: f'"{reply.version}"'})
 
 
 def _response(rendered: Rendered) -> web.Response:

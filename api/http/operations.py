@@ -5,7 +5,7 @@ is the few lines that are its own. Left out: how a request runs through it (`api
 """
 
 import inspect
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 from functools import partial
@@ -123,9 +123,12 @@ class Call(Generic[P, Q, B]):
 
 @dataclass(frozen=True, slots=True)
 class Reply(Generic[A]):
-    """An answer that is more than its content: an `A`, or that rendered already."""
+    """An answer that is more than its content: an `A`, that rendered already, or that piece by piece.
 
-    content: A | bytes
+    Pieces are taken after the handler's transaction has ended, as fast as the client reads them.
+    """
+
+    content: A | bytes | AsyncIterator[bytes]
     status: int | None = None
     version: str | None = None
     """For `ETag`."""

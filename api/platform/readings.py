@@ -1,7 +1,7 @@
 """Reading back, as operations. Left out: what is asked of the database (`api.readings`)."""
 
-from datetime import UTC, datetime
-from typing import Any, Final, Literal
+from datetime import datetime
+from typing import Annotated, Any, Final, Literal
 from uuid import UUID
 
 import msgspec
@@ -11,62 +11,45 @@ from api.faces import PLATFORM
 from api.http.lists import Cursors, CursorText
 from api.http.operations import Call, Nothing, Reply, Role, needs, operation
 from api.http.parameters import Count, Name, Span, limit_within
-from api.http.problems import invalid_parameter
 from api.metrics import ApiMetrics
-from api.problems import DEVICE_NOT_FOUND, SITE_NOT_FOUND
-from api.readings import (
-    Found,
-    Place,
-    SeriesFilter,
-    SiteFilter,
-    SpanRead,
-    find_series,
-    find_site_series,
-    read_latest,
-    read_page,
-    render,
-)
+from api.problems import DEVICE_NOT_FOUND, GROUP_NOT_FOUND, SERIES_NOT_FOUND, SITE_NOT_FOUND
+from api.readings.raw import Place, SpanRead, read_latest, read_page
+from api.readings.rows import render
+from api.readings.series import Found, Selection, find
 from api.settings import ApiSettings
 from runtime.secrets import KeyRing, Seal
 from schemas.catalogue import metric_name
 
 _READS: Final = needs(Role.VIEWER, READINGS_READ)
+_MISSING: Final = (DEVICE_NOT_FOUND, SITE_NOT_FOUND, GROUP_NOT_FOUND, SERIES_NOT_FOUND)
 
 
-def _named(metric: str | None) -> str | None:
-    return None if metric is None else metric_name(metric)
+SeriesId = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1, description="A series, as answers name it.")]
 
 
-class Latest(msgspec.Struct, kw_only=True):
-    """Which series of a device: without `metric` or `label` those with any."""
-
-    device_id: UUID
-    metric: Name | None = None
-    label: Name | None = None
-
-    @property
-    def series(self) -> SeriesFilter:
-        return SeriesFilter(self.device_id, _named(self.metric), self.label)
-
-
-class Page(Span, kw_only=True):
-    """Which readings, and in which order; of a device, of a site, or of a device while it stood at a site."""
+class Whose(Span, kw_only=True):
+    """Which series: of a device, of what stood at a site, of a group of devices, or one; those with any metric and
+    label unless they are named. And which span of time."""
 
     device_id: UUID | None = None
     site_id: UUID | None = None
+    group_id: UUID | None = None
+    series_id: SeriesId | None = None
     metric: Name | None = None
     label: Name | None = None
+
+    @property
+    def series(self) -> Selection:
+        metric = None if self.metric is None else metric_name(self.metric)
+        return Selection(self.device_id, self.site_id, self.group_id, self.series_id, metric, self.label)
+
+
+class Page(Whose, kw_only=True):
+    """Which readings, and in which order."""
+
     order: Literal["asc", "desc"] = "asc"
     limit: Count | None = None
     cursor: CursorText | None = None
-
-    @property
-    def series(self) -> SeriesFilter | SiteFilter:
-        if self.site_id is not None:
-            return SiteFilter(self.site_id, self.device_id, _named(self.metric), self.label)
-        if self.device_id is None:
-            raise invalid_parameter("device_id", "is missing, unless site_id says whose readings")
-        return SeriesFilter(self.device_id, _named(self.metric), self.label)
 
 
 class Reading(msgspec.Struct):
@@ -98,7 +81,7 @@ class ReadingOperations:
         self._settings = settings
         self._metrics = metrics
 
-    @operation(PLATFORM, "GET", "/api/v1/readings", _READS, problems=[DEVICE_NOT_FOUND, SITE_NOT_FOUND])
+    @operation(PLATFORM, "GET", "/api/v1/readings", _READS, problems=_MISSING)
     async def readings(self, call: Call[Nothing, Page, Nothing]) -> Reply[Readings]:
         """Readings of a device or a site, page after page
 
@@ -111,18 +94,19 @@ class ReadingOperations:
         wanted = query.series
         mark = (call.organisation, wanted, query.start, query.end, query.order)
         after = self._cursors.take(mark, query.cursor)
-        if isinstance(wanted, SiteFilter):
-            found = await find_site_series(call.connection, wanted, read, limits.api_page_series_max)
-        else:
-            found = await find_series(call.connection, wanted)
+        found = await find(call.connection, wanted, query.start, query.end, limits.api_page_series_max)
         page = await read_page(call.connection, found, read, after)
         return self._reply(page.rows, found, None if page.end is None else self._cursors.give(mark, page.end))
 
-    @operation(PLATFORM, "GET", "/api/v1/readings/latest", _READS, problems=[DEVICE_NOT_FOUND])
-    async def latest_readings(self, call: Call[Nothing, Latest, Nothing]) -> Reply[Readings]:
-        """The newest reading of each series of a device"""
-        found = await find_series(call.connection, call.query.series)
-        rows = await read_latest(call.connection, list(found.series), datetime.now(UTC))
+    @operation(PLATFORM, "GET", "/api/v1/readings/latest", _READS, problems=_MISSING)
+    async def latest_readings(self, call: Call[Nothing, Whose, Nothing]) -> Reply[Readings]:
+        """The newest reading of each series
+
+        In `[from, to)`, if given. Of a site, without `to`: of the devices that stand there now.
+        """
+        query = call.query
+        found = await find(call.connection, query.series, query.start, query.end, self._settings.api_page_series_max)
+        rows = await read_latest(call.connection, found, query.start, query.end)
         return self._reply(rows, found, None)
 
     def _reply(self, rows: Any, found: Found, next_cursor: str | None) -> Reply[Readings]:

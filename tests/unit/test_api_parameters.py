@@ -19,7 +19,7 @@ from api.http.operations import PUBLIC, Role, needs
 from api.http.parameters import limit_within
 from api.http.problems import Problem
 from api.http.spelt import parse_time
-from api.platform.readings import Latest, Page
+from api.platform.readings import Page, Whose
 from api.settings import ApiSettings
 from runtime.secrets import API_KEY_PREFIX, DEVICE_PREFIX, make_token, new_ring
 
@@ -150,14 +150,9 @@ def test_a_limit_beyond_the_setting_is_refused() -> None:
         limit_within(11, 1, 10)
 
 
-def test_what_is_missing_is_named() -> None:
-    with pytest.raises(Problem, match="device_id: is missing"):
-        read_query(Latest, MultiDict())
-
-
 def test_a_doubled_parameter_does_not_widen_the_answer() -> None:
     with pytest.raises(Problem, match="metric: stands twice"):
-        read_query(Latest, MultiDict([("device_id", DEVICE), ("metric", "a"), ("metric", "b")]))
+        read_query(Whose, MultiDict([("device_id", DEVICE), ("metric", "a"), ("metric", "b")]))
 
 
 def authority() -> Authority:

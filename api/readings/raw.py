@@ -1,0 +1,133 @@
+"""Stored readings as they are: pages in order of time, and the newest of each series. Left out: what they come to.
+
+Everything here runs in a transaction that acts for one organisation (`api.access`).
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, NamedTuple
+
+from api.readings.series import STAYS, Found
+
+_PAGE: Final = """
+SELECT ts, series_id, kind, quality, value, text_value
+FROM readings_page($1::int[], coalesce($2::timestamptz, '-infinity'), coalesce($3::timestamptz, 'infinity'),
+                   {descending}, coalesce($4::timestamptz, '{unbounded}'), $5::int, $6::int, $7::int)
+ORDER BY ts {direction}, series_id {direction}, kind {direction}
+"""
+_OF_STAYS: Final = """
+SELECT ts, series_id, kind, quality, value, text_value
+FROM readings_of_stays($1::int[], $2::timestamptz[], $3::timestamptz[],
+                       {descending}, coalesce($4::timestamptz, '{unbounded}'), $5::int, $6::int, $7::int)
+ORDER BY ts {direction}, series_id {direction}, kind {direction}
+"""
+_FORWARDS: Final = _PAGE.format(descending="false", unbounded="-infinity", direction="ASC")
+_BACKWARDS: Final = _PAGE.format(descending="true", unbounded="infinity", direction="DESC")
+_STAYS_FORWARDS: Final = _OF_STAYS.format(descending="false", unbounded="-infinity", direction="ASC")
+_STAYS_BACKWARDS: Final = _OF_STAYS.format(descending="true", unbounded="infinity", direction="DESC")
+#: The least read of a series at once, so that uneven series need few rounds.
+_EACH_LEAST: Final = 8
+_ROUND_GROWTH: Final = 4
+#: Nearly every series has reported within it, and it spans two or three chunks instead of a year's.
+_RECENT: Final = timedelta(days=8)
+
+
+class SpanRead(NamedTuple):
+    """`[start, end)` in time, and the direction and number of what is read from it."""
+
+    start: datetime | None
+    end: datetime | None
+    descending: bool
+    limit: int
+
+
+class Place(NamedTuple):
+    """Where a page ended: no two readings of a device have the same place."""
+
+    ts: datetime
+    series_id: int
+    kind: int
+
+
+@dataclass(frozen=True)
+class Page:
+    """Rows in order, and the place after which the next page starts; None when there is none."""
+
+    rows: Sequence[Any]
+    end: Place | None
+
+
+async def read_page(connection: Any, found: Found, wanted: SpanRead, after: Place | None) -> Page:
+    """The next `wanted.limit` readings after `after`.
+
+    A page may need few readings of each series or very many of one. Each round reads up to `each` of every series;
+    what it read is complete up to the first place at which a series gave all it was asked for.
+    """
+    if not found.series:
+        return Page([], None)
+    sql, arguments = _read_of(found, wanted)
+    series = arguments[0]
+    enough = wanted.limit + 1
+    each = min(enough, max(_EACH_LEAST, 2 * enough // len(series)))
+    place = after or Place(datetime.min.replace(tzinfo=UTC), 0, 0)
+    while True:
+        start = None if after is None else place.ts
+        rows = await connection.fetch(sql, *arguments, start, place.series_id, place.kind, each)
+        cut = _first_full(rows, each)
+        if cut is None or cut >= enough:
+            break
+        each = min(enough, each * _ROUND_GROWTH)
+    if len(rows[:cut]) <= wanted.limit:
+        return Page(rows[:cut], None)
+    last = rows[wanted.limit - 1]
+    return Page(rows[: wanted.limit], Place(last["ts"], last["series_id"], last["kind"]))
+
+
+def _read_of(found: Found, wanted: SpanRead) -> tuple[str, list[Any]]:
+    """The statement, and what it takes before the place after which it begins."""
+    if found.spans is None:
+        sql = _BACKWARDS if wanted.descending else _FORWARDS
+        return sql, [list(found.series), wanted.start, wanted.end]
+    sql = _STAYS_BACKWARDS if wanted.descending else _STAYS_FORWARDS
+    return sql, [list(column) for column in zip(*found.spans, strict=True)]
+
+
+def _first_full(rows: Sequence[Any], each: int) -> int | None:
+    """How many rows there are up to the first place at which a series gave all it was asked for, if one did."""
+    given: dict[tuple[int, int], int] = {}
+    for index, row in enumerate(rows, 1):
+        key = row["series_id"], row["kind"]
+        given[key] = given.get(key, 0) + 1
+        if given[key] == each:
+            return index
+    return None
+
+
+async def read_latest(connection: Any, found: Found, start: datetime | None, end: datetime | None) -> list[Any]:
+    """The newest reading in `[start, end)` of each series that has one: looked for in recent chunks, then in all.
+
+    Without an end, what has left the site that it is asked of is left out.
+    """
+    recent = (end or datetime.now(UTC)) - _RECENT
+    newest: dict[int, Any] = {}
+    for since in (recent if start is None else max(start, recent), start):
+        missing = _without(found, newest, since, end)
+        if missing.series:
+            sql, arguments = _read_of(missing, SpanRead(since, end, descending=True, limit=1))
+            for row in await connection.fetch(sql, *arguments, None, 0, 0, 1):
+                newest.setdefault(row["series_id"], row)  # a number and a text: the newer one comes first
+    return [newest[series_id] for series_id in found.series if series_id in newest]
+
+
+def _without(found: Found, given: Collection[int], since: datetime | None, end: datetime | None) -> Found:
+    """What is left to look for from `since` on."""
+    series = {series_id: one for series_id, one in found.series.items() if series_id not in given}
+    if found.spans is None:
+        return Found(series)
+    spans = [
+        (series_id, start if since is None else max(start, since), stop)
+        for series_id, start, stop in found.spans
+        if series_id not in given and (end is not None or stop == STAYS)
+    ]
+    return Found(series if spans else {}, spans)

@@ -1,0 +1,124 @@
+"""Which series a request means, and in which spans of time each of them is meant.
+
+Everything here runs in a transaction that acts for one organisation (`api.access`).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final, NamedTuple
+from uuid import UUID
+
+from api.http.problems import Problem, invalid_parameter
+from api.problems import DEVICE_NOT_FOUND, GROUP_NOT_FOUND, SERIES_NOT_FOUND, SITE_NOT_FOUND
+
+#: What a selection may name, how it is looked for, and what is said if the organisation has none.
+_THINGS: Final = {
+    "device_id": ("SELECT deleted_at FROM devices WHERE device_id = $1", DEVICE_NOT_FOUND),
+    "site_id": ("SELECT FROM sites WHERE site_id = $1", SITE_NOT_FOUND),
+    "group_id": ("SELECT FROM device_groups WHERE group_id = $1", GROUP_NOT_FOUND),
+    "series_id": ("SELECT FROM series WHERE series_id = $1", SERIES_NOT_FOUND),
+}
+_NARROWED: Final = {
+    "device_id": "s.device_id = ${}",
+    "group_id": "s.device_id IN (SELECT m.device_id FROM device_group_members m WHERE m.group_id = ${})",
+    "series_id": "s.series_id = ${}",
+    "metric": "s.metric = ${}",
+    "label": "s.label = ${}",
+}
+_COLUMNS: Final = "s.series_id, s.device_id, s.metric, s.label, s.unit"
+_WHOLE: Final = f"""
+SELECT {_COLUMNS} FROM series s WHERE {{narrowed}} ORDER BY s.device_id, s.metric, s.label LIMIT $1
+"""  # noqa: S608
+# A device may have stood there several times: its series come once for each.
+_OF_STAYS: Final = f"""
+SELECT {_COLUMNS}, greatest(stay.valid_from, $3) AS start, least(stay.valid_until, $4) AS stop
+FROM (SELECT h.device_id, h.valid_from,
+             coalesce((SELECT min(n.valid_from) FROM device_sites n
+                       WHERE n.device_id = h.device_id AND n.valid_from > h.valid_from), 'infinity') AS valid_until
+      FROM device_sites h WHERE h.site_id = $2) stay
+JOIN series s ON s.device_id = stay.device_id
+WHERE {{narrowed}} AND stay.valid_from < $4 AND stay.valid_until > $3
+ORDER BY s.device_id, s.metric, s.label, start LIMIT $1
+"""  # noqa: S608
+
+
+class Selection(NamedTuple):
+    """Whose series: a device's, those of what stood at a site while it did, of a group's devices, one by its id.
+
+    Each that is given leaves only what is the others' too; at least one of the first four is.
+    """
+
+    device_id: UUID | None = None
+    site_id: UUID | None = None
+    group_id: UUID | None = None
+    series_id: int | None = None
+    metric: str | None = None
+    label: str | None = None
+
+
+class Series(NamedTuple):
+    """What every reading of a series says about itself."""
+
+    device_id: str
+    metric: str
+    label: str
+    unit: str
+
+
+#: Until when something stays that has not left: how the driver tells of infinity, with the zone that it leaves out.
+STAYS: Final = datetime.max.replace(tzinfo=UTC)
+_ALWAYS: Final = datetime.min.replace(tzinfo=UTC)
+
+
+@dataclass(frozen=True)
+class Found:
+    """Series, the spans `[start, stop)` to read of each, if not all the same, and when their device was removed."""
+
+    series: Mapping[int, Series]
+    spans: Sequence[tuple[int, datetime, datetime]] | None = None
+    removed_at: datetime | None = None
+
+
+async def find(connection: Any, wanted: Selection, start: datetime | None, end: datetime | None, most: int) -> Found:
+    """The series; of a site those of the devices that stood there within `[start, end)`, and when they did.
+
+    Raises the problems of what this organisation does not have, of a selection that says too little, and of more
+    than `most` series.
+    """
+    named = {name: value for name, value in wanted._asdict().items() if value is not None}
+    things = {name: await _have(connection, name, named[name]) for name in _THINGS if name in named}
+    if not things:
+        raise invalid_parameter("device_id", "is missing: device_id, site_id, group_id or series_id says whose")
+    arguments: list[Any] = [most + 1]
+    if wanted.site_id is not None:
+        arguments += [wanted.site_id, start or _ALWAYS, end or STAYS]
+    conditions = []
+    for name in _NARROWED.keys() & named:
+        arguments.append(named[name])
+        conditions.append(_NARROWED[name].format(len(arguments)))
+    sql = _WHOLE if wanted.site_id is None else _OF_STAYS
+    rows = await connection.fetch(sql.format(narrowed=" AND ".join(conditions) or "true"), *arguments)
+    if len(rows) > most:
+        raise invalid_parameter("metric", f"more than {most} series: name a metric, a device or a shorter time")
+    spans = None
+    if wanted.site_id is not None:
+        spans = [(row["series_id"], _aware(row["start"]), _aware(row["stop"])) for row in rows]
+    removed_at = things["device_id"]["deleted_at"] if "device_id" in things else None
+    return Found({row["series_id"]: _series(row) for row in rows}, spans, removed_at)
+
+
+async def _have(connection: Any, name: str, thing: UUID | int) -> Any:
+    sql, missing = _THINGS[name]
+    row = await connection.fetchrow(sql, thing)
+    if row is None:
+        raise Problem(missing)
+    return row
+
+
+def _aware(time: datetime) -> datetime:
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
+
+
+def _series(row: Any) -> Series:
+    return Series(str(row["device_id"]), row["metric"], row["label"], row["unit"])
