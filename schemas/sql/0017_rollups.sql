@@ -74,7 +74,8 @@ CREATE TABLE rollup_state (
     only_row         boolean PRIMARY KEY DEFAULT true CHECK (only_row),
     closing_through  timestamptz NOT NULL DEFAULT '-infinity',
     closing_xid      xid8,
-    computed_through timestamptz NOT NULL DEFAULT '-infinity' CHECK (computed_through <= closing_through)
+    computed_through timestamptz NOT NULL DEFAULT '-infinity' CHECK (computed_through <= closing_through),
+    landed_through   timestamptz NOT NULL DEFAULT '-infinity'   -- what the log received before has landed
 ) WITH (fillfactor = 20);
 INSERT INTO rollup_state DEFAULT VALUES;
 
@@ -88,6 +89,12 @@ CREATE TABLE rollup_marks (
     marked_at    timestamptz NOT NULL DEFAULT now()
 );
 CREATE INDEX rollup_marks_by_series ON rollup_marks (series_id) INCLUDE (first_bucket, last_bucket);
+
+-- The sum of the ids of a series' marks that are repaired: with those that stand it tells whether it ever changed.
+CREATE TABLE rollup_changes (
+    series_id int PRIMARY KEY,
+    marks     numeric NOT NULL
+) WITH (fillfactor = 80);
 
 -- ---------------------------------------------------------------- what a bucket comes to
 
@@ -162,81 +169,217 @@ END $$;
 
 -- ---------------------------------------------------------------- what is asked
 
--- Readings of p_series in [p_from, p_to) by buckets of p_width, a multiple of 5 minutes, an hour or a day: from
--- roll-ups of the coarsest tier that fits where those are computed and unmarked, from readings everywhere else. All of
--- it in the snapshot of the statement that asks. Every bucket is cut at p_from and p_to. `delta` is what the counter
--- rose from the reading before each of the bucket's, wherever that one stands; is_dirty: some of it has a mark.
-CREATE FUNCTION readings_aggregated(p_series int[], p_from timestamptz, p_to timestamptz, p_width interval)
-RETURNS TABLE (series_id int, bucket timestamptz, count bigint, sum float8, min float8, max float8, first float8,
-    first_ts timestamptz, last float8, last_ts timestamptz, delta float8, from_raw bigint, from_rollups bigint,
+-- A series in a span: from head to tail roll-ups tell but for what is dirty; what is raw, readings.
+CREATE TYPE readings_wanted AS (slot int, series_id int, first timestamptz, stop timestamptz, head timestamptz,
+    tail timestamptz, dirty tstzmultirange, raw tstzmultirange);
+
+-- Readings of one series in [p_from, p_to), by the buckets between p_edges (ascending; the n-th begins at the n-th):
+-- what they come to, and what happened between them inside each bucket.
+CREATE FUNCTION readings_between(p_series int, p_from timestamptz, p_to timestamptz, p_edges timestamptz[])
+RETURNS TABLE (bucket int, count bigint, sum float8, min float8, max float8, first float8,
+    first_ts timestamptz, last float8, last_ts timestamptz, increase float8, area float8, seconds_true float8)
+LANGUAGE sql STABLE AS $$
+    SELECT b.bucket, count(*), coalesce(sum(addable(b.value)), 0), min(b.value), max(b.value),
+           min(b.value) FILTER (WHERE b.is_first), min(b.ts), min(b.value) FILTER (WHERE b.is_last), max(b.ts),
+           coalesce(sum(counter_step(b.before, b.value)) FILTER (WHERE NOT b.is_first), 0),
+           coalesce(sum(area_of(b.before, b.seconds)) FILTER (WHERE NOT b.is_first), 0),
+           coalesce(sum(b.seconds) FILTER (WHERE NOT b.is_first AND b.before <> 0), 0)
+    FROM (SELECT r.ts, r.value, r.bucket, lag(r.value) OVER w AS before,
+                 seconds_between(lag(r.ts) OVER w, r.ts) AS seconds,
+                 coalesce(lag(r.bucket) OVER w < r.bucket, true) AS is_first,
+                 coalesce(lead(r.bucket) OVER w > r.bucket, true) AS is_last
+          FROM (SELECT x.ts, x.value, width_bucket(x.ts, p_edges) AS bucket FROM readings x
+                WHERE x.series_id = p_series AND x.ts >= p_from AND x.ts < p_to) r
+          WINDOW w AS (ORDER BY r.ts)) b
+    GROUP BY b.bucket
+$$;
+
+-- The n-th series in the n-th span [p_from, p_to), by the buckets between p_edges: from roll-ups of p_tier where those
+-- are computed and unmarked, from readings everywhere else (everywhere, without a tier). All edges inside the spans are
+-- multiples of the tier's width. All of it in the snapshot of the statement that asks. A row for each span in which
+-- there is anything, with an element for each bucket that holds readings:
+--   delta, delta_seconds   what a counter rose from the reading before each of the bucket's, wherever that one stands,
+--                          and how long that took
+--   area, area_seconds     value times seconds and seconds, each value until the next reading, as far as the bucket goes
+--   seconds_true           the seconds of those during which the value was not 0
+-- Without p_whole only count, sum, min and max. Sums are null where a number is beyond all of them. is_dirty: some of
+-- it has a mark.
+CREATE FUNCTION readings_aggregated(p_series int[], p_from timestamptz[], p_to timestamptz[], p_edges timestamptz[],
+    p_tier text, p_whole boolean)
+RETURNS TABLE (slot int, buckets int[], counts bigint[], sums float8[], mins float8[], maxs float8[], firsts float8[],
+    firsts_ts timestamptz[], lasts float8[], lasts_ts timestamptz[], deltas float8[], deltas_seconds float8[],
+    areas float8[], areas_seconds float8[], seconds_true float8[], from_raw bigint, from_rollups bigint,
     is_dirty boolean)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = public, pg_temp
-SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off AS $$
 DECLARE
-    v_seconds bigint := extract(epoch FROM p_width)::bigint;
-    v_tier text;
-    v_piece interval;
-    v_first timestamptz;
-    v_end timestamptz;
+    v_piece interval := CASE p_tier WHEN '5m' THEN interval '5 minutes' WHEN '1h' THEN interval '1 hour'
+                                    WHEN '1d' THEN interval '1 day' END;
+    v_table text := CASE WHEN v_piece IS NULL THEN 'rollups_5m' ELSE 'rollups_' || p_tier END;
+    v_computed timestamptz := '-infinity';
+    v_wanted readings_wanted[];
+    v_low timestamptz;
+    v_high timestamptz;
+    v_raw_low timestamptz;
+    v_raw_high timestamptz;
+    v_pieces text;
 BEGIN
-    IF v_seconds < 300 OR v_seconds % 300 <> 0 OR extract(epoch FROM p_width) <> v_seconds
-       OR NOT isfinite(p_from) OR NOT isfinite(p_to) THEN
-        RAISE invalid_parameter_value USING MESSAGE = 'buckets are multiples of 5 minutes within a finite span';
+    IF p_tier IS NOT NULL THEN
+        IF v_piece IS NULL THEN
+            RAISE invalid_parameter_value USING MESSAGE = 'there is no such tier';
+        END IF;
+        SELECT s.computed_through INTO v_computed FROM rollup_state s;
     END IF;
-    IF v_seconds % 86400 = 0 THEN
-        v_tier := 'rollups_1d'; v_piece := '1 day';
-    ELSIF v_seconds % 3600 = 0 THEN
-        v_tier := 'rollups_1h'; v_piece := '1 hour';
-    ELSE
-        v_tier := 'rollups_5m'; v_piece := '5 minutes';
-    END IF;
-    SELECT least(s.computed_through, p_to) INTO v_end FROM rollup_state s;
-    v_first := bucket_of(v_piece, p_from);
-    v_first := CASE WHEN v_first < p_from THEN v_first + v_piece ELSE v_first END;
-    v_end := CASE WHEN isfinite(v_end) THEN greatest(bucket_of(v_piece, v_end), v_first) ELSE v_first END;
-    RETURN QUERY EXECUTE format('
-        WITH wanted AS MATERIALIZED (
-            SELECT s.series_id, d.dirty,
-                   tstzmultirange(tstzrange($2, $3)) - tstzmultirange(tstzrange($5, $6))
-                       + d.dirty * tstzmultirange(tstzrange($5, $6)) AS raw
-            FROM series s CROSS JOIN LATERAL (
-                SELECT coalesce(range_agg(tstzrange(bucket_of($7, m.first_bucket), bucket_of($7, m.last_bucket) + $7)),
-                                tstzmultirange()) AS dirty
-                FROM rollup_marks m
-                WHERE m.series_id = s.series_id AND m.last_bucket + $7 > $2 AND m.first_bucket < $3 + $7) d
-            WHERE s.series_id = ANY ($1)
-        ), pieces AS (
-            SELECT w.series_id, t.bucket, t.count, t.sum, t.min, t.max, t.first, t.first_ts, t.last, t.last_ts,
-                   t.increase, 0::bigint AS raw, t.count AS rolled, false AS dirty
+    SELECT array_agg(w), min(w.head), max(w.tail), min(lower(w.raw)), max(upper(w.raw))
+    INTO v_wanted, v_low, v_high, v_raw_low, v_raw_high
+    FROM (
+        SELECT u.slot::int, s.series_id, u.first, u.stop, h.head, t.tail, d.dirty,
+               tstzmultirange(tstzrange(u.first, u.stop)) - tstzmultirange(tstzrange(h.head, t.tail))
+                   + d.dirty * tstzmultirange(tstzrange(h.head, t.tail)) AS raw
+        FROM unnest(p_series, p_from, p_to) WITH ORDINALITY AS u (series_id, first, stop, slot)
+        JOIN series s ON s.series_id = u.series_id
+        CROSS JOIN LATERAL (
+            SELECT CASE WHEN p_tier IS NULL THEN u.first
+                        WHEN bucket_of(v_piece, u.first) < u.first THEN bucket_of(v_piece, u.first) + v_piece
+                        ELSE u.first END AS head) h
+        CROSS JOIN LATERAL (
+            SELECT CASE WHEN isfinite(v_computed)
+                        THEN greatest(bucket_of(v_piece, least(u.stop, v_computed)), h.head) ELSE h.head END AS tail) t
+        CROSS JOIN LATERAL (
+            SELECT coalesce(range_agg(tstzrange(bucket_of(v_piece, m.first_bucket),
+                                                bucket_of(v_piece, m.last_bucket) + v_piece)), '{}') AS dirty
+            FROM rollup_marks m
+            WHERE p_tier IS NOT NULL AND m.series_id = s.series_id
+              AND m.last_bucket + v_piece > u.first AND m.first_bucket < u.stop + v_piece) d
+        WHERE u.first < u.stop AND isfinite(u.first) AND isfinite(u.stop)) w;
+    -- The same bounds for all series let the planner leave out every chunk beyond them.
+    v_pieces := format('
+            SELECT w.slot, width_bucket(t.bucket, $2) AS bucket, t.count, t.sum, t.min, t.max, t.first, t.first_ts,
+                   t.last, t.last_ts, t.increase, t.area, t.seconds_true, 0::bigint AS raw, t.count AS rolled
             FROM wanted w CROSS JOIN LATERAL (
-                SELECT x.* FROM %I x WHERE x.series_id = w.series_id AND x.bucket >= $5 AND x.bucket < $6 OFFSET 0) t
-            WHERE NOT w.dirty @> t.bucket
+                SELECT x.* FROM %I x WHERE x.series_id = w.series_id AND x.bucket >= w.head AND x.bucket < w.tail
+                  AND x.bucket >= $3 AND x.bucket < $4 OFFSET 0) t
+            WHERE NOT w.dirty @> t.bucket', v_table);
+    IF p_whole THEN
+        RETURN QUERY EXECUTE '
+        WITH wanted AS MATERIALIZED (SELECT * FROM unnest($1)), pieces AS (' || v_pieces || '
             UNION ALL
-            SELECT w.series_id, a.bucket, a.count, a.sum, a.min, a.max, a.first, a.first_ts, a.last, a.last_ts,
-                   a.increase, a.count, 0, w.dirty @> a.bucket
+            SELECT w.slot, a.*, a.count, 0
             FROM wanted w CROSS JOIN LATERAL unnest(w.raw) r
-            CROSS JOIN LATERAL aggregate_readings(w.series_id, lower(r), upper(r), $7) a
+            CROSS JOIN LATERAL readings_between(w.series_id, greatest(lower(r), $5), least(upper(r), $6), $2) a
         ), stepped AS (
-            SELECT p.*, bucket_of($4, p.bucket) AS wide, lag(p.last) OVER o AS before,
-                   coalesce(lag(bucket_of($4, p.bucket)) OVER o < bucket_of($4, p.bucket), true) AS is_first,
-                   coalesce(lead(bucket_of($4, p.bucket)) OVER o > bucket_of($4, p.bucket), true) AS is_last,
-                   row_number() OVER o = 1 AS is_start
-            FROM pieces p WINDOW o AS (PARTITION BY p.series_id ORDER BY p.bucket))
-        SELECT p.series_id, p.wide, sum(p.count)::bigint,
-               CASE WHEN addable(min(p.min)) IS NOT NULL AND addable(max(p.max)) IS NOT NULL THEN sum(p.sum) END,
-               min(p.min), max(p.max), min(p.first) FILTER (WHERE p.is_first), min(p.first_ts),
-               min(p.last) FILTER (WHERE p.is_last), max(p.last_ts),
-               sum(p.increase + counter_step(CASE WHEN p.is_start THEN (
-                   SELECT x.value FROM readings x WHERE x.series_id = p.series_id AND x.ts < $2
-                   ORDER BY x.ts DESC LIMIT 1) ELSE p.before END, p.first)),
-               sum(p.raw)::bigint, sum(p.rolled)::bigint, bool_or(p.dirty)
-        FROM stepped p GROUP BY 1, 2 ORDER BY 1, 2', v_tier)
-    USING p_series, p_from, p_to, p_width, v_first, v_end, v_piece;
+            SELECT p.*, row_number() OVER o = 1 AS is_start, row_number() OVER o = count(*) OVER s AS is_end,
+                   lag(p.last) OVER o AS before, lag(p.last_ts) OVER o AS before_ts, lead(p.first_ts) OVER o AS after_ts,
+                   coalesce(lag(p.bucket) OVER o < p.bucket, true) AS is_first,
+                   coalesce(lead(p.bucket) OVER o > p.bucket, true) AS is_last
+            FROM pieces p WINDOW s AS (PARTITION BY p.slot),
+                 o AS (PARTITION BY p.slot ORDER BY p.first_ts ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW)
+        ), neighbours AS MATERIALIZED (
+            SELECT w.slot, w.first, w.stop, b.value AS before, b.ts AS before_ts, a.ts AS after_ts
+            FROM wanted w
+            LEFT JOIN LATERAL (SELECT x.value, x.ts FROM readings x WHERE x.series_id = w.series_id AND x.ts < w.first
+                               ORDER BY x.ts DESC LIMIT 1) b ON true
+            LEFT JOIN LATERAL (SELECT x.ts FROM readings x WHERE x.series_id = w.series_id AND x.ts >= w.stop
+                               ORDER BY x.ts LIMIT 1) a ON true
+        ), joined AS (
+            SELECT p.*, CASE WHEN p.is_start THEN n.before ELSE p.before END AS value_before,
+                   CASE WHEN p.is_start THEN n.before_ts ELSE p.before_ts END AS ts_before,
+                   CASE WHEN p.is_end THEN n.after_ts ELSE p.after_ts END AS ts_after,
+                   greatest($2[p.bucket], n.first) AS low, least($2[p.bucket + 1], n.stop) AS high
+            FROM stepped p JOIN neighbours n ON n.slot = p.slot
+        ), held AS (
+            SELECT j.*,
+                   CASE WHEN j.ts_before IS NOT NULL
+                        THEN seconds_between(greatest(j.ts_before, j.low), j.first_ts) ELSE 0 END AS seconds_in,
+                   CASE WHEN j.is_last AND j.ts_after IS NOT NULL
+                        THEN seconds_between(j.last_ts, least(j.ts_after, j.high)) ELSE 0 END AS seconds_out
+            FROM joined j
+        ), told AS (
+            SELECT h.slot, h.bucket, sum(h.count)::bigint AS count,
+                   CASE WHEN addable(min(h.min)) IS NOT NULL AND addable(max(h.max)) IS NOT NULL THEN sum(h.sum) END AS sum,
+                   min(h.min) AS min, max(h.max) AS max, min(h.first) FILTER (WHERE h.is_first) AS first,
+                   min(h.first_ts) AS first_ts, min(h.last) FILTER (WHERE h.is_last) AS last, max(h.last_ts) AS last_ts,
+                   sum(h.increase + counter_step(h.value_before, h.first)) AS delta,
+                   sum(seconds_between(coalesce(h.ts_before, h.first_ts), h.last_ts)) AS delta_seconds,
+                   CASE WHEN addable(min(h.min)) IS NOT NULL AND addable(max(h.max)) IS NOT NULL
+                        THEN sum(h.area + coalesce(area_of(h.value_before, h.seconds_in), 0)
+                                 + area_of(h.last, h.seconds_out)) END AS area,
+                   sum(seconds_between(h.first_ts, h.last_ts) + h.seconds_in + h.seconds_out) AS area_seconds,
+                   sum(h.seconds_true + CASE WHEN h.value_before <> 0 THEN h.seconds_in ELSE 0 END
+                       + CASE WHEN h.last <> 0 THEN h.seconds_out ELSE 0 END) AS seconds_true,
+                   sum(h.raw)::bigint AS raw, sum(h.rolled)::bigint AS rolled
+            FROM held h GROUP BY h.slot, h.bucket ORDER BY h.slot, h.bucket
+        )
+        SELECT t.slot, array_agg(t.bucket), array_agg(t.count), array_agg(t.sum), array_agg(t.min), array_agg(t.max),
+               array_agg(t.first), array_agg(t.first_ts), array_agg(t.last), array_agg(t.last_ts), array_agg(t.delta),
+               array_agg(t.delta_seconds), array_agg(t.area), array_agg(t.area_seconds), array_agg(t.seconds_true),
+               sum(t.raw)::bigint, sum(t.rolled)::bigint,
+               (SELECT NOT isempty(w.dirty) FROM wanted w WHERE w.slot = t.slot)
+        FROM told t GROUP BY t.slot ORDER BY t.slot'
+        USING v_wanted, p_edges, v_low, v_high, v_raw_low, v_raw_high;
+    ELSE
+        RETURN QUERY EXECUTE '
+        WITH wanted AS MATERIALIZED (SELECT * FROM unnest($1)), pieces AS (' || v_pieces || '
+            UNION ALL
+            SELECT w.slot, a.*, a.count, 0
+            FROM wanted w CROSS JOIN LATERAL unnest(w.raw) r CROSS JOIN LATERAL (
+                SELECT width_bucket(x.ts, $2), count(*) AS count, coalesce(sum(addable(x.value)), 0), min(x.value),
+                       max(x.value), NULL::float8, NULL::timestamptz, NULL::float8, NULL::timestamptz, NULL::float8,
+                       NULL::float8, NULL::float8
+                FROM readings x WHERE x.series_id = w.series_id AND x.ts >= lower(r) AND x.ts < upper(r)
+                  AND x.ts >= $5 AND x.ts < $6 GROUP BY 1) a
+        ), told AS (
+            SELECT p.slot, p.bucket, sum(p.count)::bigint AS count,
+                   CASE WHEN addable(min(p.min)) IS NOT NULL AND addable(max(p.max)) IS NOT NULL THEN sum(p.sum) END AS sum,
+                   min(p.min) AS min, max(p.max) AS max, sum(p.raw)::bigint AS raw, sum(p.rolled)::bigint AS rolled
+            FROM pieces p GROUP BY p.slot, p.bucket ORDER BY p.slot, p.bucket
+        )
+        SELECT t.slot, array_agg(t.bucket), array_agg(t.count), array_agg(t.sum), array_agg(t.min), array_agg(t.max),
+               NULL::float8[], NULL::timestamptz[], NULL::float8[], NULL::timestamptz[], NULL::float8[], NULL::float8[],
+               NULL::float8[], NULL::float8[], NULL::float8[], sum(t.raw)::bigint, sum(t.rolled)::bigint,
+               (SELECT NOT isempty(w.dirty) FROM wanted w WHERE w.slot = t.slot)
+        FROM told t GROUP BY t.slot ORDER BY t.slot'
+        USING v_wanted, p_edges, v_low, v_high, v_raw_low, v_raw_high;
+    END IF;
 END $$;
 
-REVOKE ALL ON FUNCTION readings_aggregated, ensure_rollups FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION readings_aggregated TO sluice_app, sluice_reader;
+-- Of the same series, spans and buckets, from readings: the values at p_fractions of each bucket's readings in order,
+-- on the line between two where none stands there.
+CREATE FUNCTION readings_percentiles(p_series int[], p_from timestamptz[], p_to timestamptz[], p_edges timestamptz[],
+    p_fractions float8[])
+RETURNS TABLE (series_id int, bucket int, percentiles float8[])
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = public, pg_temp
+SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off AS $$
+BEGIN
+    RETURN QUERY EXECUTE '
+        SELECT u.series_id, width_bucket(x.ts, $4) AS bucket, percentile_cont($5) WITHIN GROUP (ORDER BY x.value)
+        FROM unnest($1, $2, $3) u (series_id, first, stop) JOIN series s ON s.series_id = u.series_id
+        JOIN readings x ON x.series_id = u.series_id AND x.ts >= u.first AND x.ts < u.stop
+            AND x.ts >= $6 AND x.ts < $7
+        GROUP BY 1, 2'
+    USING p_series, p_from, p_to, p_edges, p_fractions, (SELECT min(f) FROM unnest(p_from) f),
+        (SELECT max(t) FROM unnest(p_to) t);
+END $$;
+
+-- What changes whenever readings of these series before p_to do: every mark that was ever left on them counts, and
+-- beyond what is rolled up, where no mark is left, how far everything has landed and what was erased.
+CREATE FUNCTION readings_version(p_series int[], p_to timestamptz) RETURNS text
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp AS $$
+    SELECT concat_ws('.',
+        (SELECT coalesce(sum(c.marks), 0) FROM series s JOIN rollup_changes c ON c.series_id = s.series_id
+         WHERE s.series_id = ANY (p_series))
+        + (SELECT coalesce(sum(m.mark_id), 0) FROM series s JOIN rollup_marks m ON m.series_id = s.series_id
+           WHERE s.series_id = ANY (p_series)),
+        CASE WHEN p_to > t.computed_through THEN concat_ws('.',
+            (SELECT coalesce(sum(p.position), 0) FROM log_positions p),
+            (SELECT coalesce(sum(e.readings + e.text_readings), 0) FROM erasures e)) END)
+    FROM rollup_state t
+$$;
+
+REVOKE ALL ON FUNCTION readings_aggregated, readings_percentiles, readings_version, ensure_rollups FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION readings_aggregated, readings_percentiles, readings_version TO sluice_app, sluice_reader;
 GRANT EXECUTE ON FUNCTION ensure_rollups TO sluice_worker;
 GRANT SELECT ON rollup_state TO sluice_app, sluice_reader;
 GRANT SELECT, UPDATE ON rollup_state TO sluice_worker;
+GRANT SELECT, INSERT, UPDATE ON rollup_changes TO sluice_worker;
 GRANT SELECT, INSERT, DELETE ON rollup_marks, rollups_5m, rollups_1h, rollups_1d TO sluice_worker;

@@ -25,11 +25,14 @@ from tests.rollups_rig import (
     SETTINGS,
     WIDTHS,
     Actor,
+    Answer,
     GatedCloser,
     GatedRepairer,
     Lander,
     Reader,
+    edges_between,
     erase,
+    given,
     moment,
     open_reader,
 )
@@ -89,8 +92,10 @@ class World:
         found: int = await self.rig.value("SELECT count(*) FROM rollup_marks")
         return found
 
-    async def answers(self, width: int) -> list[Any]:
-        return await self.reader.ask(START, START + DAY, width)
+    async def answers(self, width: int) -> list[Answer]:
+        answer = await self.reader.ask(START, START + DAY, width)
+        self.reader.from_rollups += answer.from_rollups
+        return given(answer, edges_between(START, START + DAY, width))
 
     async def check(self, first: int = START - 2 * DAY, stop: int = START + 8 * DAY) -> None:
         await self.reader.check((first, stop, width) for width in WIDTHS)
@@ -442,11 +447,9 @@ def test_numbers_beyond_all_sums_stop_nothing(any_database: Database, tmp_path: 
             await here.close()
             assert await here.state() == (DAY, DAY)
             rolled = await here.answers(HOUR)
-            assert [row[:11] for row in rolled] == [row[:11] for row in raw]
-            assert [(row["count"], row["sum"], row["max"], row["from_raw"]) for row in rolled] == [
-                (7, None, 1.7e308, 0),
-                (1, 3.0, 3.0, 0),
-            ]
+            assert rolled == raw
+            assert [(row.readings, row.sum, row.max) for row in rolled] == [(7, None, 1.7e308), (1, 3.0, 3.0)]
+            assert here.reader.from_rollups == 8
 
     run(test())
 
@@ -549,6 +552,6 @@ def test_series_of_another_organisation_are_not_answered(any_database: Database,
             await here.close()
             assert len(await here.answers(DAY)) == 1
             async with open_reader(here.rig.postgres, uuid7(), here.reader.series) as stranger:
-                assert await stranger.ask(START, START + DAY, DAY) == []
+                assert (await stranger.ask(START, START + DAY, DAY)).series == {}
 
     run(test())

@@ -245,7 +245,12 @@ ASKING = {
     "readings_page": "readings_page(ARRAY[$2::int], '-infinity', 'infinity', true, 'infinity', 0, 0, 10)",
     "readings_of_stays": "readings_of_stays(ARRAY[$2::int], ARRAY['-infinity'::timestamptz],"
     " ARRAY['infinity'::timestamptz], false, '-infinity', 0, 0, 10)",
-    "readings_aggregated": "readings_aggregated(ARRAY[$2::int], '1990-01-01', '2100-01-01', '30 days')",
+    "readings_aggregated": "readings_aggregated(ARRAY[$2::int], ARRAY['1990-01-01'::timestamptz],"
+    " ARRAY['2100-01-01'::timestamptz], ARRAY['1990-01-01'::timestamptz, '2100-01-01'], NULL, true)",
+    "readings_percentiles": "readings_percentiles(ARRAY[$2::int], ARRAY['1990-01-01'::timestamptz],"
+    " ARRAY['2100-01-01'::timestamptz], ARRAY['1990-01-01'::timestamptz, '2100-01-01'], ARRAY[0.5])",
+    "readings_version": "(SELECT readings_version(ARRAY[$2::int], 'infinity') AS v) o"
+    " WHERE v <> readings_version('{}', 'infinity')",
     "begin_site_erasure": "begin_site_erasure($3::uuid) b WHERE b",
     "discard_quarantined": "discard_quarantined(ARRAY[$4::uuid], 'x') n WHERE n > 0",
 }

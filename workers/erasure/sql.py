@@ -49,7 +49,7 @@ NEXT: Final = {column: _NEXT.format(table=table) for column, table in COLUMNS.it
 _MARKED: Final = LEAVE.format(found="gone", closing="(SELECT closing_through FROM rollup_state)")
 ERASE: Final = {
     column: _ERASE.format(
-        table=table, column=column, marked=f", marked AS ({_MARKED}\n)" if table == "readings" else ""
+        table=table, column=column, marked="" if table == "reading_notes" else f", marked AS ({_MARKED}\n)"
     )
     for column, table in COLUMNS.items()
 }

@@ -37,8 +37,13 @@ _LEAVE: Final = LEAVE.format(found=_STORED, closing="$3")
 
 async def leave(connection: Any, plan: Plan, closing: int) -> None:
     """Within the landing's transaction, once its readings are written; `closing` is what `CLOSING` gave in it."""
-    if min(_oldest(plan.fresh), _oldest(plan.suspects)) < closing:
-        await connection.execute(_LEAVE, *_late(plan.fresh, closing), closing)
+    texts = [text for text in plan.texts if text.ts < closing]
+    if texts or min(_oldest(plan.fresh), _oldest(plan.suspects)) < closing:
+        series_ids, late = _late(plan.fresh, closing)
+        # Texts have no roll-ups, but answers with them have versions, which follow the marks.
+        series_ids += [text.series_id for text in texts]
+        late += [text.ts for text in texts]
+        await connection.execute(_LEAVE, series_ids, late, closing)
 
 
 def _oldest(runs: Runs) -> int:

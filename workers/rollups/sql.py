@@ -20,6 +20,7 @@ SELECT p.partition, p.position, p.received_through
 FROM log_positions p JOIN log_generations g USING (source)
 WHERE p.source = $1 AND g.closed_at IS NULL"""
 CLOSE: Final = "UPDATE rollup_state SET closing_through = $1, closing_xid = NULL WHERE closing_through < $1"
+LANDED_THROUGH: Final = "UPDATE rollup_state SET landed_through = $1 WHERE landed_through < $1"
 # Only what has been read as committed is numbered: the id is then younger than the closing.
 NUMBER: Final = """
 UPDATE rollup_state SET closing_xid = pg_current_xact_id() WHERE closing_through = $1 AND closing_xid IS NULL"""
@@ -39,7 +40,10 @@ MARKED: Final = "SELECT series_id / $1 FROM rollup_marks WHERE mark_id <= $2 ORD
 _MARKS: Final = "SELECT mark_id, series_id, first_bucket, last_bucket FROM rollup_marks WHERE"
 MARKS: Final = f"{_MARKS} series_id >= $1 AND series_id < $2 ORDER BY mark_id LIMIT $3"
 STILL_MARKED: Final = f"{_MARKS} mark_id = ANY ($1::bigint[])"
-UNMARK: Final = "DELETE FROM rollup_marks WHERE mark_id = ANY ($1::bigint[])"
+UNMARK: Final = """
+WITH gone AS (DELETE FROM rollup_marks WHERE mark_id = ANY ($1::bigint[]) RETURNING series_id, mark_id)
+INSERT INTO rollup_changes AS c (series_id, marks) SELECT series_id, sum(mark_id) FROM gone GROUP BY series_id
+ON CONFLICT (series_id) DO UPDATE SET marks = c.marks + EXCLUDED.marks"""
 WAITING: Final = """
 SELECT (SELECT count(*) FROM (SELECT FROM rollup_marks LIMIT 100001) m) AS marks,
        (SELECT max(mark_id) FROM rollup_marks) AS newest,
