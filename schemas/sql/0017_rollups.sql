@@ -109,7 +109,7 @@ $$ SELECT CASE WHEN addable(p_after) >= addable(p_before) THEN p_after - p_befor
 
 CREATE FUNCTION seconds_between(p_first timestamptz, p_last timestamptz) RETURNS float8
 LANGUAGE sql IMMUTABLE PARALLEL SAFE AS
-$$ SELECT extract(epoch FROM p_last - p_first)::float8 $$;
+$$ SELECT date_part('epoch', p_last - p_first) $$;
 
 -- Value times seconds. What is nearly nothing is nothing: a product below the range of float8 would be an error.
 CREATE FUNCTION area_of(p_value float8, p_seconds float8) RETURNS float8 LANGUAGE sql IMMUTABLE PARALLEL SAFE AS
@@ -194,79 +194,35 @@ LANGUAGE sql STABLE AS $$
     GROUP BY b.bucket
 $$;
 
--- The n-th series in the n-th span [p_from, p_to), by the buckets between p_edges: from roll-ups of p_tier where those
--- are computed and unmarked, from readings everywhere else (everywhere, without a tier). All edges inside the spans are
--- multiples of the tier's width. All of it in the snapshot of the statement that asks. A row for each span in which
--- there is anything, with an element for each bucket that holds readings:
---   delta, delta_seconds   what a counter rose from the reading before each of the bucket's, wherever that one stands,
---                          and how long that took
---   area, area_seconds     value times seconds and seconds, each value until the next reading, as far as the bucket goes
---   seconds_true           the seconds of those during which the value was not 0
--- Without p_whole only count, sum, min and max. Sums are null where a number is beyond all of them. is_dirty: some of
--- it has a mark.
-CREATE FUNCTION readings_aggregated(p_series int[], p_from timestamptz[], p_to timestamptz[], p_edges timestamptz[],
-    p_tier text, p_whole boolean)
+-- What readings_aggregated asks of a tier, whole and short: functions of their own, so that a session plans each once.
+-- The bounds that all series share, beside their own, let the executor leave out every chunk beyond them.
+DO $$
+DECLARE v_tier text;
+BEGIN
+    FOREACH v_tier IN ARRAY ARRAY['rollups_5m', 'rollups_1h', 'rollups_1d'] LOOP
+        EXECUTE format('
+CREATE FUNCTION whole_of_%1$s(p_wanted readings_wanted[], p_edges timestamptz[], p_low timestamptz, p_high timestamptz,
+    p_raw_low timestamptz, p_raw_high timestamptz)
 RETURNS TABLE (slot int, buckets int[], counts bigint[], sums float8[], mins float8[], maxs float8[], firsts float8[],
     firsts_ts timestamptz[], lasts float8[], lasts_ts timestamptz[], deltas float8[], deltas_seconds float8[],
     areas float8[], areas_seconds float8[], seconds_true float8[], from_raw bigint, from_rollups bigint,
     is_dirty boolean)
-LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = public, pg_temp
-SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off AS $$
-DECLARE
-    v_piece interval := CASE p_tier WHEN '5m' THEN interval '5 minutes' WHEN '1h' THEN interval '1 hour'
-                                    WHEN '1d' THEN interval '1 day' END;
-    v_table text := CASE WHEN v_piece IS NULL THEN 'rollups_5m' ELSE 'rollups_' || p_tier END;
-    v_computed timestamptz := '-infinity';
-    v_wanted readings_wanted[];
-    v_low timestamptz;
-    v_high timestamptz;
-    v_raw_low timestamptz;
-    v_raw_high timestamptz;
-    v_pieces text;
+LANGUAGE plpgsql STABLE SET plan_cache_mode = force_generic_plan AS $f$
+#variable_conflict use_column
 BEGIN
-    IF p_tier IS NOT NULL THEN
-        IF v_piece IS NULL THEN
-            RAISE invalid_parameter_value USING MESSAGE = 'there is no such tier';
-        END IF;
-        SELECT s.computed_through INTO v_computed FROM rollup_state s;
-    END IF;
-    SELECT array_agg(w), min(w.head), max(w.tail), min(lower(w.raw)), max(upper(w.raw))
-    INTO v_wanted, v_low, v_high, v_raw_low, v_raw_high
-    FROM (
-        SELECT u.slot::int, s.series_id, u.first, u.stop, h.head, t.tail, d.dirty,
-               tstzmultirange(tstzrange(u.first, u.stop)) - tstzmultirange(tstzrange(h.head, t.tail))
-                   + d.dirty * tstzmultirange(tstzrange(h.head, t.tail)) AS raw
-        FROM unnest(p_series, p_from, p_to) WITH ORDINALITY AS u (series_id, first, stop, slot)
-        JOIN series s ON s.series_id = u.series_id
-        CROSS JOIN LATERAL (
-            SELECT CASE WHEN p_tier IS NULL THEN u.first
-                        WHEN bucket_of(v_piece, u.first) < u.first THEN bucket_of(v_piece, u.first) + v_piece
-                        ELSE u.first END AS head) h
-        CROSS JOIN LATERAL (
-            SELECT CASE WHEN isfinite(v_computed)
-                        THEN greatest(bucket_of(v_piece, least(u.stop, v_computed)), h.head) ELSE h.head END AS tail) t
-        CROSS JOIN LATERAL (
-            SELECT coalesce(range_agg(tstzrange(bucket_of(v_piece, m.first_bucket),
-                                                bucket_of(v_piece, m.last_bucket) + v_piece)), '{}') AS dirty
-            FROM rollup_marks m
-            WHERE p_tier IS NOT NULL AND m.series_id = s.series_id
-              AND m.last_bucket + v_piece > u.first AND m.first_bucket < u.stop + v_piece) d
-        WHERE u.first < u.stop AND isfinite(u.first) AND isfinite(u.stop)) w;
-    -- The same bounds for all series let the planner leave out every chunk beyond them.
-    v_pieces := format('
-            SELECT w.slot, width_bucket(t.bucket, $2) AS bucket, t.count, t.sum, t.min, t.max, t.first, t.first_ts,
+    RETURN QUERY
+        WITH wanted AS MATERIALIZED (SELECT * FROM unnest(p_wanted)), flat AS MATERIALIZED (SELECT p_edges AS edges),
+        pieces AS (
+            SELECT w.slot, width_bucket(t.bucket, (SELECT edges FROM flat)) AS bucket, t.count, t.sum, t.min, t.max, t.first, t.first_ts,
                    t.last, t.last_ts, t.increase, t.area, t.seconds_true, 0::bigint AS raw, t.count AS rolled
             FROM wanted w CROSS JOIN LATERAL (
-                SELECT x.* FROM %I x WHERE x.series_id = w.series_id AND x.bucket >= w.head AND x.bucket < w.tail
-                  AND x.bucket >= $3 AND x.bucket < $4 OFFSET 0) t
-            WHERE NOT w.dirty @> t.bucket', v_table);
-    IF p_whole THEN
-        RETURN QUERY EXECUTE '
-        WITH wanted AS MATERIALIZED (SELECT * FROM unnest($1)), pieces AS (' || v_pieces || '
+                SELECT x.* FROM %1$I x WHERE x.series_id = w.series_id AND x.bucket >= w.head AND x.bucket < w.tail
+                  AND x.bucket >= p_low AND x.bucket < p_high OFFSET 0) t
+            WHERE NOT w.dirty @> t.bucket
             UNION ALL
             SELECT w.slot, a.*, a.count, 0
-            FROM wanted w CROSS JOIN LATERAL unnest(w.raw) r
-            CROSS JOIN LATERAL readings_between(w.series_id, greatest(lower(r), $5), least(upper(r), $6), $2) a
+            FROM wanted w CROSS JOIN flat f CROSS JOIN LATERAL unnest(w.raw) r
+            CROSS JOIN LATERAL readings_between(w.series_id, lower(r), upper(r), f.edges) a
         ), stepped AS (
             SELECT p.*, row_number() OVER o = 1 AS is_start, row_number() OVER o = count(*) OVER s AS is_end,
                    lag(p.last) OVER o AS before, lag(p.last_ts) OVER o AS before_ts, lead(p.first_ts) OVER o AS after_ts,
@@ -285,7 +241,7 @@ BEGIN
             SELECT p.*, CASE WHEN p.is_start THEN n.before ELSE p.before END AS value_before,
                    CASE WHEN p.is_start THEN n.before_ts ELSE p.before_ts END AS ts_before,
                    CASE WHEN p.is_end THEN n.after_ts ELSE p.after_ts END AS ts_after,
-                   greatest($2[p.bucket], n.first) AS low, least($2[p.bucket + 1], n.stop) AS high
+                   greatest(p_edges[p.bucket], n.first) AS low, least(p_edges[p.bucket + 1], n.stop) AS high
             FROM stepped p JOIN neighbours n ON n.slot = p.slot
         ), held AS (
             SELECT j.*,
@@ -315,19 +271,35 @@ BEGIN
                array_agg(t.delta_seconds), array_agg(t.area), array_agg(t.area_seconds), array_agg(t.seconds_true),
                sum(t.raw)::bigint, sum(t.rolled)::bigint,
                (SELECT NOT isempty(w.dirty) FROM wanted w WHERE w.slot = t.slot)
-        FROM told t GROUP BY t.slot ORDER BY t.slot'
-        USING v_wanted, p_edges, v_low, v_high, v_raw_low, v_raw_high;
-    ELSE
-        RETURN QUERY EXECUTE '
-        WITH wanted AS MATERIALIZED (SELECT * FROM unnest($1)), pieces AS (' || v_pieces || '
+        FROM told t GROUP BY t.slot ORDER BY t.slot;
+END $f$', v_tier);
+        EXECUTE format('
+CREATE FUNCTION short_of_%1$s(p_wanted readings_wanted[], p_edges timestamptz[], p_low timestamptz, p_high timestamptz,
+    p_raw_low timestamptz, p_raw_high timestamptz)
+RETURNS TABLE (slot int, buckets int[], counts bigint[], sums float8[], mins float8[], maxs float8[], firsts float8[],
+    firsts_ts timestamptz[], lasts float8[], lasts_ts timestamptz[], deltas float8[], deltas_seconds float8[],
+    areas float8[], areas_seconds float8[], seconds_true float8[], from_raw bigint, from_rollups bigint,
+    is_dirty boolean)
+LANGUAGE plpgsql STABLE SET plan_cache_mode = force_generic_plan AS $f$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+        WITH wanted AS MATERIALIZED (SELECT * FROM unnest(p_wanted)), flat AS MATERIALIZED (SELECT p_edges AS edges),
+        pieces AS (
+            SELECT w.slot, width_bucket(t.bucket, (SELECT edges FROM flat)) AS bucket, t.count, t.sum, t.min, t.max, t.first, t.first_ts,
+                   t.last, t.last_ts, t.increase, t.area, t.seconds_true, 0::bigint AS raw, t.count AS rolled
+            FROM wanted w CROSS JOIN LATERAL (
+                SELECT x.* FROM %1$I x WHERE x.series_id = w.series_id AND x.bucket >= w.head AND x.bucket < w.tail
+                  AND x.bucket >= p_low AND x.bucket < p_high OFFSET 0) t
+            WHERE NOT w.dirty @> t.bucket
             UNION ALL
             SELECT w.slot, a.*, a.count, 0
             FROM wanted w CROSS JOIN LATERAL unnest(w.raw) r CROSS JOIN LATERAL (
-                SELECT width_bucket(x.ts, $2), count(*) AS count, coalesce(sum(addable(x.value)), 0), min(x.value),
+                SELECT width_bucket(x.ts, (SELECT edges FROM flat)), count(*) AS count, coalesce(sum(addable(x.value)), 0), min(x.value),
                        max(x.value), NULL::float8, NULL::timestamptz, NULL::float8, NULL::timestamptz, NULL::float8,
                        NULL::float8, NULL::float8
                 FROM readings x WHERE x.series_id = w.series_id AND x.ts >= lower(r) AND x.ts < upper(r)
-                  AND x.ts >= $5 AND x.ts < $6 GROUP BY 1) a
+                  AND x.ts >= p_raw_low AND x.ts < p_raw_high GROUP BY 1) a
         ), told AS (
             SELECT p.slot, p.bucket, sum(p.count)::bigint AS count,
                    CASE WHEN addable(min(p.min)) IS NOT NULL AND addable(max(p.max)) IS NOT NULL THEN sum(p.sum) END AS sum,
@@ -338,9 +310,81 @@ BEGIN
                NULL::float8[], NULL::timestamptz[], NULL::float8[], NULL::timestamptz[], NULL::float8[], NULL::float8[],
                NULL::float8[], NULL::float8[], NULL::float8[], sum(t.raw)::bigint, sum(t.rolled)::bigint,
                (SELECT NOT isempty(w.dirty) FROM wanted w WHERE w.slot = t.slot)
-        FROM told t GROUP BY t.slot ORDER BY t.slot'
-        USING v_wanted, p_edges, v_low, v_high, v_raw_low, v_raw_high;
+        FROM told t GROUP BY t.slot ORDER BY t.slot;
+END $f$', v_tier);
+        EXECUTE format('REVOKE ALL ON FUNCTION whole_of_%1$s, short_of_%1$s FROM PUBLIC', v_tier);
+    END LOOP;
+END $$;
+
+-- The n-th series in the n-th span [p_from, p_to), by the buckets between p_edges: from roll-ups of p_tier where those
+-- are computed and unmarked, from readings everywhere else (everywhere, without a tier). All edges inside the spans are
+-- multiples of the tier's width. All of it in the snapshot of the statement that asks. A row for each span in which
+-- there is anything, with an element for each bucket that holds readings:
+--   delta, delta_seconds   what a counter rose from the reading before each of the bucket's, wherever that one stands,
+--                          and how long that took
+--   area, area_seconds     value times seconds and seconds, each value until the next reading, as far as the bucket goes
+--   seconds_true           the seconds of those during which the value was not 0
+-- Without p_whole only count, sum, min and max. Sums are null where a number is beyond all of them. is_dirty: some of
+-- it has a mark.
+CREATE FUNCTION readings_aggregated(p_series int[], p_from timestamptz[], p_to timestamptz[], p_edges timestamptz[],
+    p_tier text, p_whole boolean)
+RETURNS TABLE (slot int, buckets int[], counts bigint[], sums float8[], mins float8[], maxs float8[], firsts float8[],
+    firsts_ts timestamptz[], lasts float8[], lasts_ts timestamptz[], deltas float8[], deltas_seconds float8[],
+    areas float8[], areas_seconds float8[], seconds_true float8[], from_raw bigint, from_rollups bigint,
+    is_dirty boolean)
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = public, pg_temp
+SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off AS $$
+DECLARE
+    v_piece interval := CASE p_tier WHEN '5m' THEN interval '5 minutes' WHEN '1h' THEN interval '1 hour'
+                                    WHEN '1d' THEN interval '1 day' END;
+    v_computed timestamptz := '-infinity';
+    v_wanted readings_wanted[];
+    v_low timestamptz;
+    v_high timestamptz;
+    v_raw_low timestamptz;
+    v_raw_high timestamptz;
+BEGIN
+    IF p_tier IS NOT NULL THEN
+        IF v_piece IS NULL THEN
+            RAISE invalid_parameter_value USING MESSAGE = 'there is no such tier';
+        END IF;
+        SELECT s.computed_through INTO v_computed FROM rollup_state s;
     END IF;
+    SELECT array_agg(w), min(w.head), max(w.tail), min(lower(w.raw)), max(upper(w.raw))
+    INTO v_wanted, v_low, v_high, v_raw_low, v_raw_high
+    FROM (
+        SELECT u.slot::int, s.series_id, u.first, u.stop, h.head, t.tail, d.dirty,
+               tstzmultirange(tstzrange(u.first, u.stop)) - tstzmultirange(tstzrange(h.head, t.tail))
+                   + d.dirty * tstzmultirange(tstzrange(h.head, t.tail)) AS raw
+        FROM unnest(p_series, p_from, p_to) WITH ORDINALITY AS u (series_id, first, stop, slot)
+        JOIN series s ON s.series_id = u.series_id
+        CROSS JOIN LATERAL (
+            SELECT CASE WHEN p_tier IS NULL THEN u.first
+                        WHEN bucket_of(v_piece, u.first) < u.first THEN bucket_of(v_piece, u.first) + v_piece
+                        ELSE u.first END AS head) h
+        CROSS JOIN LATERAL (
+            SELECT CASE WHEN isfinite(v_computed)
+                        THEN greatest(bucket_of(v_piece, least(u.stop, v_computed)), h.head) ELSE h.head END AS tail) t
+        CROSS JOIN LATERAL (
+            SELECT coalesce(range_agg(tstzrange(bucket_of(v_piece, m.first_bucket),
+                                                bucket_of(v_piece, m.last_bucket) + v_piece)), '{}') AS dirty
+            FROM rollup_marks m
+            WHERE p_tier IS NOT NULL AND m.series_id = s.series_id
+              AND m.last_bucket + v_piece > u.first AND m.first_bucket < u.stop + v_piece) d
+        WHERE u.first < u.stop AND isfinite(u.first) AND isfinite(u.stop)) w;
+    CASE WHEN p_whole AND p_tier = '1d' THEN
+        RETURN QUERY SELECT * FROM whole_of_rollups_1d(v_wanted, p_edges, v_low, v_high, v_raw_low, v_raw_high);
+    WHEN p_whole AND p_tier = '1h' THEN
+        RETURN QUERY SELECT * FROM whole_of_rollups_1h(v_wanted, p_edges, v_low, v_high, v_raw_low, v_raw_high);
+    WHEN p_whole THEN
+        RETURN QUERY SELECT * FROM whole_of_rollups_5m(v_wanted, p_edges, v_low, v_high, v_raw_low, v_raw_high);
+    WHEN p_tier = '1d' THEN
+        RETURN QUERY SELECT * FROM short_of_rollups_1d(v_wanted, p_edges, v_low, v_high, v_raw_low, v_raw_high);
+    WHEN p_tier = '1h' THEN
+        RETURN QUERY SELECT * FROM short_of_rollups_1h(v_wanted, p_edges, v_low, v_high, v_raw_low, v_raw_high);
+    ELSE
+        RETURN QUERY SELECT * FROM short_of_rollups_5m(v_wanted, p_edges, v_low, v_high, v_raw_low, v_raw_high);
+    END CASE;
 END $$;
 
 -- Of the same series, spans and buckets, from readings: the values at p_fractions of each bucket's readings in order,
