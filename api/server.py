@@ -26,6 +26,7 @@ from api.platform.ledger import LedgerOperations
 from api.platform.organisations import OrganisationOperations
 from api.platform.quarantine import QuarantineOperations
 from api.platform.readings import ReadingOperations
+from api.readings.streams import Streams
 from api.settings import ApiSettings
 from api.sites.machines import MachineOperations
 from api.sites.sites import SiteOperations
@@ -48,7 +49,7 @@ def create_app(
     door = Door(pool, ring, settings, access)
     documents = DocumentOperations()
     operations = [
-        *_operations(ring, settings, metrics),
+        *_operations(door, ring, settings, metrics),
         *operations_of(*_people(door, ring, settings, access), documents),
     ]
     documents.operations = operations
@@ -67,10 +68,10 @@ def _people(door: Door, ring: KeyRing, settings: ApiSettings, access: AccessSett
     )
 
 
-def _operations(ring: KeyRing, settings: ApiSettings, metrics: ApiMetrics) -> list[Operation]:
+def _operations(door: Door, ring: KeyRing, settings: ApiSettings, metrics: ApiMetrics) -> list[Operation]:
     return [
         *operations_of(
-            ReadingOperations(ring, settings, metrics),
+            ReadingOperations(ring, settings, metrics, Streams(door.acting_for, settings, metrics)),
             LedgerOperations(ring, settings),
             QuarantineOperations(ring, settings),
             ErasureOperations(ring),

@@ -206,6 +206,14 @@ async def open_transaction(
         await pool.release(connection)
 
 
+@asynccontextmanager
+async def acting_for(pool: "asyncpg.Pool[asyncpg.Record]", wait_s: float, organisation: UUID) -> AsyncIterator[Any]:
+    """A short transaction that reads what is this organisation's, after the one that let its caller in."""
+    async with open_transaction(pool, wait_s, writes=False) as connection:
+        await act_for(connection, organisation=organisation)
+        yield connection
+
+
 async def act_for(connection: Any, *, organisation: UUID | None = None, user: UUID | None = None) -> None:
     """From now on the transaction sees what is of this organisation, or else of this user."""
     await connection.execute(

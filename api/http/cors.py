@@ -10,8 +10,11 @@ from typing import Final
 from aiohttp import hdrs
 
 ANY: Final = "*"
-_TAKES: Final = "Authorization, Content-Type, If-Match, Idempotency-Key, Prefer"
-_SHOWS: Final = "ETag, X-Request-Id, Retry-After, Idempotency-Replayed"
+_TAKES: Final = "Authorization, Content-Type, If-Match, If-None-Match, Idempotency-Key, Prefer"
+_SHOWS: Final = (
+    "ETag, X-Request-Id, Retry-After, Idempotency-Replayed, "
+    "Sluice-Next-Cursor, Sluice-Source, Sluice-Complete-Through, Sluice-Dirty, Sluice-Removed-At"
+)
 _PREFLIGHT_S: Final = 600
 
 
