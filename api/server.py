@@ -16,6 +16,7 @@ from api.http.edge import create_app as create_app_of
 from api.http.operations import Operation, operations_of
 from api.http.repeats import Repeats
 from api.metrics import ApiMetrics
+from api.platform.aggregates import AggregateOperations
 from api.platform.audit import AuditOperations
 from api.platform.auth import AuthOperations
 from api.platform.device_groups import DeviceGroupOperations
@@ -72,6 +73,7 @@ def _operations(door: Door, ring: KeyRing, settings: ApiSettings, metrics: ApiMe
     return [
         *operations_of(
             ReadingOperations(ring, settings, metrics, Streams(door.acting_for, settings, metrics)),
+            AggregateOperations(settings, metrics),
             LedgerOperations(ring, settings),
             QuarantineOperations(ring, settings),
             ErasureOperations(ring),

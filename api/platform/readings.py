@@ -24,7 +24,7 @@ from runtime.secrets import KeyRing, Seal
 from schemas.catalogue import metric_name
 
 _READS: Final = needs(Role.VIEWER, READINGS_READ)
-_MISSING: Final = (DEVICE_NOT_FOUND, SITE_NOT_FOUND, GROUP_NOT_FOUND, SERIES_NOT_FOUND)
+MISSING: Final = (DEVICE_NOT_FOUND, SITE_NOT_FOUND, GROUP_NOT_FOUND, SERIES_NOT_FOUND)
 
 
 SeriesId = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1, description="A series, as answers name it.")]
@@ -44,8 +44,13 @@ class Whose(Span, kw_only=True):
 
     @property
     def series(self) -> Selection:
-        metric = None if self.metric is None else metric_name(self.metric)
-        return Selection(self.device_id, self.site_id, self.group_id, self.series_id, metric, self.label)
+        return selection_of(self)
+
+
+def selection_of(query: Any) -> Selection:
+    """Whose series a query or question means by its fields."""
+    metric = None if query.metric is None else metric_name(query.metric)
+    return Selection(query.device_id, query.site_id, query.group_id, query.series_id, metric, query.label)
 
 
 class Page(Whose, kw_only=True):
@@ -112,9 +117,7 @@ class ReadingOperations:
         self._metrics = metrics
         self._streams = streams
 
-    @operation(
-        PLATFORM, "GET", "/api/v1/readings", _READS, problems=(*_MISSING, QUERY_TOO_LARGE), other_types=_OTHERS
-    )
+    @operation(PLATFORM, "GET", "/api/v1/readings", _READS, problems=(*MISSING, QUERY_TOO_LARGE), other_types=_OTHERS)
     async def readings(self, call: Call[Nothing, Page, Nothing]) -> Reply[Readings]:
         """Readings of a device or a site, page after page
 
@@ -145,7 +148,7 @@ class ReadingOperations:
             form, await self._streams.table(call.connection, call.organisation, found, span, _head(found, None))
         )
 
-    @operation(PLATFORM, "GET", "/api/v1/readings/latest", _READS, problems=_MISSING, other_types=_OTHERS)
+    @operation(PLATFORM, "GET", "/api/v1/readings/latest", _READS, problems=MISSING, other_types=_OTHERS)
     async def latest_readings(self, call: Call[Nothing, Whose, Nothing]) -> Reply[Readings]:
         """The newest reading of each series
 

@@ -7,26 +7,21 @@ together by series. Everything runs in a transaction that acts for one organisat
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Final, Literal, NamedTuple
 
 from api.readings.buckets import tier_of
-from api.readings.functions import FUNCTIONS, Parts
+from api.readings.functions import COLUMNS, FUNCTIONS, Parts
 from api.readings.series import Found
 
 _LANDED: Final = """
 SELECT nullif(landed_through, '-infinity') FROM rollup_state"""
 _AGGREGATED: Final = """
-SELECT slot, buckets, counts, sums, mins, maxs, firsts, lasts, deltas, deltas_seconds, areas, areas_seconds,
-       seconds_true, from_raw, from_rollups, is_dirty
+SELECT slot, buckets, counts, sums, mins, maxs, firsts, firsts_ts, lasts, lasts_ts, deltas, deltas_seconds, areas,
+       areas_seconds, seconds_true, from_raw, from_rollups, is_dirty
 FROM readings_aggregated($1, $2, $3, $4, $5, $6)"""
 _PERCENTILES: Final = """
 SELECT series_id, bucket, percentiles FROM readings_percentiles($1, $2, $3, $4, $5)"""
-_COLUMNS: Final = (
-    "counts", "sums", "mins", "maxs", "firsts", "lasts", "deltas", "deltas_seconds", "areas", "areas_seconds",
-    "seconds_true",
-)  # fmt: skip
-
 Source = Literal["rollups", "readings", "both", "none"]
 
 
@@ -67,7 +62,7 @@ async def aggregate(connection: Any, found: Found, question: Question, *, raw: b
     """All of the question; `raw` asks readings alone, which gives the same and takes longer."""
     tier = None if raw else tier_of(question.edges)
     answer = Aggregated(tier=tier, complete_through=await connection.fetchval(_LANDED))
-    slots = _slots(found, question)
+    slots = slots_of(found, question.start, question.end)
     wanted = [FUNCTIONS[name] for name in question.functions]
     if not slots[0]:
         return answer
@@ -80,20 +75,18 @@ async def aggregate(connection: Any, found: Found, question: Question, *, raw: b
     return answer
 
 
-def _slots(found: Found, question: Question) -> tuple[list[int], list[datetime], list[datetime]]:
-    """Series and the spans of each, those of one series in order of time."""
+def slots_of(found: Found, start: datetime, end: datetime) -> tuple[list[int], list[datetime], list[datetime]]:
+    """Series and the spans of each within `[start, end)`, those of one series in order of time."""
     if found.spans is None:
         number = len(found.series)
-        return list(found.series), [question.start] * number, [question.end] * number
-    spans = [
-        (series_id, max(start, question.start), min(stop, question.end)) for series_id, start, stop in found.spans
-    ]
+        return list(found.series), [start] * number, [end] * number
+    spans = [(series_id, max(first, start), min(stop, end)) for series_id, first, stop in found.spans]
     kept = [span for span in spans if span[1] < span[2]]
     return [span[0] for span in kept], [span[1] for span in kept], [span[2] for span in kept]
 
 
 def _take(answer: Aggregated, series_id: int, row: Any) -> None:
-    columns: dict[str, Any] = {name: row[name] or [] for name in _COLUMNS}
+    columns: dict[str, Any] = {name: row[name] or [] for name in COLUMNS}
     parts = Parts([bucket - 1 for bucket in row["buckets"]], **columns)
     before = answer.series.setdefault(series_id, parts)
     if before is not parts:
@@ -115,9 +108,3 @@ async def _percentiles(
         columns = zip(*values, strict=True) if values else [[]] * len(fractions)
         parts.percentiles = {name: list(column) for name, column in zip(fractions, columns, strict=True)}
     answer.percentiles = True
-
-
-def elapsed(question: Question, now: datetime | None = None) -> range:
-    """The buckets that have begun: what is filled."""
-    now = now or datetime.now(UTC)
-    return range(sum(edge < now for edge in question.edges[:-1]))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from itertools import pairwise
 from typing import Final, NamedTuple
 
@@ -25,7 +26,9 @@ class Parts:
     mins: list[float] = field(default_factory=list)
     maxs: list[float] = field(default_factory=list)
     firsts: list[float] = field(default_factory=list)
+    firsts_ts: list[datetime] = field(default_factory=list)
     lasts: list[float] = field(default_factory=list)
+    lasts_ts: list[datetime] = field(default_factory=list)
     deltas: list[float] = field(default_factory=list)
     deltas_seconds: list[float] = field(default_factory=list)
     areas: list[float | None] = field(default_factory=list)
@@ -42,13 +45,14 @@ class Parts:
                 _added(getattr(self, name), getattr(later, name))
             self.mins[-1] = min(self.mins[-1], later.mins[0])
             self.maxs[-1] = max(self.maxs[-1], later.maxs[0])
-            self.lasts[-1:] = later.lasts[:1]
-        for name in _COLUMNS:
+            self.lasts[-1:], self.lasts_ts[-1:] = later.lasts[:1], later.lasts_ts[:1]
+        for name in ("buckets", *COLUMNS):
             getattr(self, name).extend(getattr(later, name)[joined:])
 
 
-_COLUMNS: Final = (
-    "buckets", "counts", "sums", "mins", "maxs", "firsts", "lasts", "deltas", "deltas_seconds", "areas",
+#: Beside the buckets, as the engine calls them too.
+COLUMNS: Final = (
+    "counts", "sums", "mins", "maxs", "firsts", "firsts_ts", "lasts", "lasts_ts", "deltas", "deltas_seconds", "areas",
     "areas_seconds", "seconds_true",
 )  # fmt: skip
 
