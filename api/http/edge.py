@@ -164,7 +164,15 @@ def _streamed(
     operation: Operation, reply: Reply[Any], chunks: AsyncIterator[bytes], request: web.Request
 ) -> web.StreamResponse:
     headers = _headers(reply) | {hdrs.CONTENT_TYPE: reply.content_type or operation.content_type}
-    return Streamed(request, chunks, reply.status or operation.status, headers)
+    return Streamed(
+        request, chunks, reply.status or operation.status, headers, functools.partial(_broke_off, request)
+    )
+
+
+def _broke_off(request: web.Request, error: Exception) -> None:
+    known = isinstance(error, (Problem, *UNAVAILABLE))
+    extra = {"request_id": request[_ID], "route": _route(request), "reason": str(error)}
+    _log.log(logging.WARNING if known else logging.ERROR, "an answer broke off", extra=extra, exc_info=not known)
 
 
 def _headers(reply: Reply[Any]) -> dict[str, str]:
