@@ -34,7 +34,8 @@ READ_BYTES: Final = 262_144
 
 _ACT: Final = "SELECT set_config('sluice.organisation', $1, true)"
 _SERIES: Final = """
-INSERT INTO series (organisation_id, device_id, metric, unit) VALUES ($1, $2, 'temperature', '°C') RETURNING series_id"""
+INSERT INTO series (organisation_id, device_id, metric, unit) VALUES ($1, $2, 'temperature', '°C')
+RETURNING series_id"""
 _WEEKS: Final = "SELECT ensure_week($1::timestamptz + n * interval '7 days') FROM generate_series(0, $2) n"
 _READINGS: Final = """
 INSERT INTO readings SELECT $1, 0, $2::timestamptz + n * interval '1 second', 20 + (n % 1000)::float8 / 100

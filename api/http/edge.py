@@ -124,7 +124,7 @@ class _Runner:
 
             return _response(await self._repeats.once(operation, call, name, answer))
         reply = _reply(await operation.handler(call))
-        if operation.method == hdrs.METH_GET and reply.version is not None and call.known(reply.version):
+        if reply.version is not None and (reply.status == 304 or (operation.versioned and call.known(reply.version))):
             return _unchanged(reply, reply.version, request.headers[hdrs.IF_NONE_MATCH])
         if isinstance(reply.content, AsyncIterator):
             return _streamed(operation, reply, reply.content, request)

@@ -7,7 +7,7 @@ import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, time, timedelta
 from typing import Any, Final
 from urllib.parse import urlencode, urlsplit
 
@@ -33,6 +33,8 @@ TYPES: Final = {
     "ndjson": "application/x-ndjson",
     "arrow": "application/vnd.apache.arrow.stream",
 }
+#: Series, time, value, flags.
+Reading = tuple[int, datetime, float | str, int]
 #: Device, metric, label, unit, time, type of the value, value, flags.
 Row = tuple[str, str, str, str, datetime, str, object, tuple[str, ...]]
 
@@ -132,32 +134,33 @@ INTEGERS: Final = ("9007199254740993", "-123456789012345678901234567890", "1" * 
 
 async def fill_hour(it: World) -> int:
     """Every kind of value, unit, label and flag; a text and a number at one time. How many readings it is."""
-    count = 0
-
-    async def store(series: int, ts: datetime, value: float | str, quality: int = 0) -> None:
-        nonlocal count
-        count += 1
-        await it.store(series, ts, value, quality)
-
     numbers = await it.series("temperature", "=HYPERLINK(1)", "°C")
-    for minute in range(60):
-        await store(numbers, T0 + minute * MINUTE + timedelta(microseconds=minute), minute / 7)
+    readings: list[Reading] = [(numbers, T0 + n * MINUTE + timedelta(microseconds=n), n / 7, 0) for n in range(60)]
     for minute, value in enumerate((-0.0, 1e300, 5e-324, 2.0**53, -1.5)):
-        await store(await it.series("extreme", str(minute), '"%"'), T0 + minute * MINUTE, value)
+        readings.append((await it.series("extreme", str(minute), '"%"'), T0 + minute * MINUTE, value, 0))
     leak = await it.series("leak")
-    for minute in range(20):
-        await store(leak, T0 + minute * MINUTE, float(minute % 2), Quality.BOOLEAN)
+    readings += [(leak, T0 + minute * MINUTE, float(minute % 2), Quality.BOOLEAN) for minute in range(20)]
     mode = await it.series("mode", "a,b")
     for minute, text in enumerate(TEXTS):
-        await store(mode, T0 + minute * MINUTE, text, Quality.TIME_STAMPED if minute % 2 else 0)
-    for minute in range(0, 20, 3):
-        await store(mode, T0 + minute * MINUTE, minute, Quality.UNIT_CONVERTED | Quality.TIME_REPLACED)
+        readings.append((mode, T0 + minute * MINUTE, text, Quality.TIME_STAMPED if minute % 2 else 0))
+    flags = Quality.UNIT_CONVERTED | Quality.TIME_REPLACED
+    readings += [(mode, T0 + minute * MINUTE, float(minute), flags) for minute in range(0, 20, 3)]
     energy = await it.series("energy", unit="Wh")
     for minute, text in enumerate(INTEGERS):
-        await store(energy, T0 + minute * MINUTE, text, Quality.INTEGER)
-    await it.store(energy, T0 + HOUR, 1)
-    await it.store(energy, T0 - timedelta(microseconds=1), 1)
-    return count
+        readings.append((energy, T0 + minute * MINUTE, text, Quality.INTEGER))
+    before, after = T0 - timedelta(microseconds=1), T0 + HOUR
+    await store(it, [*readings, (energy, before, 1.0, 0), (energy, after, 1.0, 0)])
+    return len(readings)
+
+
+async def store(it: World, readings: Sequence[Reading]) -> None:
+    worker = await connect(it.database.settings, role="sluice_worker", application="fill")
+    for week in {ts.date() for _, ts, _, _ in readings}:
+        await worker.execute("SELECT ensure_week($1)", datetime.combine(week, time(), UTC))
+    for table, kind in (("readings", float), ("text_readings", str)):
+        records = [(series, int(flags), ts, value) for series, ts, value, flags in readings if type(value) is kind]
+        await worker.copy_records_to_table(table, records=records)
+    await worker.close()
 
 
 def _order(row: Row) -> Any:
@@ -200,10 +203,10 @@ def test_a_spreadsheet_finds_no_formula(any_database: Database) -> None:
 def test_a_form_that_is_empty_is_whole(any_database: Database) -> None:
     async def test() -> None:
         async with world(any_database) as it:
-            for series in (0, 1):
+            for metric in ("a", "b"):
                 for form in TYPES:
-                    assert await rows(it, form) == [], (form, series)
-                await it.series("a")
+                    assert await rows(it, form) == [], form
+                await it.series(metric)
             assert json.loads(await body(it, "columns")) == {"series": [], "next_cursor": None}
             assert (await body(it, "csv")).count(b"\r\n") == 1
 
@@ -235,18 +238,12 @@ def test_streams_go_series_by_series_in_order_of_time(any_database: Database) ->
     async def test() -> None:
         async with world(any_database, api_stream_block_readings=16) as it:
             sizes = [1, 0, 16, 100, 3, 3, 3, 0, 17, 1] * 4
-            worker = await connect(any_database.settings, role="sluice_worker", application="test")
             for number, size in enumerate(sizes):
                 series = await it.series(f"m{number:02}")
-                records = [(series, 0, T0 + row * SECOND, float(row)) for row in range(size)]
-                await worker.execute("SELECT ensure_week($1)", T0)
-                await worker.copy_records_to_table("readings", records=records)
-            await worker.close()
+                await store(it, [(series, T0 + row * SECOND, float(row), 0) for row in range(size)])
             expected = [(f"m{number:02}", float(row)) for number, size in enumerate(sizes) for row in range(size)]
             assert [(row[1], row[6]) for row in await rows(it, "ndjson")] == expected
-            backwards = [
-                (f"m{number:02}", float(row)) for number, size in enumerate(sizes) for row in range(size)[::-1]
-            ]
+            backwards = sorted(sorted(expected, reverse=True), key=lambda one: one[0])
             assert [(row[1], row[6]) for row in await rows(it, "ndjson", order="desc")] == backwards
             entries = json.loads(await body(it, "columns", metric="m03"))["series"]
             assert [len(one["ts"]) for one in entries] == [16, 16, 16, 16, 16, 16, 4]
@@ -282,16 +279,14 @@ def test_a_sites_stream_is_of_the_stays(any_database: Database) -> None:
     async def test() -> None:
         async with world(any_database, api_stream_block_readings=4) as it:
             series = await it.series("a")
-            for minute in range(60):
-                await it.store(series, T0 + minute * MINUTE, minute)
+            await store(it, [(series, T0 + minute * MINUTE, float(minute), 0) for minute in range(60)])
             admin = await asyncpg.connect(any_database.superuser_url)
             await admin.execute("DELETE FROM device_sites WHERE device_id = $1", it.device)
+            names = "device_id, organisation_id, site_id, valid_from"
             stays = [(it.site, 10), (None, 20), (it.site, 40), (None, 55)]
             for site, minute in stays:
-                await admin.execute(
-                    "INSERT INTO device_sites (device_id, organisation_id, site_id, valid_from) VALUES ($1, $2, $3, $4)",
-                    it.device, it.organisation, site, T0 + minute * MINUTE,
-                )  # fmt: skip
+                stay = it.device, it.organisation, site, T0 + minute * MINUTE
+                await admin.execute(f"INSERT INTO device_sites ({names}) VALUES ($1, $2, $3, $4)", *stay)
             await admin.close()
             expected = [*range(10, 20), *range(40, 55)]
             for order, wanted in (("asc", expected), ("desc", expected[::-1])):
@@ -334,11 +329,10 @@ def test_what_is_too_long_is_refused_with_a_span_that_would_do(any_database: Dat
     async def test() -> None:
         async with world(any_database, api_stream_readings_max=100) as it:
             dense, sparse, text = [await it.series(metric) for metric in ("dense", "sparse", "text")]
-            for minute in range(150):
-                await it.store(dense, T0 + minute * MINUTE, minute)
+            readings: list[Reading] = [(dense, T0 + minute * MINUTE, float(minute), 0) for minute in range(150)]
             for minute in range(0, 150, 50):
-                await it.store(sparse, T0 + minute * MINUTE, minute)
-                await it.store(text, T0 + minute * MINUTE, str(minute))
+                readings += [(sparse, T0 + minute * MINUTE, 1.0, 0), (text, T0 + minute * MINUTE, "text", 0)]
+            await store(it, readings)
             if rolled:
                 await _roll_up(any_database, dense, 5_000)
             status, _, raw = await fetch(it, format="csv", from_=T0.isoformat())
@@ -396,11 +390,12 @@ async def stalled(database: Database, **settings: Any) -> AsyncIterator[tuple[Wo
     async with world(database, api_stream_block_readings=1_000, api_streams_per_organisation_max=1, **settings) as it:
         series = await it.series("a" * 200)
         admin = await asyncpg.connect(database.superuser_url)
-        await admin.execute("SELECT ensure_week($1)", T0)
         await admin.execute(
-            "INSERT INTO readings SELECT $1, 0, $2::timestamptz + n * interval '1 second', n FROM generate_series(1, $3) n",
-            series, T0, ROWS,
-        )  # fmt: skip
+            "SELECT ensure_week($1::timestamptz + n * interval '7 days') FROM generate_series(0, 1) n", T0
+        )
+        seconds = "FROM generate_series(1, $3::int) n"
+        sql = f"INSERT INTO readings SELECT $1, 0, $2::timestamptz + n * interval '1 second', n {seconds}"
+        await admin.execute(sql, series, T0, ROWS)
         await admin.close()
         place = urlsplit(it.url)
         reader, writer = await asyncio.open_connection(place.hostname, place.port, limit=1_024)
@@ -459,7 +454,7 @@ async def rest_of_chunked(reader: asyncio.StreamReader) -> bytes:
 def test_a_client_that_stops_reading_is_cut_and_its_stream_is_free(any_database: Database) -> None:
     async def test() -> None:
         async with stalled(any_database, http=HttpSettings(http_unread_timeout_s=0.3)) as (it, reader):
-            while (await fetch(it, format="csv", to=T0.isoformat()))[0] == 429:
+            while (await fetch(it, format="csv", to=T0.isoformat()))[0] == 429:  # noqa: ASYNC110 -- only the server knows
                 await asyncio.sleep(0.05)
             assert not (await rest(reader)).endswith(b"0\r\n\r\n")
 

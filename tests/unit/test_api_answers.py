@@ -48,10 +48,15 @@ class Probe:
         self.computed = 0
         self.closed = 0
 
-    @operation(PLATFORM, "GET", "/large", PUBLIC)
+    @operation(PLATFORM, "GET", "/large", PUBLIC, versioned=True)
     async def large(self, call: Call[Nothing, Nothing, Nothing]) -> Reply[Any]:
         """More than a kilobyte"""
         return Reply(TEXT, version="7", headers={"Vary": "Accept"})
+
+    @operation(PLATFORM, "GET", "/lock", PUBLIC)
+    async def lock(self, call: Call[Nothing, Nothing, Nothing]) -> Reply[Any]:
+        """What has a version for those who change it, and says more than that is of"""
+        return Reply(TEXT, version="7")
 
     @operation(PLATFORM, "GET", "/small", PUBLIC)
     async def small(self, call: Call[Nothing, Nothing, Nothing]) -> Reply[Any]:
@@ -76,7 +81,7 @@ class Probe:
         """The versions of `If-Match`"""
         return list(call.versions or ())
 
-    @operation(PLATFORM, "GET", "/stream", PUBLIC)
+    @operation(PLATFORM, "GET", "/stream", PUBLIC, versioned=True)
     async def stream(self, call: Call[Nothing, Fails, Nothing]) -> Reply[Any]:
         """Pieces, and then an end or a failure"""
         return Reply(self._pieces(call.query), content_type=call.query.type, version="8")
@@ -186,7 +191,8 @@ def test_a_known_version_is_not_sent_again() -> None:
                     assert headers["ETag"] == ("W/" if held.startswith("W/") else "") + f'"{version}"'
                 for held in ('"70"', "", f"{version}0"):
                     assert (await it.get(path, If_None_Match=held))[0] == 200
-            assert (await it.get("/small", If_None_Match='"7"'))[0] == 200
+            for path in ("/small", "/lock"):
+                assert (await it.get(path, If_None_Match='"7"'))[0] == 200
 
     run(test())
 
@@ -237,7 +243,7 @@ def test_a_stream_ends_with_its_client() -> None:
         async with served(http_unread_timeout_s=0.2) as it:
             async with it.session.get(f"{it.url}/stream?pieces=100000") as answer:
                 await answer.content.readany()
-                while not it.probe.closed:
+                while not it.probe.closed:  # noqa: ASYNC110 -- nobody else knows
                     await asyncio.sleep(0.01)
                 with pytest.raises(ClientError):
                     await answer.read()
