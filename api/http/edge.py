@@ -124,7 +124,7 @@ class _Runner:
 
             return _response(await self._repeats.once(operation, call, name, answer))
         reply = _reply(await operation.handler(call))
-        if operation.method == hdrs.METH_GET and reply.version is not None and call.known(reply.version):
+        if reply.version is not None and (reply.status == 304 or (operation.versioned and call.known(reply.version))):
             return _unchanged(reply, reply.version, request.headers[hdrs.IF_NONE_MATCH])
         if isinstance(reply.content, AsyncIterator):
             return _streamed(operation, reply, reply.content, request)
@@ -164,7 +164,15 @@ def _streamed(
     operation: Operation, reply: Reply[Any], chunks: AsyncIterator[bytes], request: web.Request
 ) -> web.StreamResponse:
     headers = _headers(reply) | {hdrs.CONTENT_TYPE: reply.content_type or operation.content_type}
-    return Streamed(request, chunks, reply.status or operation.status, headers)
+    return Streamed(
+        request, chunks, reply.status or operation.status, headers, functools.partial(_broke_off, request)
+    )
+
+
+def _broke_off(request: web.Request, error: Exception) -> None:
+    known = isinstance(error, (Problem, *UNAVAILABLE))
+    extra = {"request_id": request[_ID], "route": _route(request), "reason": str(error)}
+    _log.log(logging.WARNING if known else logging.ERROR, "an answer broke off", extra=extra, exc_info=not known)
 
 
 def _headers(reply: Reply[Any]) -> dict[str, str]:

@@ -140,7 +140,7 @@ class Reply(Generic[A]):
     content: A | bytes | AsyncIterator[bytes]
     status: int | None = None
     version: str | None = None
-    """For `ETag`, printable ASCII without quotes, commas and semicolons; a GET that knows it is answered 304."""
+    """For `ETag`, printable ASCII without quotes, commas and semicolons."""
     headers: Mapping[str, str] = field(default_factory=dict)
     content_type: str | None = None
 
@@ -181,7 +181,7 @@ class Operation:
     other_types: Mapping[str, Any]
     """Content types that it is answered in beside `content_type`, and what they hold if that is JSON, else None."""
     versioned: bool
-    """Whether `If-None-Match` spares a client what it has."""
+    """Whether all of the answer is of its version, so that `If-None-Match` spares a client what it has."""
     example: Example
     path_type: type[msgspec.Struct]
     query_type: type[msgspec.Struct]

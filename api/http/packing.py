@@ -6,9 +6,9 @@ packed answer. Left out: events, each of which has to arrive at once, and what i
 
 import asyncio
 import zlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import aclosing
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import zstandard
 from aiohttp import hdrs, web
@@ -69,12 +69,21 @@ def add_vary(response: web.StreamResponse, name: str) -> None:
 class Streamed(web.StreamResponse):
     """An answer whose pieces are taken as fast as the client reads them.
 
-    One that fails in its middle has no end: the connection is cut, so that no client takes it for whole.
+    One that fails in its middle has no end: `failed` is told why, and the connection is cut, so that no client takes
+    it for whole.
     """
 
-    def __init__(self, request: web.BaseRequest, chunks: AsyncIterator[bytes], status: int, headers: Any) -> None:
+    def __init__(
+        self,
+        request: web.BaseRequest,
+        chunks: AsyncIterator[bytes],
+        status: int,
+        headers: Mapping[str, str],
+        failed: Callable[[Exception], None],
+    ) -> None:
         super().__init__(status=status, headers=headers)
         self._request = request
+        self._failed = failed
         self.chunks = chunks
 
     async def write_eof(self, data: bytes = b"") -> None:
@@ -83,10 +92,13 @@ class Streamed(web.StreamResponse):
                 if self._request.method != hdrs.METH_HEAD:
                     async for chunk in chunks:
                         await self.write(chunk)
-        except BaseException:
-            if self._request.transport is not None:
-                self._request.transport.abort()
-            raise
+        except Exception as error:
+            transport = self._request.transport
+            if transport is not None and not transport.is_closing():
+                transport.abort()
+                self._failed(error)
+            # Of a connection that is lost nobody needs to be told again.
+            raise ConnectionAbortedError("the answer broke off") from error
         await super().write_eof(data)
 
 

@@ -108,7 +108,7 @@ class World:
 
 
 @asynccontextmanager
-async def world(database: Database, **limits: Any) -> AsyncIterator[World]:
+async def world(database: Database, http: HttpSettings | None = None, **limits: Any) -> AsyncIterator[World]:
     registry = CollectorRegistry()
     pool = await open_pool(database.settings, role="sluice_app", application="test", size_max=4)
     metrics = ApiMetrics(registry)
@@ -116,7 +116,7 @@ async def world(database: Database, **limits: Any) -> AsyncIterator[World]:
     face = ApiFace(app, metrics)
     await face.start()
     listener = listen("TEST", "127.0.0.1:0")
-    http = HttpSettings(http_connections_max=CONNECTIONS_MAX)
+    http = http or HttpSettings(http_connections_max=CONNECTIONS_MAX)
     server = HttpServer(listener, face.handler, http, face.refuse, face.request_factory)
     await server.start()
     organisation, site, device, key = await tenant(database)
