@@ -140,7 +140,7 @@ class BatchQuestion(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
     from_: Moment = msgspec.field(name="from")
     to: Moment
-    id: Annotated[str, msgspec.Meta(max_length=100)] | None = None
+    ref: Annotated[str, msgspec.Meta(max_length=100)] | None = None
     """Given back with the answer."""
     device_id: UUID | None = None
     site_id: UUID | None = None
@@ -181,7 +181,7 @@ class BatchProblem(msgspec.Struct):
 class BatchAnswer(msgspec.Struct):
     """The answer to one question, in the order in which they were asked."""
 
-    id: str | None
+    ref: str | None
     status: int
     series: list[SeriesBuckets] | msgspec.UnsetType = msgspec.UNSET
     error: BatchProblem | msgspec.UnsetType = msgspec.UNSET
@@ -283,7 +283,7 @@ async def _result(question: BatchQuestion, result: Answered | Problem, now: date
     if isinstance(result, Problem):
         kind = result.kind
         error = {"code": kind.code, "message": result.message}
-        return orjson.dumps({"id": question.id, "status": kind.status, "error": error})
+        return orjson.dumps({"ref": question.ref, "status": kind.status, "error": error})
     table = table_of(result.answer, result.found, result.question, question.fill, now)
-    table = replace(table, head={"id": question.id, "status": 200} | dict(table.head))
+    table = replace(table, head={"ref": question.ref, "status": 200} | dict(table.head))
     return b"".join([chunk async for chunk in write_columns(table)])

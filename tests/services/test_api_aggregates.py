@@ -27,7 +27,8 @@ FROM generate_series($2::timestamptz, $3::timestamptz - interval '1 second', int
 STAY = "INSERT INTO device_sites (device_id, site_id, organisation_id, valid_from) VALUES ($1, $2, $3, $4)"
 ROLL_UP = """
 INSERT INTO rollups_{name} SELECT s.series_id, a.* FROM series s
-CROSS JOIN LATERAL aggregate_{finer}(s.series_id, '2000-01-03', bucket_of('{width}', $1), '{width}') a ON CONFLICT DO NOTHING"""
+CROSS JOIN LATERAL aggregate_{finer}(s.series_id, '2000-01-03', bucket_of('{width}', $1), '{width}') a
+ON CONFLICT DO NOTHING"""
 TIERS = (("5m", "readings", "5 minutes"), ("1h", "rollups_5m", "1 hour"), ("1d", "rollups_1h", "1 day"))
 
 
@@ -258,7 +259,7 @@ def test_a_batch_answers_each_question_by_itself(any_database: Database) -> None
             await fill(it, heat, T0, T0 + DAY)
             span = {"from": T0.isoformat(), "to": (T0 + DAY).isoformat()}
             questions: list[dict[str, Any]] = [
-                {"id": "a", "series_id": power, "bucket": "1h", "fn": "count", **span},
+                {"ref": "a", "series_id": power, "bucket": "1h", "fn": "count", **span},
                 {"device_id": str(it.device), "metric": "temperature", "bucket": "1h", "fn": "sum,last", **span},
                 {"site_id": str(it.site), "bucket": "1d", "fn": "count", **span},
                 {"device_id": str(uuid4()), **span},
@@ -270,7 +271,7 @@ def test_a_batch_answers_each_question_by_itself(any_database: Database) -> None
                 assert answer.status == 200
                 results = (await answer.json())["results"]
             assert [result["status"] for result in results] == [200, 200, 200, 404, 422, 400]
-            assert (results[0]["id"], results[1]["id"]) == ("a", None)
+            assert (results[0]["ref"], results[1]["ref"]) == ("a", None)
             (counted,) = results[0]["series"]
             assert (counted["metric"], counted["count"]) == ("power", [12] * 24)
             assert counted["bucket"][0] == int(T0.timestamp()) * 10**6
