@@ -9,6 +9,7 @@ from api.access.door import Door
 from api.access.settings import AccessSettings
 from api.access.signing import Signer
 from api.devices.downlink import NoDownlink
+from api.devices.measurements import MeasurementOperations
 from api.devices.operations import DeviceOperations
 from api.faces import FACES
 from api.http.cors import Origins
@@ -79,6 +80,7 @@ def _operations(door: Door, ring: KeyRing, settings: ApiSettings, metrics: ApiMe
             ErasureOperations(ring),
             SiteOperations(ring, settings),
             MachineOperations(Signer(ring, issuer=settings.public_url or "sluice"), TokenHasher(ring), settings),
+            MeasurementOperations(ring, settings, metrics),
             DeviceOperations(ring, TokenHasher(ring), settings.public_url, NoDownlink()),
             DeviceGroupOperations(ring),
         )

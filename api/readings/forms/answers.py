@@ -1,7 +1,7 @@
 """Which form a client gets, and tables written in it. Left out: what each form looks like (its own module)."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from datetime import datetime
 from enum import Enum
@@ -63,18 +63,19 @@ def other_types(columns: Any) -> dict[str, Any]:
     return {kind: columns if form is Form.COLUMNS else None for form, kind in _TYPES.items() if form is not Form.ROWS}
 
 
-def form_of(accept: str, name: FormName | None) -> Form:
-    """The form called `name`, or else what `Accept` wants most; JSON by rows for whom any will do.
+def form_of(accept: str, name: FormName | None, forms: Sequence[Form] = tuple(Form)) -> Form:
+    """The form called `name`, or else what `Accept` wants most of `forms`; JSON by rows for whom any will do.
 
     Raises the problem of a client that takes none of them.
     """
     if name is not None:
         return Form(name)
-    found = best_type(accept, list(_TYPES.values()))
+    types = {form.media_type: form for form in forms}
+    found = best_type(accept, list(types))
     if found is None:
-        names = ", ".join(f"{kind} (format={form.value})" for form, kind in _TYPES.items())
+        names = ", ".join(f"{kind} (format={form.value})" for kind, form in types.items())
         raise Problem(NOT_ACCEPTABLE, f"Accept: there is {names}")
-    return next(form for form, kind in _TYPES.items() if kind == found)
+    return types[found]
 
 
 async def write(form: Form, table: Table) -> AsyncIterator[bytes]:

@@ -27,7 +27,7 @@ _TYPES: Final = {
 
 async def write_arrow(table: Table) -> AsyncIterator[bytes]:
     """A schema, batches, the mark of the end."""
-    schema, sink = _schema(table.columns), _Sink()
+    schema, sink = _schema(table), _Sink()
     with pa.ipc.new_stream(sink, schema) as stream:
         held: list[Block] = []
         rows = 0
@@ -63,9 +63,9 @@ class _Sink:
         return raw
 
 
-def _schema(columns: Sequence[Column]) -> Any:
-    fields = [pa.field(name, _NAMES, nullable=False) for name in Series._fields]
-    for column in columns:
+def _schema(table: Table) -> Any:
+    fields = [pa.field(name, _NAMES, nullable=False) for name in table.names]
+    for column in table.columns:
         fields.append(pa.field(column.name, _TYPES[column.kind]))
         if column.kind is Kind.VALUE:
             fields.append(pa.field(f"{column.name}_text", pa.utf8()))

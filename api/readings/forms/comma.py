@@ -13,7 +13,6 @@ from itertools import repeat
 from typing import Any, Final
 
 from api.readings.forms.table import Block, Column, Digits, Kind, Table, flag_names, moment
-from api.readings.series import Series
 
 _GUARDED: Final = frozenset("=+-@\t\r\n'")
 _TRUTH: Final = {True: "true", False: "false"}
@@ -21,7 +20,7 @@ _TRUTH: Final = {True: "true", False: "false"}
 
 async def write_csv(table: Table) -> AsyncIterator[bytes]:
     """A line of names, and one for each row."""
-    names = [*Series._fields]
+    names = [*table.names]
     for column in table.columns:
         names += [column.name, f"{column.name}_text"] if column.kind is Kind.VALUE else [column.name]
     yield _lines([names])

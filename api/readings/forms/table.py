@@ -56,6 +56,8 @@ class Table:
     columns: Sequence[Column]
     blocks: AsyncIterator[Block]
     head: Mapping[str, Any] = field(default_factory=dict)
+    names: Sequence[str] = Series._fields
+    """What the face calls that which names a series."""
 
 
 def micros(ts: datetime) -> int:

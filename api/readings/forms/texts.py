@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import orjson
 
-from api.readings.forms.table import Block, Column, Kind, Table, flag_names, moment
+from api.readings.forms.table import Block, Kind, Table, flag_names, moment
 
 _SERIES: Final = b'{"series":['
 _ROWS: Final = b'{"data":['
@@ -20,7 +20,7 @@ async def write_rows(table: Table) -> AsyncIterator[bytes]:
     yield _ROWS
     before = b""
     async for block in table.blocks:
-        if rows := _rows(table.columns, block):
+        if rows := _rows(table, block):
             yield before + _dumped(rows)[1:-1]
             before = b","
     yield _end(table.head)
@@ -29,7 +29,7 @@ async def write_rows(table: Table) -> AsyncIterator[bytes]:
 async def write_lines(table: Table) -> AsyncIterator[bytes]:
     """The same objects, one a line."""
     async for block in table.blocks:
-        yield b"".join([_dumped(row, orjson.OPT_APPEND_NEWLINE) for row in _rows(table.columns, block)])
+        yield b"".join([_dumped(row, orjson.OPT_APPEND_NEWLINE) for row in _rows(table, block)])
 
 
 async def write_columns(table: Table) -> AsyncIterator[bytes]:
@@ -37,7 +37,7 @@ async def write_columns(table: Table) -> AsyncIterator[bytes]:
     yield _SERIES
     before = b""
     async for block in table.blocks:
-        entry = block.series._asdict()
+        entry: dict[str, Any] = dict(zip(table.names, block.series, strict=True))
         for column, cells in zip(table.columns, block.columns, strict=True):
             entry[column.name] = _flags(cells) if column.kind is Kind.FLAGS else cells
         yield before + _dumped(entry)
@@ -50,9 +50,9 @@ def _flags(cells: Sequence[int]) -> list[tuple[str, ...]] | None:
     return [flag_names(cell) for cell in cells] if any(cells) else None
 
 
-def _rows(columns: Sequence[Column], block: Block) -> list[dict[str, Any]]:
-    names = [*block.series._fields, *(column.name for column in columns)]
-    cells = [_spelt(column.kind, cells) for column, cells in zip(columns, block.columns, strict=True)]
+def _rows(table: Table, block: Block) -> list[dict[str, Any]]:
+    names = [*table.names, *(column.name for column in table.columns)]
+    cells = [_spelt(column.kind, cells) for column, cells in zip(table.columns, block.columns, strict=True)]
     return [dict(zip(names, (*block.series, *row), strict=True)) for row in zip(*cells, strict=True)]
 
 
