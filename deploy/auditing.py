@@ -1,10 +1,10 @@
 """`sluice verify --audit`: whether the log of changes is what was written, entry after entry.
 
 Every organisation's chain is read from its first entry: each names the hash of the one before it, and its own hash is
-that of its content. The head that is kept beside tells entries that were cut off at the end, and the registry those of
-organisations and people that nothing tells of. Left out: the readings (`workers.verify`), and what whoever may write to
-all tables can make fit: a chain made anew as a whole, or cut off with its head set back. Only a number of entries and a
-last hash that were noted elsewhere tell of those.
+that of its content. The head that is kept beside tells of entries that were cut off at the end, and the registry of
+organisations and people that no entry tells of. Left out: the readings (`workers.verify`), and what whoever may write
+every table can make fit: a chain made anew as a whole, or cut off at its end with the head set back. Only a number of
+entries and a last hash that were noted elsewhere tell of those.
 """
 
 from dataclasses import asdict, dataclass

@@ -46,7 +46,7 @@ class Wanted(NamedTuple):
 
 
 async def find(connection: Any, wanted: Wanted, before: int, limit: int) -> list[Any]:
-    """Entries before a place in the chain of the transaction's organisation, newest first; with none, of what has none.
+    """Entries before a place in its chain, newest first: of the transaction's organisation, or of what has none.
 
     Row-level security shows the latter to super-admins alone.
     """

@@ -96,7 +96,9 @@ def test_what_is_right_is_kept_and_from_then_on_has_to_be(any_bare_database: Dat
         for sql in WRONGS.values():
             with pytest.raises(asyncpg.ForeignKeyViolationError):
                 await here.connection.execute(sql, *subjects(here, sql))
-        stays = await here.connection.fetch("SELECT valid_from::text FROM device_sites ORDER BY device_id, valid_from")
+        stays = await here.connection.fetch(
+            "SELECT valid_from::text FROM device_sites ORDER BY device_id, valid_from"
+        )
         assert [row[0][:10] for row in stays] == ["-infinity", "2021-01-01"] * 2
         await here.connection.close()
 

@@ -42,7 +42,8 @@ REFERENCES = """
 SELECT format('%s: %s', c.conrelid::regclass, c.conname) AS name,
        EXISTS (SELECT FROM unnest(c.conkey, c.confkey) k (own, its) WHERE (k.own, k.its) = (a.attnum, b.attnum))
        AND (a.attnotnull OR cardinality(c.conkey) = 1) AS is_kept,
-       c.conrelid::regclass::text AS referring, c.confrelid::regclass::text AS referred, a.attname AS whose, i.attname AS id
+       c.conrelid::regclass::text AS referring, c.confrelid::regclass::text AS referred,
+       a.attname AS whose, i.attname AS id
 FROM pg_constraint c
 JOIN pg_attribute a ON a.attrelid = c.conrelid AND a.attname IN ('organisation_id', 'user_id') AND NOT a.attisdropped
 JOIN pg_attribute b ON b.attrelid = c.confrelid AND b.attname = a.attname AND NOT b.attisdropped
@@ -407,7 +408,7 @@ def test_a_password_s_hash_is_given_to_an_attempt_that_counts_and_to_nobody_who_
         async with people(any_database) as here:
             person = await here.person("owner")
             ((kept,),) = await here.superuser("SELECT password_hash FROM users WHERE user_id = $1", person.user)
-            app = await connect(any_database.settings, role="sluice_app", application="test")
+            app: Any = await connect(any_database.settings, role="sluice_app", application="test")
             attempt = (person.email, ACCOUNT, ADDRESS)
             for name, value in (("organisation", here.organisation), ("user", person.user)):
                 async with app.transaction():
@@ -441,7 +442,8 @@ def test_nobody_is_told_of_another_s_password_or_attempts(any_database: Database
                 await app.execute("SELECT set_config('sluice.user', $1, false)", str(user or ""))
                 assert await app.fetchval("SELECT has_password($1)", hashes[person.user]) is own
                 for sql in (
-                    "SELECT FROM login_attempts", "DELETE FROM login_attempts", "UPDATE login_attempts SET failures = 0",
+                    "SELECT FROM login_attempts", "DELETE FROM login_attempts",
+                    "UPDATE login_attempts SET failures = 0",
                     "SELECT credential_changed(NULL, NULL)", "SELECT organisation_changed(NULL)",
                 ):  # fmt: skip
                     with pytest.raises(asyncpg.InsufficientPrivilegeError):

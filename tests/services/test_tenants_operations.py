@@ -362,7 +362,7 @@ def test_who_acts_for_no_organisation_is_let_into_none(database: Database) -> No
                 if not is_named:
                     expected = operation.status if operation.name in UNOWNED else 403
                     assert (await request.send(here, super_admin)).status == expected, operation.name
-            assert UNOWNED == {operation.name for operation in here.operations if operation.needs.unowned}
+            assert {operation.name for operation in here.operations if operation.needs.unowned} == UNOWNED
 
     run(test(), 300)
 
