@@ -148,7 +148,7 @@ EMPTYINGS = {
 
 
 @pytest.mark.parametrize("emptying", EMPTYINGS)
-def test_a_chain_that_was_emptied_is_missed_also_once_it_goes_on(any_database: Database, emptying: str) -> None:
+def test_a_chain_that_was_emptied_is_noticed_also_once_it_goes_on(any_database: Database, emptying: str) -> None:
     async def test() -> None:
         ours, theirs = await written(any_database), await written(any_database)
         for sql in EMPTYINGS[emptying]:
@@ -169,7 +169,7 @@ def test_a_chain_that_was_emptied_is_missed_also_once_it_goes_on(any_database: D
 
 
 @pytest.mark.parametrize("emptying", EMPTYINGS)
-def test_the_chain_of_no_organisation_is_missed_while_there_are_people(any_database: Database, emptying: str) -> None:
+def test_the_chain_of_no_organisation_tells_of_all_people(any_database: Database, emptying: str) -> None:
     async def test() -> None:
         connection = await connect(any_database.settings, role=None, application="test")
         assert await checked(any_database) == []
