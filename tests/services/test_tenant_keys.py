@@ -19,7 +19,7 @@ from runtime.postgres import connect
 from tests.databases import Database
 from tests.support import run
 
-VERSION: Final = 17
+VERSION: Final = 18
 FORCED: Final = """
 SELECT count(*) FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relrowsecurity AND relforcerowsecurity
 """
