@@ -13,7 +13,10 @@ from runtime.secrets import DEVICE_PREFIX, KeyRing, TokenHasher, make_token
 DEVICES_A_TRANSACTION: Final = 250
 SERIES_MAX: Final = 10_000_000
 
-_ORGANISATION: Final = "INSERT INTO organisations (organisation_id, name, series_max) VALUES ($1, $2, $3)"
+_ORGANISATION: Final = """
+WITH made AS (
+    INSERT INTO organisations (organisation_id, name, series_max) VALUES ($1, $2, $3) RETURNING organisation_id)
+SELECT append_audit('organisation.created', organisation_id::text, '{}') FROM made"""
 #: A run sends as fast as it can: limits are counted as always, which has its cost, and never reached.
 _LIMITS: Final = """
 INSERT INTO limit_overrides (organisation_id, device_id, requests_per_minute, readings_per_minute, bytes_per_day)
@@ -24,7 +27,7 @@ INSERT INTO devices (device_id, organisation_id, name, local_id)
 SELECT device, $1, 'Device ' || number, 'bench-' || number FROM unnest($2::uuid[], $3::int[]) AS d (device, number)"""
 _PLACES: Final = """
 INSERT INTO device_sites (device_id, organisation_id, site_id, valid_from)
-SELECT device, $1, $3, now() FROM unnest($2::uuid[]) AS d (device)"""
+SELECT device, $1, $3, '-infinity' FROM unnest($2::uuid[]) AS d (device)"""
 _CREDENTIALS: Final = """
 INSERT INTO credentials (credential_id, organisation_id, kind, device_id, token_hash, name)
 SELECT credential, $1, 'device', device, hash, 'bench'

@@ -1,8 +1,10 @@
 """`sluice verify --audit`: whether the log of changes is what was written, entry after entry.
 
 Every organisation's chain is read from its first entry: each names the hash of the one before it, and its own hash is
-that of its content. The head that is kept beside tells entries that were cut off at the end. Left out: the readings
-(`workers.verify`), and a chain that was made anew as a whole: compare its last hash with one that was noted before.
+that of its content. The head that is kept beside tells of entries that were cut off at the end, and the registry of
+organisations and people that no entry tells of. Left out: the readings (`workers.verify`), and what whoever may write
+every table can make fit: a chain made anew as a whole, or cut off at its end with the head set back. Only a number of
+entries and a last hash that were noted elsewhere tell of those.
 """
 
 from dataclasses import asdict, dataclass
@@ -24,14 +26,27 @@ NOBODYS: Final = UUID(int=0)
 _START: Final = sha256(b"").digest()
 _ROWS_AT_ONCE: Final = 1_000
 
+# Those that must be there, too.
 _HEADS: Final = """
-SELECT coalesce(h.chain, l.chain) AS chain, h.sequence, h.hash
-FROM audit_heads h FULL JOIN (SELECT DISTINCT chain FROM audit_log) l ON l.chain = h.chain
-WHERE $1::uuid IS NULL OR coalesce(h.chain, l.chain) = $1 ORDER BY 1
+SELECT c.chain, h.sequence, h.hash
+FROM (SELECT chain FROM audit_heads UNION SELECT chain FROM audit_log UNION SELECT organisation_id FROM organisations
+      UNION SELECT $2 WHERE EXISTS (SELECT FROM users)) c (chain)
+LEFT JOIN audit_heads h USING (chain)
+WHERE $1::uuid IS NULL OR c.chain = $1 ORDER BY 1
 """
 _ENTRIES: Final = """
 SELECT sequence, previous_hash, hash, audit_canonical(l) AS canonical FROM audit_log l
 WHERE chain = $1 ORDER BY sequence
+"""
+# What cannot have come to be without an entry in the chain. An organisation that is older than this rule was found.
+_UNTOLD_ORGANISATION: Final = """
+SELECT organisation_id::text FROM organisations o WHERE organisation_id = $1 AND NOT EXISTS (
+    SELECT FROM audit_log l WHERE l.chain = $1 AND l.action IN ('organisation.created', 'organisation.found'))
+"""
+# An account is made with a session of its own, or by an operator.
+_UNTOLD_PERSON: Final = """
+SELECT user_id::text FROM users EXCEPT SELECT user_id::text FROM audit_log WHERE chain = $1
+EXCEPT SELECT subject FROM audit_log WHERE chain = $1 AND action = 'admin.created' LIMIT 1
 """
 
 
@@ -69,7 +84,7 @@ async def check_chains(connection: Any, organisation: UUID | None = None) -> lis
     """Every chain, or one, in a session of the worker's role."""
     # One snapshot: heads and entries of the same moment.
     async with connection.transaction(isolation="repeatable_read", readonly=True):
-        return [await _chain(connection, head) for head in await connection.fetch(_HEADS, organisation)]
+        return [await _chain(connection, head) for head in await connection.fetch(_HEADS, organisation, NOBODYS)]
 
 
 async def _chain(connection: Any, head: Any) -> Chain:
@@ -81,10 +96,14 @@ async def _chain(connection: Any, head: Any) -> Chain:
         if trouble:
             return Chain(name, sequence, expected.hex(), sequence + 1, trouble)
         expected, sequence = entry["hash"], entry["sequence"]
-    if last is None:
+    if last is None and sequence:
         return Chain(name, sequence, expected.hex(), sequence, "the end of the chain is not kept any more")
-    if (sequence, expected) != (last, head["hash"]):
+    if last is not None and (sequence, expected) != (last, head["hash"]):
         return Chain(name, sequence, expected.hex(), sequence + 1, f"{last} entries were written")
+    untold = await connection.fetchval(_UNTOLD_PERSON if name is None else _UNTOLD_ORGANISATION, head["chain"])
+    if untold is not None:
+        what = "person" if name is None else "organisation"
+        return Chain(name, sequence, expected.hex(), 1, f"no entry tells of the {what} {untold}: some are gone")
     return Chain(name, sequence, expected.hex(), None)
 
 

@@ -19,7 +19,7 @@ from runtime.secrets import TokenHasher
 ADMIN_ROLE: Final = "sluice_worker"
 
 _MAKE: Final = "SELECT make_super_admin($1, $2, $3, $4)"
-_USER: Final = "SELECT user_id FROM user_of_email($1)"
+_USER: Final = "SELECT user_of_email($1)"
 
 
 async def create_admin(connection: Any, email: str, name: str, password: str) -> str:

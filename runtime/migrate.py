@@ -144,6 +144,8 @@ async def _apply(connection: "asyncpg.Connection[asyncpg.Record]", migration: Mi
         raise ConfigurationError(
             f"migration {migration}: {error}: run deploy/sql/bootstrap.sql again, as a superuser, on this database"
         ) from error
+    except asyncpg.IntegrityConstraintViolationError as error:
+        raise ConfigurationError(f"migration {migration} does not fit what is in the database: {error}") from error
     except asyncpg.InsufficientPrivilegeError as error:
         raise ConfigurationError(
             f"migration {migration}: {error}: SLUICE_DATABASE_OWNER_URL must be the owner that "

@@ -100,6 +100,12 @@ def bare_database(timescaledb: Server) -> Iterator[Database]:
     yield from _database(timescaledb, None)
 
 
+@pytest.fixture(params=["timescaledb", "embedded"])
+def any_bare_database(request: pytest.FixtureRequest) -> Iterator[Database]:
+    """Likewise, on each server in turn."""
+    yield from _database(request.getfixturevalue(request.param), None)
+
+
 def _template(server: Server) -> Iterator[str]:
     name = asyncio.run(server.create_template())
     yield name

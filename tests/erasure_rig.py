@@ -65,7 +65,10 @@ class Estate:
             return await sites.create(connection, self.organisation, sites.NewSite(name, name))
 
     async def device(self, *stays: tuple[UUID | None, int], name: str = "") -> Device:
-        """One that stands at each of these sites from that time on, in microseconds since 2000."""
+        """One that stands at each of these sites from that time on, in microseconds since 2000.
+
+        At the first it stands from the beginning of time, as every device does.
+        """
         device = Device(self.organisation, uuid7())
         async with self.rig.superuser() as connection, connection.transaction():
             await connection.execute(
@@ -73,8 +76,12 @@ class Estate:
                 device.device, self.organisation, name or device.device.hex,
             )  # fmt: skip
             await connection.executemany(
-                "INSERT INTO device_sites (device_id, organisation_id, site_id, valid_from) VALUES ($1, $2, $3, $4)",
-                [(device.device, self.organisation, site, moment(since)) for site, since in stays],
+                "INSERT INTO device_sites (device_id, organisation_id, site_id, valid_from)"
+                " VALUES ($1, $2, $3, CASE WHEN $5::int = 0 THEN '-infinity' ELSE $4::timestamptz END)",
+                [
+                    (device.device, self.organisation, site, moment(since), number)
+                    for number, (site, since) in enumerate(stays)
+                ],
             )
         return device
 

@@ -33,9 +33,10 @@ SESSIONS_MAX: Final = 50
 #: Open at once, of one person: each is a mail.
 RESETS_MAX: Final = 3
 
-_BEGIN_LOGIN: Final = "SELECT begin_login($1, $2, $3, $4, $5)"
-_LOGGED_IN: Final = "DELETE FROM login_attempts WHERE account = $1 AND address = $2"
-_BY_EMAIL: Final = "SELECT user_id, password_hash FROM user_of_email($1)"
+_BEGIN_LOGIN: Final = "SELECT wait_s, user_id, password_hash FROM begin_login($1, $2, $3, $4, $5, $6)"
+_LOGGED_IN: Final = "SELECT forget_attempts($1, $2)"
+_BY_EMAIL: Final = "SELECT user_of_email($1)"
+_HAS_PASSWORD: Final = "SELECT has_password($1)"  # noqa: S105
 _HOLD_USER: Final = "SELECT user_id, email, name, super_admin FROM users WHERE user_id = $1 FOR NO KEY UPDATE"
 _USER: Final = "SELECT user_id, email, name, super_admin, created_at FROM users WHERE user_id = $1"
 _SET_PASSWORD: Final = "UPDATE users SET password_hash = $2 WHERE user_id = $1"  # noqa: S105
@@ -93,7 +94,7 @@ UPDATE sessions SET last_used_at = now() WHERE session_id = $1 AND ended_at IS N
 """
 
 _INVITATION_PRESENTED: Final = """
-SELECT i.invitation_id, i.organisation_id, i.email, EXISTS (SELECT FROM user_of_email(i.email)) AS known
+SELECT i.invitation_id, i.organisation_id, i.email, user_of_email(i.email) IS NOT NULL AS known
 FROM invitation_presented($1) i
 """
 _ADD_USER: Final = "INSERT INTO users (user_id, email, name, password_hash) VALUES ($1, $2, $3, $4)"
@@ -159,7 +160,7 @@ class Accounts:
         """Raises the problems of a wrong e-mail or password, of too many, and of no such organisation."""
         user = await self.prove(email, password, address)
         async with self.acting(user=user.user) as connection:
-            await self._still(connection, email, user)
+            await self._still(connection, user)
             opened = await self.open_session(connection, user.user, organisation, agent)
         return await self.told(opened)
 
@@ -168,23 +169,23 @@ class Accounts:
         self.count_attempt(address)
         account, settings = self._hasher.digest(f"login {email.lower()}"), self._settings
         async with self.acting() as connection:
-            wait_s = await connection.fetchval(
+            attempt = await connection.fetchrow(
                 _BEGIN_LOGIN,
+                email,
                 account,
                 address,
                 settings.auth_login_failures_max,
                 timedelta(seconds=settings.auth_lockout_s),
                 settings.auth_login_pressure_addresses,
             )
-            row = await connection.fetchrow(_BY_EMAIL, email)
+        wait_s, user, known = attempt
         if wait_s:
             raise limited("too many failed logins from this address: other addresses are not locked out", wait_s)
-        known = None if row is None else row["password_hash"]
-        if not await self.passwords.verify(known, password) or row is None:
+        if not await self.passwords.verify(known, password):
             raise Problem(LOGIN_FAILED)
         async with self.acting() as connection:
             await connection.execute(_LOGGED_IN, account, address)
-        return Proven(row["user_id"], row["password_hash"])
+        return Proven(user, known)
 
     async def open_session(self, connection: Any, user: UUID, organisation: UUID | None, agent: str) -> "_Opened":
         """A session in a transaction that acts for the user alone. Raises the problem of no such organisation."""
@@ -241,14 +242,13 @@ class Accounts:
         await connection.execute(_ADD_REFRESH, self._hasher.digest(token), session, user, self._idle)
         return token
 
-    async def switch(self, connection: Any, caller: Caller, organisation: UUID) -> str:
-        """An access token for another organisation. Raises the problem of one that is not there."""
+    async def switch(self, connection: Any, caller: Caller, organisation: UUID | None) -> str:
+        """An access token for another organisation, or for none. Raises the problem of one that is not there."""
         user, session = person(caller)
-        chosen = await connection.fetchval(_CHOICE, user, organisation)
-        if chosen is None:
+        if organisation is not None and await connection.fetchval(_CHOICE, user, organisation) is None:
             raise Problem(NOT_FOUND, "no such organisation")
-        await connection.execute(_ACT_FOR, session, chosen)
-        return await self._tokens.issue(Claims(user, session, chosen))
+        await connection.execute(_ACT_FOR, session, organisation)
+        return await self._tokens.issue(Claims(user, session, organisation))
 
     async def sessions(self, connection: Any, user: UUID) -> list[Any]:
         rows: list[Any] = await connection.fetch(_SESSIONS, user, self._idle, SESSIONS_MAX)
@@ -270,7 +270,7 @@ class Accounts:
         proven = await self.prove(email, current, address)
         hashed = await self.passwords.hash(new)
         async with self.acting(user=user) as connection:
-            await self._still(connection, email, proven)
+            await self._still(connection, proven)
             await connection.execute(_SET_PASSWORD, user, hashed)
             await connection.execute(_END_OTHERS, user, session)
             await audit.record(connection, "password.changed", user)
@@ -278,15 +278,15 @@ class Accounts:
     async def make_reset(self, email: str) -> str | None:
         """The secret of a link; None for an e-mail that is nobody's, or for whom there are enough."""
         async with self.acting() as connection:
-            row = await connection.fetchrow(_BY_EMAIL, email)
-            if row is None:
+            user = await connection.fetchval(_BY_EMAIL, email)
+            if user is None:
                 return None
-            await act_for(connection, user=row["user_id"])
-            await connection.fetchrow(_HOLD_USER, row["user_id"])
-            if await connection.fetchval(_OPEN_RESETS, row["user_id"]) >= RESETS_MAX:
+            await act_for(connection, user=user)
+            await connection.fetchrow(_HOLD_USER, user)
+            if await connection.fetchval(_OPEN_RESETS, user) >= RESETS_MAX:
                 return None
             minutes = timedelta(minutes=self._settings.auth_reset_minutes)
-            return await add_reset(connection, self._hasher, row["user_id"], minutes)
+            return await add_reset(connection, self._hasher, user, minutes)
 
     async def reset_password(self, token: str, new: str, address: bytes) -> None:
         """All sessions end. Raises the problems of a link that is not valid, and of too many."""
@@ -335,7 +335,7 @@ class Accounts:
             if await members.accept(connection, organisation, invitation["invitation_id"], proven.user) is None:
                 raise Problem(INVITATION_NOT_FOUND)
             await act_for(connection, user=proven.user)
-            await self._still(connection, email, proven)
+            await self._still(connection, proven)
             opened = await self.open_session(connection, proven.user, organisation, agent)
         return await self.told(opened)
 
@@ -358,11 +358,10 @@ class Accounts:
             await act_for(connection, organisation=organisation, user=user)
             yield connection
 
-    async def _still(self, connection: Any, email: str, proven: "Proven") -> None:
+    async def _still(self, connection: Any, proven: "Proven") -> None:
         """Raises the problem of a password that was changed while it was being checked."""
         await connection.fetchrow(_HOLD_USER, proven.user)
-        row = await connection.fetchrow(_BY_EMAIL, email)
-        if row is None or row["password_hash"] != proven.password_hash:
+        if not await connection.fetchval(_HAS_PASSWORD, proven.password_hash):
             raise Problem(LOGIN_FAILED)
 
 

@@ -65,6 +65,8 @@ class Needs(NamedTuple):
     """What an API key has to be made for; the scope `owner` has all others."""
     keeps: bool = True
     """Whether the transaction that let the caller in stays open for the handler; without, it opens its own."""
+    unowned: bool = False
+    """Whether a super-admin who acts for no organisation may call it, about what belongs to none."""
 
 
 PUBLIC: Final = Needs(Audience.PUBLIC)

@@ -16,7 +16,7 @@ from api.registry import audit
 from runtime.secrets import KeyRing, Seal
 
 PATH: Final = "/api/v1/audit"
-_READS: Final = needs(Role.ADMIN, AUDIT_READ)
+_READS: Final = needs(Role.ADMIN, AUDIT_READ)._replace(unowned=True)
 
 
 class Listed(Span, kw_only=True):
@@ -61,10 +61,13 @@ class AuditOperations:
 
     @operation(PLATFORM, "GET", PATH, _READS)
     async def audit(self, call: Call[Nothing, Listed, Nothing]) -> Entries:
-        """What was changed in the organisation, when, and by whom"""
+        """What was changed in the organisation, when, and by whom
+
+        A super-admin who acts for no organisation reads what belongs to none: logins, passwords, super-admins.
+        """
         query = call.query
         wanted = audit.Wanted(query.action, query.subject, query.user_id, query.credential_id, query.start, query.end)
-        mark = (call.organisation, wanted)
+        mark = (call.caller.organisation, wanted)
         before = self._cursors.take(mark, query.cursor)
         found = await audit.find(call.connection, wanted, audit.LAST if before is None else before, query.limit + 1)
         rows, more = cut(found, query.limit)

@@ -77,9 +77,9 @@ class Acceptance(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Choice(msgspec.Struct, forbid_unknown_fields=True):
-    """Which organisation to act for."""
+    """Which organisation to act for; null: none."""
 
-    organisation_id: UUID
+    organisation_id: UUID | None
 
 
 class Tokens(msgspec.Struct):
@@ -98,7 +98,7 @@ class AccessToken(msgspec.Struct):
 
     access_token: str
     expires_in: int
-    organisation_id: UUID
+    organisation_id: UUID | None
     token_type: str = "Bearer"  # noqa: S105
 
 
@@ -202,7 +202,7 @@ class AuthOperations:
 
     @operation(PLATFORM, "POST", f"{PATH}/organisation", USER, problems=[NOT_FOUND])
     async def choose_organisation(self, call: Call[Nothing, Nothing, Choice]) -> AccessToken:
-        """Act for another organisation from now on"""
+        """Act for another organisation from now on, or for none"""
         organisation = call.body.organisation_id
         token = await self._people.switch(call.connection, call.caller, organisation)
         return AccessToken(token, self._tokens.lifetime_s, organisation)

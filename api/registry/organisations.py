@@ -43,7 +43,9 @@ async def acting_for(connection: Any, organisation: UUID) -> AsyncIterator[None]
 
 
 async def add_organisation(connection: Any, organisation: UUID, name: str) -> None:
+    """In a transaction that acts for it. Each begins with an entry in the log: `deploy.auditing` looks for it."""
     await connection.execute("INSERT INTO organisations (organisation_id, name) VALUES ($1, $2)", organisation, name)
+    await audit.record(connection, "organisation.created", organisation, name=name)
 
 
 async def create(connection: Any, user: UUID, name: str) -> Any:
@@ -60,7 +62,6 @@ async def create(connection: Any, user: UUID, name: str) -> Any:
     await connection.execute(
         "INSERT INTO memberships (organisation_id, user_id, role) VALUES ($1, $2, 'owner')", organisation, user
     )
-    await audit.record(connection, "organisation.created", organisation, name=name)
     return await get(connection, organisation)
 
 

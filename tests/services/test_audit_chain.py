@@ -9,23 +9,27 @@ import pytest
 
 from api.registry import audit
 from api.registry.organisations import acting_for, add_organisation
-from deploy.auditing import ROLE, Chain, check_chains
+from deploy.auditing import NOBODYS, ROLE, Chain, check_chains
+from deploy.operator import seed
+from deploy.people import create_admin
 from runtime.ids import uuid7
 from runtime.postgres import connect
+from runtime.secrets import TokenHasher, new_ring
 from tests.databases import Database
 from tests.support import run
 
 ENTRIES: Final = 5
+PASSWORD: Final = "correct horse battery"
 NAME: Final = 'Mühle "x" \\ 🌾'
 
 
 async def written(database: Database) -> UUID:
-    """An organisation with some entries, each of a transaction of its own."""
+    """An organisation with some entries, each of a transaction of its own; the first tells that it was made."""
     organisation = uuid7()
     connection = await connect(database.settings, role=None, application="test")
     async with acting_for(connection, organisation):
         await add_organisation(connection, organisation, "Test")
-    for number in range(ENTRIES):
+    for number in range(1, ENTRIES):
         async with acting_for(connection, organisation):
             await audit.record(connection, "thing.changed", uuid7(), number=number, name=NAME, none=None)
     await connection.close()
@@ -129,6 +133,71 @@ def test_no_role_alters_it(any_database: Database, role: str) -> None:
                 await connection.close()
         (chain,) = await checked(any_database, organisation)
         assert (chain.entries, chain.broken_at) == (ENTRIES, None)
+
+    run(test())
+
+
+#: What leaves nothing behind in the chain itself: only what it would have told of is still there.
+EMPTYINGS = {
+    "entries and head": ("DELETE FROM audit_log WHERE chain = $1", "DELETE FROM audit_heads WHERE chain = $1"),
+    "entries, and the head set back": (
+        "DELETE FROM audit_log WHERE chain = $1",
+        "UPDATE audit_heads SET sequence = 0, hash = sha256('') WHERE chain = $1",
+    ),
+}
+
+
+@pytest.mark.parametrize("emptying", EMPTYINGS)
+def test_a_chain_that_was_emptied_is_noticed_also_once_it_goes_on(any_database: Database, emptying: str) -> None:
+    async def test() -> None:
+        ours, theirs = await written(any_database), await written(any_database)
+        for sql in EMPTYINGS[emptying]:
+            await by_hand(any_database.superuser_url, sql, ours)
+        for entries in range(3):
+            found = {chain.organisation_id: chain for chain in await checked(any_database)}
+            assert set(found) == {str(ours), str(theirs)}
+            assert (found[str(ours)].broken_at, found[str(ours)].entries) == (1, entries)
+            assert str(ours) in found[str(ours)].message
+            assert found[str(theirs)].broken_at is None
+            assert await checked(any_database, ours) == [found[str(ours)]]
+            connection = await connect(any_database.settings, role=None, application="test")
+            async with acting_for(connection, ours):
+                await audit.record(connection, "thing.changed", uuid7())
+            await connection.close()
+
+    run(test())
+
+
+@pytest.mark.parametrize("emptying", EMPTYINGS)
+def test_the_chain_of_no_organisation_tells_of_all_people(any_database: Database, emptying: str) -> None:
+    async def test() -> None:
+        connection = await connect(any_database.settings, role=None, application="test")
+        assert await checked(any_database) == []
+        first = await create_admin(connection, "first@example.org", "First", PASSWORD)
+        second = await create_admin(connection, "second@example.org", "Second", PASSWORD)
+        (whole,) = await checked(any_database)
+        assert (whole.organisation_id, whole.entries, whole.broken_at) == (None, 2, None)
+        for sql in EMPTYINGS[emptying]:
+            await by_hand(any_database.superuser_url, sql, NOBODYS)
+        (broken,) = await checked(any_database)
+        assert (broken.organisation_id, broken.entries, broken.broken_at) == (None, 0, 1)
+        # It goes on with one of the two, and nothing tells of the other.
+        await create_admin(connection, "first@example.org", "First", PASSWORD)
+        (broken,) = await checked(any_database)
+        assert (broken.entries, broken.broken_at, second in broken.message) == (1, 1, True)
+        assert first not in broken.message
+        await connection.close()
+
+    run(test())
+
+
+def test_an_organisation_of_the_command_line_begins_with_an_entry_too(database: Database) -> None:
+    async def test() -> None:
+        connection = await connect(database.settings, role=None, application="test")
+        demo = await seed(connection, TokenHasher(new_ring()))
+        await connection.close()
+        (chain,) = await checked(database)
+        assert (chain.organisation_id, chain.broken_at) == (str(demo.organisation_id), None)
 
     run(test())
 

@@ -368,7 +368,7 @@ def test_a_key_is_shown_once_listed_without_its_secret_and_revoked_at_once(any_d
             assert (await here.ask("GET", "/api/v1/ledger", key)).code == (401, "token_invalid")
             assert (await here.ask("DELETE", where, token)).code == (404, "key_not_found")
             actions = [action for action, _ in await here.audited(here.organisation)]
-            assert actions == ["key.created", "key.revoked"]
+            assert actions == ["organisation.created", "key.created", "key.revoked"]
 
     run(test())
 
@@ -458,23 +458,76 @@ def test_what_was_changed_is_told_with_who_did_it(any_database: Database) -> Non
             rest = (await here.ask("GET", "/api/v1/audit", token, limit=2, cursor=page["next_cursor"])).body
             entries = page["data"] + rest["data"]
             assert [entry["action"] for entry in entries] == [
-                "member.removed", "organisation.updated", "member.role_changed",
+                "member.removed", "organisation.updated", "member.role_changed", "organisation.created",
             ]  # fmt: skip
-            assert [entry["sequence"] for entry in entries] == [3, 2, 1]
+            assert [entry["sequence"] for entry in entries] == [4, 3, 2, 1]
             assert entries[2]["details"] == {"before": "viewer", "role": "member"}
             assert (entries[2]["user_id"], entries[2]["subject"]) == (str(owner.user), str(other.user))
             assert (entries[1]["user_id"], entries[1]["credential_id"] is None) == (None, False)
             for query, count in (
                 ({"action": "member.removed"}, 1), ({"subject": str(other.user)}, 2),
                 ({"user_id": str(owner.user)}, 2), ({"credential_id": entries[1]["credential_id"]}, 1),
-                ({"from_": entries[1]["at"]}, 2), ({"to": entries[1]["at"]}, 1), ({"action": "x"}, 0),
+                ({"from_": entries[1]["at"]}, 2), ({"to": entries[1]["at"]}, 2), ({"action": "x"}, 0),
             ):  # fmt: skip
                 found = (await here.ask("GET", "/api/v1/audit", token, **query)).body["data"]
                 assert len(found) == count, query
             cursor = page["next_cursor"]
             assert (await here.ask("GET", "/api/v1/audit", token, action="x", cursor=cursor)).status == 400
-            _, key = await here.tenant()
-            assert (await here.ask("GET", "/api/v1/audit", key)).body["data"] == []
+            theirs, key = await here.tenant()
+            (only,) = (await here.ask("GET", "/api/v1/audit", key)).body["data"]
+            assert (only["action"], only["subject"]) == ("organisation.created", str(theirs))
+
+    run(test())
+
+
+AUDIT = "/api/v1/audit"
+CHOICE = "/api/v1/auth/organisation"
+
+
+def test_what_belongs_to_no_organisation_is_read_by_super_admins_who_act_for_none(any_database: Database) -> None:
+    async def test() -> None:
+        async with people(any_database) as here:
+            admin, owner = await here.person("owner", super_admin=True), await here.person("owner")
+            chosen, other = await here.token(admin), await here.token(owner)
+            of_ours = (await here.ask("GET", AUDIT, chosen)).body["data"]
+            assert [entry["action"] for entry in of_ours] == ["organisation.created"]
+            none = await here.ask("POST", CHOICE, chosen, {"organisation_id": None})
+            assert (none.status, none.body["organisation_id"]) == (200, None)
+            token = none.body["access_token"]
+            page = (await here.ask("GET", AUDIT, token, limit=1)).body
+            rest = (await here.ask("GET", AUDIT, token, limit=1, cursor=page["next_cursor"])).body
+            found = [(entry["action"], entry["user_id"]) for entry in page["data"] + rest["data"]]
+            assert found == [("session.started", str(owner.user)), ("session.started", str(admin.user))]
+            assert rest["next_cursor"] is None
+            only = (await here.ask("GET", AUDIT, token, user_id=str(admin.user))).body["data"]
+            assert [entry["sequence"] for entry in only] == [1]
+            # A cursor of the one is none of the other, and who has chosen reads the organisation's as before.
+            assert (await here.ask("GET", AUDIT, chosen, limit=1, cursor=page["next_cursor"])).status == 400
+            body = {"organisation_id": str(here.organisation)}
+            again = (await here.ask("POST", CHOICE, token, body)).body["access_token"]
+            assert (await here.ask("GET", AUDIT, again)).body["data"] == of_ours
+            # Nobody else has a way to it.
+            lone = (await here.ask("POST", CHOICE, other, {"organisation_id": None})).body["access_token"]
+            nowhere = await here.token(await here.person(None))
+            for refused in (lone, nowhere):
+                assert (await here.ask("GET", AUDIT, refused)).code == (403, "forbidden")
+            for asked in (other, here.key):
+                shown = (await here.ask("GET", AUDIT, asked)).body["data"]
+                assert {entry["action"] for entry in shown} == {"organisation.created"}
+
+    run(test())
+
+
+def test_who_acts_for_none_goes_on_acting_for_none(database: Database) -> None:
+    async def test() -> None:
+        async with people(database) as here:
+            tokens = (await here.login(await here.person("owner"))).body
+            assert tokens["organisation_id"] == str(here.organisation)
+            await here.ask("POST", CHOICE, tokens["access_token"], {"organisation_id": None})
+            body = {"refresh_token": tokens["refresh_token"]}
+            again = (await here.ask("POST", "/api/v1/auth/refresh", body=body)).body
+            assert again["organisation_id"] is None
+            assert (await here.ask("GET", "/api/v1/ledger", again["access_token"])).code == (403, "forbidden")
 
     run(test())
 
@@ -487,7 +540,7 @@ def test_what_fails_leaves_no_entry(database: Database) -> None:
             where = path(here.organisation, f"/members/{owner.user}")
             assert (await here.ask("DELETE", where, token)).status == 409
             assert (await invite(here, token, "bad")).status == 422
-            assert await here.audited(here.organisation) == []
+            assert await here.audited(here.organisation) == [("organisation.created", None)]
 
     run(test())
 
@@ -499,7 +552,7 @@ def test_entries_of_many_at_once_stand_in_one_chain(database: Database) -> None:
             answers = await asyncio.gather(*(here.ask("POST", KEYS, here.key, body) for body in bodies))
             assert {answer.status for answer in answers} == {201}
             rows = await here.superuser("SELECT sequence, previous_hash, hash FROM audit_log ORDER BY sequence")
-            assert [row["sequence"] for row in rows] == list(range(1, 21))
+            assert [row["sequence"] for row in rows] == list(range(1, 22))
             for before, after in itertools.pairwise(rows):
                 assert after["previous_hash"] == before["hash"]
 

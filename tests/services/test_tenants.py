@@ -1,5 +1,6 @@
 """Row-level security: no table with tenant data lacks it, and nobody reaches readings past it."""
 
+from hashlib import sha256
 from typing import Any
 from uuid import UUID
 
@@ -11,9 +12,9 @@ from api.registry.organisations import acting_for, add_organisation
 from runtime.ids import uuid7
 from runtime.postgres import connect
 from tests.databases import Database
-from tests.people_rig import people
+from tests.people_rig import People, people
 from tests.support import run
-from tests.tenants_rig import ids_in, ids_of, inhabited, rows_of
+from tests.tenants_rig import Tenant, ids_in, ids_of, inhabited, rows_of
 
 #: Tables whose rows belong to an organisation through their series; roles reach them by views and functions only.
 BY_SERIES = ("readings", "text_readings", "rollups_5m", "rollups_1h", "rollups_1d", "rollup_marks")
@@ -25,6 +26,30 @@ WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p')
 """
 #: Tells a change, not whose it was: hashes and device ids for the processes that keep credentials.
 EXEMPT = {"credential_changes"}
+#: What the API's role may read without it: nobody's in particular, or sealed.
+COMMON = {
+    "log_generations", "log_losses", "log_positions", "spool_losses", "spool_positions", "schema_migrations",
+    "signing_keys", "gateway_signing_keys", "rollup_state",
+}  # fmt: skip
+REACHABLE = """
+SELECT c.relname FROM pg_class c
+WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p')
+  AND has_any_column_privilege('sluice_app', c.oid, 'SELECT, INSERT, UPDATE')
+  AND NOT (c.relrowsecurity AND c.relforcerowsecurity)
+"""
+#: Foreign keys between tables that both say whose their rows are, and whether the key says it too, and always.
+REFERENCES = """
+SELECT format('%s: %s', c.conrelid::regclass, c.conname) AS name,
+       EXISTS (SELECT FROM unnest(c.conkey, c.confkey) k (own, its) WHERE (k.own, k.its) = (a.attnum, b.attnum))
+       AND (a.attnotnull OR cardinality(c.conkey) = 1) AS is_kept,
+       c.conrelid::regclass::text AS referring, c.confrelid::regclass::text AS referred,
+       a.attname AS whose, i.attname AS id
+FROM pg_constraint c
+JOIN pg_attribute a ON a.attrelid = c.conrelid AND a.attname IN ('organisation_id', 'user_id') AND NOT a.attisdropped
+JOIN pg_attribute b ON b.attrelid = c.confrelid AND b.attname = a.attname AND NOT b.attisdropped
+JOIN pg_attribute i ON i.attrelid = c.conrelid AND i.attnum = c.conkey[cardinality(c.conkey)]
+WHERE c.contype = 'f' AND c.connamespace = 'public'::regnamespace ORDER BY 1
+"""
 
 
 async def fetch(url: str, sql: str, *values: Any) -> list[Any]:
@@ -43,8 +68,64 @@ def test_every_table_with_tenant_data_has_it_forced(any_database: Database) -> N
             for role in ("sluice_app", "sluice_reader"):
                 sql = "SELECT has_table_privilege($1, $2, 'SELECT')"
                 assert (await fetch(any_database.superuser_url, sql, role, table))[0][0] is False
+        reached = {row["relname"] for row in await fetch(any_database.superuser_url, REACHABLE)}
+        assert reached == COMMON
 
     run(test())
+
+
+def test_every_reference_keeps_to_whose_it_is(any_database: Database) -> None:
+    async def test() -> None:
+        found = await fetch(any_database.superuser_url, REFERENCES)
+        assert len(found) > 20
+        assert [row["name"] for row in found if not row["is_kept"]] == []
+
+    run(test())
+
+
+def test_a_reference_to_what_is_another_s_is_refused_as_one_to_nothing(any_database: Database) -> None:
+    async def test() -> None:
+        async with people(any_database) as here:
+            ours, theirs = await inhabited(here), await inhabited(here)
+            for tenant in (ours, theirs):
+                await here.superuser(
+                    "INSERT INTO limit_overrides (organisation_id, site_id) VALUES ($1, $2)",
+                    tenant.organisation, UUID(tenant.things["site"]),
+                )  # fmt: skip
+            app = await connect(any_database.settings, role="sluice_app", application="test")
+            await app.execute("SELECT set_config('sluice.organisation', $1, false)", str(ours.organisation))
+            tried = set()
+            for key in await fetch(any_database.superuser_url, REFERENCES):
+                referring, column = key["referring"], key["id"]
+                own = f"SELECT ctid FROM {referring} WHERE {column} IS NOT NULL LIMIT 1"
+                if key["whose"] == column or not await may_update(any_database, referring, column):
+                    continue
+                ((other,),) = await here.superuser(
+                    f"SELECT {column} FROM {key['referred']} WHERE organisation_id = $1 LIMIT 1", theirs.organisation
+                )
+                if not await app.fetch(own):
+                    continue
+                refused = [await refusal(app, f"UPDATE {referring} SET {column} = $1 WHERE ctid = ({own})", value)
+                           for value in (other, uuid7())]  # fmt: skip
+                assert refused[0] == refused[1], key["name"]
+                tried.add((referring, column))
+            await app.close()
+            assert {("devices", "site_id"), ("site_servers", "credential_id"), ("credentials", "device_id")} < tried
+            assert len(tried) > 10
+
+    run(test())
+
+
+async def may_update(database: Database, table: str, column: str) -> bool:
+    sql = "SELECT has_column_privilege('sluice_app', $1, $2, 'UPDATE')"
+    return bool((await fetch(database.superuser_url, sql, table, column))[0][0])
+
+
+async def refusal(app: Any, sql: str, *values: Any) -> type[Exception]:
+    """How it is refused; that it is not fails the test."""
+    with pytest.raises((asyncpg.ForeignKeyViolationError, asyncpg.InsufficientPrivilegeError)) as refused:
+        await app.execute(sql, *values)
+    return refused.type
 
 
 @pytest.mark.parametrize("role", ["sluice_app", "sluice_reader"])
@@ -184,6 +265,8 @@ def test_nobody_writes_what_is_another_s(any_database: Database) -> None:
         await app.execute("SELECT set_config('sluice.user', $1, false)", str(user))
         for sql, values in (
             ("INSERT INTO memberships VALUES ($1, $2, 'owner')", (theirs, user)),
+            ("INSERT INTO memberships VALUES ($1, $2, 'viewer')", (organisation, their_user)),
+            ("UPDATE memberships SET user_id = $1", (their_user,)),
             ("INSERT INTO sessions (session_id, user_id) VALUES ($1, $2)", (uuid7(), their_user)),
             ("INSERT INTO users (user_id, email, name) VALUES ($1, 'n@x', 'x')", (uuid7(),)),
             ("UPDATE users SET super_admin = true WHERE user_id = $1", (user,)),
@@ -216,8 +299,10 @@ def test_functions_with_the_owner_s_rights_are_for_their_role_alone(any_database
             found.setdefault(row["name"].partition("(")[0], set()).add(row["rolname"])
         assert found["make_super_admin"] == {"sluice_worker"}
         assert found["append_audit"] == {"sluice_app", "sluice_worker"}
-        for name in ("user_of_email", "refresh_token_presented", "password_reset_presented", "invitation_presented"):
+        for name in (*LETTING_IN, "forget_attempts", "has_password"):
             assert found[name] == {"sluice_app"}
+        for name in ("credential_changed", "organisation_changed"):
+            assert name not in found
 
     run(test())
 
@@ -240,7 +325,7 @@ WHERE p.pronamespace = 'public'::regnamespace AND p.prosecdef AND p.prorettype <
 ORDER BY 1
 """
 #: Functions that look at rows, called for what is the other's: $1 organisation, $2 series, $3 site,
-#: $4 row in quarantine. None may give or change anything.
+#: $4 row in quarantine, $5 e-mail, $6 the hash of a token. None may give or change anything.
 ASKING = {
     "readings_page": "readings_page(ARRAY[$2::int], '-infinity', 'infinity', true, 'infinity', 0, 0, 10)",
     "readings_of_stays": "readings_of_stays(ARRAY[$2::int], ARRAY['-infinity'::timestamptz],"
@@ -254,11 +339,16 @@ ASKING = {
     "begin_site_erasure": "begin_site_erasure($3::uuid) b WHERE b",
     "discard_quarantined": "discard_quarantined(ARRAY[$4::uuid], 'x') n WHERE n > 0",
 }
-#: They show nothing, or what a secret or an e-mail finds, to whoever has it.
-HARMLESS = {
-    "append_audit", "credential_changed", "organisation_changed", "user_of_email", "refresh_token_presented",
-    "password_reset_presented", "invitation_presented",
-}  # fmt: skip
+#: Whoever lets people in acts for nobody, and finds by a secret or an e-mail whose it is; nobody else does.
+LETTING_IN = {
+    "begin_login": "begin_login($5, sha256('a'), uuid_send($1), 5, '1 hour', 5) WHERE password_hash IS NOT NULL",
+    "user_of_email": "user_of_email($5) u WHERE u IS NOT NULL",
+    "refresh_token_presented": "refresh_token_presented(ARRAY[$6::bytea])",
+    "password_reset_presented": "password_reset_presented(ARRAY[$6::bytea])",
+    "invitation_presented": "invitation_presented(ARRAY[$6::bytea])",
+}
+#: They show nothing; what they write is the caller's own, or goes while it acts for nobody only (tested below).
+HARMLESS = {"append_audit", "forget_attempts", "has_password"}
 
 
 @pytest.mark.parametrize("acting", ["nobody", "ours"])
@@ -266,6 +356,7 @@ def test_nothing_that_the_api_may_read_or_call_shows_another_s(any_database: Dat
     async def test() -> None:
         async with people(any_database) as here:
             theirs, ours = await inhabited(here), await inhabited(here)
+            secret = await secret_of(here, theirs)
             before = await rows_of(any_database, theirs)
             hidden = ids_of(before) - ids_of(await rows_of(any_database, ours))
             known = {person.email for person in theirs.people.values()}
@@ -281,17 +372,88 @@ def test_nothing_that_the_api_may_read_or_call_shows_another_s(any_database: Dat
                 assert not ids_in(text) & hidden, table["name"]
                 assert not [email for email in known if email in text], table["name"]
                 seen += len(rows)
-            assert (seen > 20) == (acting == "ours")
-            things = theirs.things
-            subjects = (theirs.organisation, theirs.series, things["site"], things["held"])
+            assert (seen > 30) == (acting == "ours")
+            things, person = theirs.things, theirs.people["member"]
+            subjects = (theirs.organisation, theirs.series, things["site"], things["held"], person.email, secret)
             for function in await fetch(any_database.superuser_url, CALLABLE):
                 name = function["proname"]
-                assert name in HARMLESS or name in ASKING, f"{name}: say what it shows"
-                if name in ASKING:
-                    given = "WITH given AS (SELECT $1::uuid, $2::int, $3::uuid, $4::uuid)"
-                    sql = f"{given} SELECT * FROM {ASKING[name]}"
-                    assert not await app.fetch(sql, *subjects), name
+                calls = ASKING | LETTING_IN
+                assert name in HARMLESS or name in calls, f"{name}: say what it shows"
+                if name in calls:
+                    given = "WITH given AS (SELECT $1::uuid, $2::int, $3::uuid, $4::uuid, $5::text, $6::bytea)"
+                    rows = await app.fetch(f"{given} SELECT * FROM {calls[name]}", *subjects)
+                    assert bool(rows) == (name in LETTING_IN and acting == "nobody"), name
             await app.close()
             assert await rows_of(any_database, theirs) == before
+
+    run(test())
+
+
+async def secret_of(here: People, tenant: Tenant) -> bytes:
+    """The hash of one secret that finds a session, a reset and an invitation of the tenant's."""
+    user = tenant.people["member"].user
+    one = "token_hash = (SELECT token_hash FROM {0} WHERE {1} = $1 LIMIT 1)"
+    for table, column, value in (
+        ("refresh_tokens", "user_id", user), ("invitations", "organisation_id", tenant.organisation),
+    ):  # fmt: skip
+        await here.superuser(
+            f"UPDATE {table} SET token_hash = sha256('theirs') WHERE {one.format(table, column)}", value
+        )
+    await here.superuser("INSERT INTO password_resets VALUES (sha256('theirs'), $1, now(), now())", user)
+    return sha256(b"theirs").digest()
+
+
+# ---------------------------------------------------------------- logging in
+
+BEGIN = "SELECT wait_s, user_id, password_hash FROM begin_login($1, $2, $3, 2, '1 hour', 5)"
+ACCOUNT, ADDRESS = sha256(b"account").digest(), bytes(16)
+
+
+def test_a_password_s_hash_is_given_to_an_attempt_that_counts_and_to_nobody_who_acts(any_database: Database) -> None:
+    async def test() -> None:
+        async with people(any_database) as here:
+            person = await here.person("owner")
+            ((kept,),) = await here.superuser("SELECT password_hash FROM users WHERE user_id = $1", person.user)
+            app: Any = await connect(any_database.settings, role="sluice_app", application="test")
+            attempt = (person.email, ACCOUNT, ADDRESS)
+            for name, value in (("organisation", here.organisation), ("user", person.user)):
+                async with app.transaction():
+                    await app.execute(f"SELECT set_config('sluice.{name}', $1, true)", str(value))
+                    assert await app.fetch(BEGIN, *attempt) == []
+                    assert await app.fetchval("SELECT user_of_email($1)", person.email) is None
+            assert await here.superuser("SELECT FROM login_attempts") == []
+
+            for _ in range(2):
+                assert tuple(await app.fetchrow(BEGIN, *attempt)) == (0, person.user, kept)
+            async with app.transaction():
+                await app.execute("SELECT set_config('sluice.user', $1, true)", str(person.user))
+                await app.execute("SELECT forget_attempts($1, $2)", ACCOUNT, ADDRESS)
+            wait_s, *nothing = await app.fetchrow(BEGIN, *attempt)
+            assert (wait_s > 0, nothing) == (True, [None, None])
+            await app.execute("SELECT forget_attempts($1, $2)", ACCOUNT, ADDRESS)
+            assert tuple(await app.fetchrow(BEGIN, "nobody@example.org", ACCOUNT, ADDRESS)) == (0, None, None)
+            assert await app.fetchval("SELECT user_of_email($1)", person.email) == person.user
+            await app.close()
+
+    run(test())
+
+
+def test_nobody_is_told_of_another_s_password_or_attempts(any_database: Database) -> None:
+    async def test() -> None:
+        async with people(any_database) as here:
+            person, other = await here.person("owner"), await here.person("owner")
+            hashes = dict(await here.superuser("SELECT user_id, password_hash FROM users"))
+            app = await connect(any_database.settings, role="sluice_app", application="test")
+            for user, own in ((None, False), (other.user, False), (person.user, True)):
+                await app.execute("SELECT set_config('sluice.user', $1, false)", str(user or ""))
+                assert await app.fetchval("SELECT has_password($1)", hashes[person.user]) is own
+                for sql in (
+                    "SELECT FROM login_attempts", "DELETE FROM login_attempts",
+                    "UPDATE login_attempts SET failures = 0",
+                    "SELECT credential_changed(NULL, NULL)", "SELECT organisation_changed(NULL)",
+                ):  # fmt: skip
+                    with pytest.raises(asyncpg.InsufficientPrivilegeError):
+                        await app.execute(sql)
+            await app.close()
 
     run(test())

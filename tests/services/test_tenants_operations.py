@@ -353,6 +353,32 @@ def test_what_is_one_s_own_is_answered(database: Database) -> None:
     run(test(), 300)
 
 
+#: What of an organisation's a super-admin may call who acts for none, about what belongs to none.
+UNOWNED: Final = {"platform.audit"}
+
+
+def test_who_acts_for_no_organisation_is_let_into_none(database: Database) -> None:
+    """But where the path names one, a super-admin into each, and others into none that is there."""
+
+    async def test() -> None:
+        async with generous(database) as here:
+            ours = await inhabited(here)
+            super_admin = await here.token(await here.person(None, super_admin=True))
+            nobody = await here.token(await here.person(None))
+            for operation in here.operations:
+                if operation.needs.audience is not Audience.ORGANISATION:
+                    continue
+                request = right(operation, ours)
+                is_named = "{orgId}" in operation.path
+                assert (await request.send(here, nobody)).status == (404 if is_named else 403), operation.name
+                if not is_named:
+                    expected = operation.status if operation.name in UNOWNED else 403
+                    assert (await request.send(here, super_admin)).status == expected, operation.name
+            assert {operation.name for operation in here.operations if operation.needs.unowned} == UNOWNED
+
+    run(test(), 300)
+
+
 @pytest.mark.parametrize("caller", ["gateway", "owner"])
 def test_a_token_opens_nothing_of_another_s(database: Database, caller: str) -> None:
     """Every operation about another's organisation, site or things, all its ids at once."""
