@@ -112,19 +112,20 @@ def read_body(kind: Any, body: bytes) -> Any:
     try:
         if not _NUL.search(body):
             return _decoded(kind, body)
-        first = Detail("", NUL_FAULT)
+        wrong = faults(kind, _whole(msgspec.json.decode(body))) or [Detail("", NUL_FAULT)]
     except msgspec.ValidationError as error:
-        first = detail_of(error)
+        wrong = _all_faults(kind, body) or [detail_of(error)]
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise _no_json(error) from None
+        raise Problem(INVALID_BODY, f"the body is not JSON: {error}") from None
+    raise problem_of(INVALID, wrong)
+
+
+def _all_faults(kind: Any, body: bytes) -> list[Detail]:
+    """Empty where the body cannot be read to its end: whoever reads it typed ends at the first fault."""
     try:
-        raise problem_of(INVALID, faults(kind, _whole(msgspec.json.decode(body))) or [first])
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise _no_json(error) from None
-
-
-def _no_json(error: Exception) -> Problem:
-    return Problem(INVALID_BODY, f"the body is not JSON: {error}")
+        return faults(kind, _whole(msgspec.json.decode(body)))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return []
 
 
 def _decoded(kind: Any, body: bytes) -> Any:

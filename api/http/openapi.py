@@ -42,9 +42,9 @@ REFERENCE: Final = "#/components/schemas/{name}"
 
 #: What holds for every operation.
 _MANNERS: Final = (
-    "`X-Request-Id`, of up to 64 letters, digits and `._:+/=-`, names a request and stands in its answer and in what is"
-    " kept of it; without one, or with another, a request gets a new one. Errors name every field that is wrong, up to"
-    f" {FAULTS_MAX}."
+    "`X-Request-Id`, of up to 64 letters, digits and `._:+/=-`, names a request and stands in its answer and in what"
+    " is kept of it; without one, or with another, a request gets a new one. Errors name every field that is wrong,"
+    f" up to {FAULTS_MAX}."
 )
 _METHODS: Final = frozenset({"get", "post", "put", "patch", "delete"})
 _LICENSE: Final = {"name": "Apache-2.0", "identifier": "Apache-2.0"}

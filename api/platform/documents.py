@@ -60,7 +60,8 @@ class DocumentOperations:
 
     @cached_property
     def _yaml(self) -> bytes:
-        return yaml.safe_dump(self._document, sort_keys=False, allow_unicode=True).encode()
+        # Read anew, since YAML would write a part that stands in two places as a reference.
+        return yaml.safe_dump(orjson.loads(self._json), sort_keys=False, allow_unicode=True).encode()
 
     @operation(PLATFORM, "GET", "/api/v3/api-docs", PUBLIC)
     async def api_docs(self, call: Call[Nothing, Nothing, Nothing]) -> Reply[dict[str, Any]]:

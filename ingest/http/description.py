@@ -77,7 +77,7 @@ _SENT: Final = {
     ],
 }
 _REJECTED: Final = {
-    "index": 1, "code": str(ReadingCode.UNKNOWN_UNIT), "message": "temperature takes °C, K, °F, not `parsec`",
+    "index": 1, "code": str(ReadingCode.UNKNOWN_UNIT), "message": "temperature takes °C, °F, K, not `parsec`",
     "retryable": False,
 }  # fmt: skip
 _RECEIPT: Final = "AaX2…"
@@ -142,34 +142,22 @@ def _get() -> dict[str, Any]:
 
 
 def _shelly() -> dict[str, Any]:
-    token = {
-        "name": "token",
-        "in": "path",
-        "required": True,
-        "schema": _TEXT | {"description": "The device's token."},
-    }
     return _get() | {
         "operationId": "ingest_shelly",
         "summary": "The same for firmware that appends its parameters to a URL",
         "security": [],
-        "parameters": [token, *_query_parameters(), *_HEADERS],
+        "parameters": [_in_path("token", "The device's token."), *_query_parameters(), *_HEADERS],
     }
 
 
 def _receipt() -> dict[str, Any]:
-    receipt = {
-        "name": "receipt",
-        "in": "path",
-        "required": True,
-        "schema": _TEXT | {"description": "As it was given."},
-    }
     example = {"receipt": _RECEIPT, "state": "landed", "accepted": 1} | _LANDED
     return {
         "operationId": "ingest_receipt",
         "summary": "What became of the readings of a receipt",
         "tags": [_TAG],
         "security": [{"device": []}],
-        "parameters": [receipt],
+        "parameters": [_in_path("receipt", "As it was given.")],
         "responses": {"200": _answer("Where they are.", "IngestReceipt", example)}
         | _problems(*_ALWAYS, RequestCode.RECEIPT_NOT_FOUND),
     }
@@ -204,6 +192,10 @@ def _problems(*codes: RequestCode) -> dict[str, Any]:
 
 
 # ---------------------------------------------------------------- parameters
+
+
+def _in_path(name: str, meaning: str) -> dict[str, Any]:
+    return {"name": name, "in": "path", "required": True, "schema": {**_TEXT, "description": meaning}}
 
 
 def _header(name: str, meaning: str, **schema: Any) -> dict[str, Any]:
@@ -272,9 +264,8 @@ def _schemas() -> dict[str, Any]:
         "durable": {**_TEXT, "enum": ["log", "spool"], "description": "Where they are durable: in either for good."},
     }
     paced = {"paced": {"type": "boolean"}, "paced_until": {**_TEXT, "format": "date-time"}}
-    limit = dict.fromkeys(("name", "scope"), _TEXT) | dict.fromkeys(
-        ("value", "used", "window_s", "resets_in_s"), {"type": "integer"}
-    )
+    limit: dict[str, Any] = dict.fromkeys(("name", "scope"), _TEXT)
+    limit |= dict.fromkeys(("value", "used", "window_s", "resets_in_s"), _COUNT)
     error = {"code": _TEXT, "message": _TEXT, "request_id": _TEXT}
     return {
         "IngestMeasurement": _object(

@@ -10,7 +10,7 @@ import socket
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from aiohttp import StreamReader, hdrs, web
 from aiohttp.http_exceptions import BadHttpMethod, HttpProcessingError, LineTooLong
@@ -78,25 +78,34 @@ class _UnreadError(Exception):
         self.path = path
 
 
+class _RequestLine(NamedTuple):
+    """What can be told of the first line of a head, as far as it came."""
+
+    method: str = ""
+    path: str | None = None
+    """None where it may go on, or is none."""
+    is_whole: bool = False
+    is_long: bool = False
+
+    @classmethod
+    def of(cls, head: bytes) -> "_RequestLine":
+        line = _REQUEST_LINE.match(head)
+        if line is None:
+            return cls()
+        ended, is_long = line.end(2), line.end() > _HEAD_LINE_BYTES_MAX
+        is_path = is_long or head[ended : ended + 1] in (b" ", b"?", b"#")
+        return cls(line[1].decode(), line[2].decode() if is_path else None, line[3] is not None, is_long)
+
+
 def _unread(error: BaseException, head: bytes) -> _UnreadError:
     """Of what the parser found wrong, and the head that it found it in, from its first byte on."""
-    method, path, is_whole = _request_line(head)
+    line = _RequestLine.of(head)
     if isinstance(error, LineTooLong):
-        return _UnreadError(431 if is_whole else 414, path)
+        return _UnreadError(414 if line.is_long else 431, line.path)
     if isinstance(error, HttpProcessingError) and error.message == _TOO_MANY_HEADERS:
-        return _UnreadError(431, path)
-    is_strange = is_whole and isinstance(error, BadHttpMethod) and method not in hdrs.METH_ALL
-    return _UnreadError(501 if is_strange else 400, path)
-
-
-def _request_line(head: bytes) -> tuple[str, str | None, bool]:
-    """The method and the path of a head, and whether its first line is whole; no path where it may go on."""
-    line = _REQUEST_LINE.match(head)
-    if line is None:
-        return "", None, False
-    ended = line.end(2)
-    is_path = head[ended : ended + 1] in (b" ", b"?", b"#") or ended >= _HEAD_LINE_BYTES_MAX
-    return line[1].decode(), line[2].decode() if is_path else None, line[3] is not None
+        return _UnreadError(431, line.path)
+    is_strange = line.is_whole and isinstance(error, BadHttpMethod) and line.method not in hdrs.METH_ALL
+    return _UnreadError(501 if is_strange else 400, line.path)
 
 
 class _Connection(RequestHandler):
@@ -152,8 +161,7 @@ class _Connection(RequestHandler):
     def _give_up_head(self) -> None:
         if self._waiter is not None and not self._waiter.done() and self.transport is not None:
             self._owner.refused("head")
-            _, path, _ = _request_line(self._head)
-            self.transport.write(self._owner.refuse(408, path).encode_last())
+            self.transport.write(self._owner.refuse(408, _RequestLine.of(self._head).path).encode_last())
             self.force_close()
 
     def finish_response(
