@@ -135,8 +135,8 @@ def _get() -> dict[str, Any]:
         "summary": "Send readings as query parameters, as Shelly and others do",
         "description": "A parameter that nobody knows, and a placeholder not filled in, is refused by itself.",
         "tags": [_TAG],
-        "security": [{"device": []}, {"deviceInQuery": []}],
-        "parameters": [*_query_parameters(), *_HEADERS],
+        "security": [{"device": []}, {}],
+        "parameters": [_query("token", _TEXT, "In place of the header."), *_query_parameters(), *_HEADERS],
         "responses": _stored(_TAKEN | {"rejected": []}) | _problems(*_ALWAYS, *_READINGS),
     }
 
@@ -224,7 +224,6 @@ _SECURITY: Final = {
             " for receipts an API key as well."
         ),
     },
-    "deviceInQuery": {"type": "apiKey", "in": "query", "name": "token", "description": "The same, in the query."},
 }
 
 
