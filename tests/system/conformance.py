@@ -2,7 +2,8 @@
 
 `sluice up` serves it beside the ingest face, on a real TimescaleDB. An organisation stands there with one of
 everything, so that operations are called with ids that exist too; `schemathesis.toml` says what is checked, and the
-hooks (`tests.system.conformance_hooks`) put ids into requests. Left out: what a right answer is, which schemathesis knows.
+hooks (`tests.system.conformance_hooks`) put ids into requests. Left out: what a right answer is, which schemathesis
+knows.
 """
 
 import argparse
