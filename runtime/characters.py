@@ -13,58 +13,72 @@ import re
 import unicodedata
 from typing import Final
 
-# Patterns stand in JSON Schemas too: in the dialect of all who read those, a character beyond U+FFFF is written as it
-# is. The classes have nothing in common and each repetition begins with another one: no text takes long to judge.
+# Ranges of character classes, which stand in JSON Schemas too: in the dialect that all readers of those share, a
+# character beyond U+FFFF is written as it is.
 
 #: Seen as room between others; not `\s`, of which Python and the readers of JSON Schema have different ideas.
 BLANK: Final = r" \u00a0\u1680\u2000-\u200a\u202f\u205f\u2800\u3000"
-#: Where no text needs them.
-HIDDEN: Final = (
-    r"\x00-\x1f\x7f-\x9f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\u3164"
+_NOWHERE: Final = (
+    r"\x7f-\x9f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\u3164"
     r"\ufdd0-\ufdef\ufeff\uffa0\ufff0-\ufffb\ufffe\uffff"
-    "\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
+    "\U0001bca0-\U0001bca3\U0001d173-\U0001d17a"
+    "\U000e0000-\U000e002f\U000e003a-\U000e0060\U000e007b-\U000e007e\U000e0080-\U000e00ff\U000e01f0-\U000e0fff"
     + "".join(f"{chr(plane + 0xFFFE)}{chr(plane + 0xFFFF)}" for plane in range(0x1_0000, 0x11_0000, 0x1_0000))
 )
-#: Hidden where they do not join or vary anything.
-JOINERS: Final = r"\u180e\u200c\u200d"
-SELECTORS: Final = "\\u180b-\\u180d\\u180f\\ufe00-\\ufe0f\U000e0100-\U000e01ef"
+#: Good nowhere, or nowhere but for line ends.
+HIDDEN: Final = rf"\x00-\x1f{_NOWHERE}"
+HIDDEN_IN_LINES: Final = rf"\x00-\x09\x0b-\x1f{_NOWHERE}"
+_JOINERS: Final = r"\u180e\u200c\u200d"
+_SELECTORS: Final = "\\u180b-\\u180d\\u180f\\ufe00-\\ufe0f\U000e0100-\U000e01ef"
+_TAGS: Final = "\U000e0030-\U000e0039\U000e0061-\U000e007a"
+_END: Final = "\U000e007f"
+#: Good in some places.
+DEPENDENT: Final = f"{_JOINERS}{_SELECTORS}{_TAGS}{_END}"
 
-#: No reader of JSON Schemas takes a pattern that names them, and no JSON text holds one.
-_HALVES_OF_PAIRS: Final = r"\ud800-\udfff"
-#: Latin, Greek and Cyrillic, whose letters need neither; digits and signs that are emoji with a selector behind.
-_PLAIN: Final = r"[\x21\x22\x24-\x29\x2b-\x2f\x3a-\x7e\u00a1-\u00a8\u00aa-\u00ac\u00af-\u034e\u0350-\u058f]"
-_KEYS: Final = rf"[#*0-9\u00a9\u00ae][{SELECTORS}]?"
-_FLAG: Final = "\U0001f3f4[\U000e0030-\U000e0039\U000e0061-\U000e007a]{3,6}\U000e007f"
+#: Neither Latin, Greek nor Cyrillic, whose letters need no joiner.
+_OTHER: Final = rf"\x00-\u058f{BLANK}{HIDDEN}{DEPENDENT}"
+#: Emoji with a selector behind.
+_KEYS: Final = r"[#*0-9\u00a9\u00ae]"
+_FLAG: Final = "\U0001f3f4"
 
 
-def _line(hidden: str) -> str:
-    other = rf"[^\x00-\u058f{BLANK}{hidden}{JOINERS}{SELECTORS}][{SELECTORS}]?"
-    return rf"(?:[{BLANK}]|{_PLAIN}|{_KEYS}|{_FLAG}|{other}(?:[{JOINERS}]{other})*)"
+def _behind_flag(tags: range) -> str:
+    """Not behind a flag and so many tags."""
+    return "".join(f"(?<!{_FLAG}[{_TAGS}]{{{count}}})" for count in tags)
 
 
-#: A blank, or one character that is seen with what belongs to it.
-LINE: Final = _line(HIDDEN)
-
-_SEEN: Final = _line(HIDDEN + _HALVES_OF_PAIRS)
-_LINE: Final = re.compile(rf"{_SEEN}*")
-_LINES: Final = re.compile(rf"(?:\n|{_SEEN})*")
-_PIECE: Final = re.compile(rf"({_SEEN}+)|(.)", re.DOTALL)
+#: A pattern that is found where one of `DEPENDENT` has nothing that it belongs to.
+MISPLACED: Final = "|".join(
+    [
+        rf"(?<![^{_OTHER}])(?<![{_SELECTORS}])[{_JOINERS}]",
+        rf"[{_JOINERS}](?![^{_OTHER}])",
+        rf"(?<![^{_OTHER}])(?<!{_KEYS})[{_SELECTORS}]",
+        rf"{_behind_flag(range(6))}[{_TAGS}]",
+        rf"[{_TAGS}](?![{_TAGS}{_END}])",
+        rf"{_behind_flag(range(3, 7))}{_END}",
+    ]
+)
+#: Of halves of pairs no JSON text has one, and no schema can name them.
+_HALVES: Final = r"\ud800-\udfff"
+_HIDDEN: Final = re.compile(rf"[{HIDDEN}{_HALVES}]|{MISPLACED}")
+_HIDDEN_IN_LINES: Final = re.compile(rf"[{HIDDEN_IN_LINES}{_HALVES}]|{MISPLACED}")
 
 
 def first_hidden(text: str, *, lines: bool = False) -> str:
-    """The first character that is not seen where it stands, as `U+202E RIGHT-TO-LEFT OVERRIDE`; empty for none.
+    """A character that is not seen where it stands, as `U+202E RIGHT-TO-LEFT OVERRIDE`; empty for none.
 
     A line end is one, unless a text may have `lines`.
     """
-    seen = (_LINES if lines else _LINE).match(text)
-    end = 0 if seen is None else seen.end()
-    if end == len(text):
-        return ""
-    return f"U+{ord(text[end]):04X} {unicodedata.name(text[end], '')}".rstrip()
+    found = (_HIDDEN_IN_LINES if lines else _HIDDEN).search(text)
+    return f"U+{ord(found[0]):04X} {unicodedata.name(found[0], '')}".rstrip() if found else ""
 
 
 def shown(text: str) -> str:
     """`text` in one line, with what nobody sees as its escape: it moves no cursor and turns nothing around."""
     if text.isascii() and text.isprintable():
         return text
-    return _PIECE.sub(lambda piece: piece[1] or piece[2].encode("unicode_escape").decode(), text)
+    count = 1
+    # Where one goes, what belonged to it may be alone.
+    while count:
+        text, count = _HIDDEN.subn(lambda found: found[0].encode("unicode_escape").decode(), text)
+    return text

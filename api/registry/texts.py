@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Final, Self
 
 from api.http.spelt import Spelt
-from runtime.characters import BLANK, HIDDEN, JOINERS, LINE, SELECTORS, first_hidden
+from runtime.characters import BLANK, DEPENDENT, HIDDEN, HIDDEN_IN_LINES, MISPLACED, first_hidden
 
 _ENDING_ALPHABET: Final = "abcdefghijklmnopqrstuvwxyz0123456789"
 #: Two thousand million of them: nobody guesses which are taken.
@@ -31,37 +31,44 @@ class Text(Spelt):
     def __init__(self, value: str) -> None:
         self.value = value
 
-    def __init_subclass__(cls, *, pattern: str, most: int, wanted: str, least: int = 1, lines: bool = False) -> None:
-        # Half of a pair comes from a command line at most; a schema cannot name it.
-        cls.pattern = re.compile(rf"(?![\s\S]*[\ud800-\udfff]){pattern}")
+    def __init_subclass__(
+        cls, *, pattern: str, most: int, wanted: str, least: int = 1, written: bool = False, lines: bool = False
+    ) -> None:
+        """`written`: by a person, in any script, with characters that are good in some places only."""
+        cls.pattern = re.compile(pattern)
         cls.characters_max = most
         cls.wanted = wanted
         cls.lines = lines
         cls.schema = {"type": "string", "minLength": least, "maxLength": most, "pattern": f"^{pattern}$"}
+        if written:
+            cls.schema = {**cls.schema, "not": {"pattern": MISPLACED}}
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        if len(text) > cls.characters_max or not cls.pattern.fullmatch(text):
-            hidden = first_hidden(text, lines=cls.lines)
+        if hidden := first_hidden(text, lines=cls.lines):
             # Who sent it does not see it, least of all in what was pasted.
-            raise ValueError(f"holds {hidden}, which nobody sees there: it {cls.wanted}" if hidden else cls.wanted)
+            raise ValueError(f"holds {hidden}, which nobody sees there: it {cls.wanted}")
+        if len(text) > cls.characters_max or not cls.pattern.fullmatch(text):
+            raise ValueError(cls.wanted)
         return cls(text)
 
     def __str__(self) -> str:
         return self.value
 
 
-_MAILBOX: Final = rf"[^@<>,;:\"\\{BLANK}{HIDDEN}{JOINERS}{SELECTORS}]+"
+_MAILBOX: Final = rf"[^@<>,;:\"\\{BLANK}{HIDDEN}{DEPENDENT}]+"
 _LABEL: Final = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
-#: What people write: something that is seen, and nothing hidden (`runtime.characters`).
-_NAME: Final = rf"(?![{BLANK}]*$){LINE}*"
-_LINES: Final = rf"(?:\n|{LINE})*"
-_TEXT: Final = rf"(?![\n{BLANK}]*$){_LINES}"
+
+
+def _seen(hidden: str, blank: str) -> str:
+    """At least one character that is no blank, and none of those that are good nowhere."""
+    return rf"[^{hidden}]*[^{blank}{hidden}{DEPENDENT}][^{hidden}]*"
 
 
 class Name(
     Text,
-    pattern=_NAME,
+    pattern=_seen(HIDDEN, BLANK),
+    written=True,
     most=200,
     wanted="has 1 to 200 characters in one line, not all of them blank and none hidden",
 ):
@@ -80,7 +87,8 @@ class Email(
 
 class PostalAddress(
     Text,
-    pattern=_TEXT,
+    pattern=_seen(HIDDEN_IN_LINES, rf"\n{BLANK}"),
+    written=True,
     lines=True,
     most=500,
     wanted="has 1 to 500 characters, not all of them blank and none hidden",
@@ -90,7 +98,8 @@ class PostalAddress(
 
 class Reason(
     Text,
-    pattern=_TEXT,
+    pattern=_seen(HIDDEN_IN_LINES, rf"\n{BLANK}"),
+    written=True,
     lines=True,
     most=1_000,
     wanted="is a text of 1 to 1000 characters that says why, none of them hidden",
@@ -100,7 +109,8 @@ class Reason(
 
 class Notes(
     Text,
-    pattern=_LINES,
+    pattern=rf"[^{HIDDEN_IN_LINES}]*",
+    written=True,
     lines=True,
     least=0,
     most=4_000,

@@ -74,9 +74,9 @@ def test_the_registry_from_a_terminal(environment: dict[str, str], tmp_path: Pat
         assert "token_invalid" in command(other, "", "device", "list").stderr
         assert answer("device", "delete", device["id"], "--yes") == {"deleted": device["id"]}
         assert answer("site", "delete", site["id"], "--yes") == {"id": site["id"], "status": "deleting"}
-        again = command(environment, "", "site", "delete", site["id"], "--yes", "--json")
-        assert (again.returncode, again.stdout, again.stderr.count("\n")) == (1, "", 1)
-        assert "site_not_found" in again.stderr
+        refused = command(environment, "", "site", "delete", site["id"], "--yes", "--json")
+        assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (1, "", 1)
+        assert "site_not_found" in refused.stderr
         token = json.loads(kept.read_text())["access_token"]
         assert ask(f"{api.url}/api/v1/auth/me", token=token).status == 200
         assert answer("logout") == {"logged_out": api.url}

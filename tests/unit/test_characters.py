@@ -23,6 +23,8 @@ SEEN_FORMATS = {
 #: Letters and marks that are not seen.
 HIDDEN_OTHERS = {0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x3164, 0xFFA0}
 SELECTORS = {*range(0x180B, 0x180E), 0x180F, *range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)}
+#: What belongs to others, and what it belongs to.
+DEPENDENT = "\u200c\u200d\u180e\ufe0f\ufe00\U000e0100\U0001f3f4\U000e0067\U000e0031\U000e007f👩1#aहé "
 SEEN = [
     "خانه‌های تهران",  # Persian, with ZWNJ
     "منجم الفحم رقم ٣",
@@ -61,7 +63,9 @@ HIDDEN = [
     ("❤\ufe0f\ufe0f", "U+FE0F VARIATION SELECTOR-16"),
     # A text written in tags, and a flag that does not end.
     ("a\U000e0068\U000e0069", "U+E0068 TAG LATIN SMALL LETTER H"),
-    ("🏴\U000e0067\U000e0062", "U+E0067 TAG LATIN SMALL LETTER G"),
+    ("🏴\U000e0067\U000e0062", "U+E0062 TAG LATIN SMALL LETTER B"),
+    ("🏴" + "\U000e0067" * 7 + "\U000e007f", "U+E0067 TAG LATIN SMALL LETTER G"),
+    ("🏴\U000e0067\U000e0062\U000e007f", "U+E007F CANCEL TAG"),
     ("a\ufdd0", "U+FDD0"),
     ("a\U0010ffff", "U+10FFFF"),
     ("a\udcff", "U+DCFF"),
@@ -95,7 +99,7 @@ def test_an_escape_says_which_it_was() -> None:
     assert shown("👩\u200d é\u200d") == "👩\\u200d é\\u200d"
 
 
-@given(st.text(st.characters(codec=None)))
+@given(st.text(st.characters(codec=None)) | st.text(DEPENDENT))
 def test_what_is_shown_is_one_line_of_what_is_seen(text: str) -> None:
     line = shown(text)
     assert not first_hidden(line)
