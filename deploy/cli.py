@@ -94,7 +94,7 @@ def main() -> None:
 
     Each command has its own --help. Settings, which a role also takes from the environment or a file, are listed by
     `sluice settings`. Exit status: 0 done, 1 refused or not possible now, 2 a wrong command, option or setting; the
-    reason is one line on standard error, with --json too.
+    reason is told on standard error, with --json too.
     """
 
 
