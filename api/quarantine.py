@@ -279,7 +279,7 @@ def _names_of(payload: bytes) -> set[str]:
 def checked_note(note: str) -> str:
     """Why something is discarded, as it is kept. Raises the problem of none, or one that is too long."""
     try:
-        return without_secrets(str(Reason.parse(note.strip())))
+        return without_secrets(str(Reason.parse(note)).strip())
     except ValueError as error:
         raise Problem(INVALID_NOTE, f"note: {error}") from None
 

@@ -1,6 +1,7 @@
 """The API as an application: every operation of every face. Left out: the listener (`api.serving`), the process."""
 
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 import asyncpg
 from aiohttp import web
@@ -12,7 +13,6 @@ from api.devices.downlink import NoDownlink
 from api.devices.measurements import MeasurementOperations
 from api.devices.operations import DeviceOperations
 from api.faces import FACES
-from api.http.cors import Origins
 from api.http.edge import create_app as create_app_of
 from api.http.operations import Operation, operations_of
 from api.http.repeats import Repeats
@@ -33,9 +33,11 @@ from api.settings import ApiSettings
 from api.sites.machines import MachineOperations
 from api.sites.sites import SiteOperations
 from runtime.addresses import Proxies
+from runtime.http.cors import Origins
 from runtime.secrets import KeyRing, TokenHasher
 
 _ACCESS: Final = AccessSettings()
+_NO_ORIGINS: Final = Origins(())
 
 
 def create_app(
@@ -46,16 +48,17 @@ def create_app(
     metrics: ApiMetrics,
     access: AccessSettings = _ACCESS,
     trusted_proxies: tuple[str, ...] = (),
+    origins: Origins = _NO_ORIGINS,
+    described: Sequence[Mapping[str, Any]] = (),
 ) -> web.Application:
-    """The application, to be served through `api.serving`."""
+    """The application, to be served through `api.serving`; `described` are others' parts of its OpenAPI document."""
     door = Door(pool, ring, settings, access)
-    documents = DocumentOperations()
+    documents = DocumentOperations(described)
     operations = [
         *_operations(door, ring, settings, metrics),
         *operations_of(*_people(door, ring, settings, access), documents),
     ]
     documents.operations = operations
-    origins = Origins(settings.api_cors_origins)
     app = create_app_of(operations, door.authority, Repeats(ring), Proxies(trusted_proxies), FACES, origins, metrics)
     app.on_cleanup.append(door.close)
     return app

@@ -75,9 +75,6 @@ class ApiSettings:
     api_quarantine_payload_bytes_max: int = setting(
         8_000, unit="bytes", least=100, most=65_536, why="Of an edited payload: the longest text a reading may have."
     )
-    api_cors_origins: tuple[str, ...] = setting(
-        (), why="Origins (https://app.example.org) whose pages may call the API from a browser; * for all."
-    )
     site_domain: str = setting(
         "sites.internal",
         why="A site's `url` is a name under it. `.internal` is reserved for private networks, so that no address "

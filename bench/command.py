@@ -46,16 +46,22 @@ def bench() -> None:
 
 
 @bench.command()
-@click.option("--readings", type=click.IntRange(1_000, READINGS_MAX), default=2_000_000, show_default=True)
-@click.option("--readings-per-request", type=click.IntRange(1, 10_000), default=100, show_default=True)
-@click.option("--connections", type=click.IntRange(1, 1_000), default=32, show_default=True)
+@click.option("--readings", type=click.IntRange(1_000, READINGS_MAX), default=2_000_000, show_default=True,
+              help="Sent in all.")  # fmt: skip
+@click.option("--readings-per-request", type=click.IntRange(1, 10_000), default=100, show_default=True,
+              help="In one body.")  # fmt: skip
+@click.option(
+    "--connections", type=click.IntRange(1, 1_000), default=32, show_default=True, help="Sending at a time."
+)
 @click.option("--processes", type=click.IntRange(1, 64), default=1, show_default=True, help="Of ingest.")
-@click.option("--series", type=click.IntRange(4, 400_000), default=5_000, show_default=True)
+@click.option("--series", type=click.IntRange(4, 400_000), default=5_000, show_default=True,
+              help="That the readings belong to.")  # fmt: skip
 @click.option("--singles", type=click.IntRange(1_000, 1_000_000), default=60_000, show_default=True,
               help="Small requests, for each way of sending one.")  # fmt: skip
 @click.option("--single-connections", type=click.IntRange(1, 4_000), default=128, show_default=True,
               help="For those: so many that ingest is never idle, like the bare handler beside it.")  # fmt: skip
-@click.option("--times", type=click.Choice(["rfc3339", "epoch"]), default="rfc3339", show_default=True)
+@click.option("--times", type=click.Choice(["rfc3339", "epoch"]), default="rfc3339", show_default=True,
+              help="How times are written.")  # fmt: skip
 @_json_option
 @_services_option
 def pipeline(
@@ -70,7 +76,10 @@ def pipeline(
     as_json: bool,
     services: Path,
 ) -> None:
-    """From a request to a committed row: rates, latencies and CPU by part, beside COPY and a bare aiohttp handler."""
+    """From a request to a committed row: rates, latencies, CPU.
+
+    CPU is told by part, beside what COPY and a bare aiohttp handler take.
+    """
     options = pipeline_bench.Options(
         readings=readings,
         readings_per_request=readings_per_request,
@@ -86,12 +95,14 @@ def pipeline(
 
 
 @bench.command()
-@click.option("--devices", type=click.IntRange(100, 200_000), default=100_000, show_default=True)
-@click.option("--series", type=click.IntRange(100, 2_000_000), default=1_000_000, show_default=True)
+@click.option("--devices", type=click.IntRange(100, 200_000), default=100_000, show_default=True,
+              help="That ingest knows.")  # fmt: skip
+@click.option("--series", type=click.IntRange(100, 2_000_000), default=1_000_000, show_default=True,
+              help="That a worker knows.")  # fmt: skip
 @_json_option
 @_services_option
 def memory(devices: int, series: int, as_json: bool, services: Path) -> None:
-    """What ingest takes when it knows many devices, and a worker when it knows many series."""
+    """The memory of ingest and a worker that know many devices."""
     if series % devices or series // devices > 1_000:
         raise BenchError("--series is a multiple of --devices, up to 1,000 of them each")
     figures = memory_bench.measure(devices, series, services)
@@ -99,25 +110,34 @@ def memory(devices: int, series: int, as_json: bool, services: Path) -> None:
 
 
 @bench.command()
-@click.option("--devices", type=click.IntRange(2_000, 1_000_000), default=100_000, show_default=True)
+@click.option("--devices", type=click.IntRange(2_000, 1_000_000), default=100_000, show_default=True,
+              help="Of one organisation.")  # fmt: skip
 @click.option("--requests", type=click.IntRange(20, 10_000), default=200, show_default=True, help="Of each kind.")
 @_json_option
 @_services_option
 def registry(devices: int, requests: int, as_json: bool, services: Path) -> None:
-    """What the API takes for lists by every filter, for creating and getting a device, and for a login."""
+    """The time that the API takes for lists, devices and logins.
+
+    Lists by every filter; devices made and got.
+    """
     figures = api_bench.measure(devices, requests, services)
     click.echo(orjson.dumps(api_object(figures)).decode() if as_json else api_tables(figures))
 
 
 @bench.command()
-@click.option("--requests", type=click.IntRange(1_000, 10_000_000), default=100_000, show_default=True)
+@click.option(
+    "--requests", type=click.IntRange(1_000, 10_000_000), default=100_000, show_default=True, help="Hostile ones."
+)
 @click.option("--attackers", type=click.IntRange(1, 1_000), default=32, show_default=True, help="At a time.")
 @click.option("--seed", type=click.IntRange(0, 2**31), default=20_261_121, show_default=True,
               help="The same one makes the same requests again.")  # fmt: skip
 @_json_option
 @_services_option
 def hostile(requests: int, attackers: int, seed: int, as_json: bool, services: Path) -> None:
-    """Hostile requests at the ingest face while good devices send: faults, crashes, memory. Exit status 1 for any."""
+    """Hostile requests beside good ones: faults, crashes, memory.
+
+    At the ingest face, while good devices send. Exit status 1 for any fault.
+    """
     figures = hostile_bench.measure(hostile_bench.Options(requests, attackers, seed), services)
     click.echo(orjson.dumps(hostile_object(figures)).decode() if as_json else hostile_tables(figures))
     if figures.failures:
@@ -151,7 +171,10 @@ def faults(
     as_json: bool,
     services: Path,
 ) -> None:
-    """Break each part under load, and look every acknowledged reading up; status 1 if one is lost or doubled."""
+    """Break each part under load, and look every reading up.
+
+    Every one that was acknowledged; exit status 1 if one is lost or doubled.
+    """
     if is_listed:
         click.echo("\n".join(FAULTS))
         return

@@ -29,8 +29,10 @@ from bench.workload import json_post
 from runtime.ids import uuid7
 from runtime.secrets import API_KEY_PREFIX, GATEWAY_PREFIX, KeyRing, TokenHasher, make_token
 
+#: What answers a method that HTTP does not have: a 5xx that blames the request.
+NO_METHOD: Final = 501
 #: Answers that blame the request, or took it.
-HONEST: Final = frozenset({200, 202, 204, 400, 401, 403, 404, 405, 408, 409, 413, 415, 422, 429})
+HONEST: Final = frozenset({200, 202, 204, 400, 401, 403, 404, 405, 408, 409, 413, 414, 415, 422, 429, 431, NO_METHOD})
 #: What a 503 may give as its reason; it also has to say when to come back.
 HONEST_503: Final = frozenset({"overloaded", "log_unavailable", "outcome_unknown", "registry_unavailable"})
 GO_ON: Final = b"HTTP/1.1 100 "
@@ -82,7 +84,7 @@ class HostileFigures:
     seconds: float
     tally: Tally
     faults: Mapping[str, float]
-    """Answers of 5xx but 503 as ingest itself counted them, seen by their senders or not, by status."""
+    """Answers of 5xx but 501 and 503 as ingest itself counted them, seen by their senders or not, by status."""
     failures_logged: int
     good_sent: int
     good_latencies_ms: Mapping[str, float]
@@ -188,7 +190,8 @@ async def _faults(ingest: Role) -> dict[str, float]:
         for name, value in (await ingest.metrics()).items()
         if name.startswith("sluice_ingest_requests_total")
     }
-    return {status: value for status, value in counted.items() if status >= "500" and status != "503" and value}
+    told = ("503", str(NO_METHOD))
+    return {status: value for status, value in counted.items() if status >= "500" and status not in told and value}
 
 
 async def _attackers(options: Options, port: int, stolen: Stolen, good: list["asyncio.Task[list[float]]"]) -> Tally:

@@ -12,26 +12,40 @@ from deploy.commands.options import EXIT_UNAVAILABLE, refuse
 from runtime.errors import ConfigurationError, SluiceError
 from runtime.supervisor import EXIT_REFUSED
 
+_ROLES: Final = "deploy.commands.roles"
+_OPERATORS: Final = "deploy.commands.operators"
+_REGISTRY: Final = "deploy.commands.registry"
+#: As the help lists them: what each is for, and the module that has it.
 _COMMANDS: Final = {
-    "deploy.commands.roles": ("api", "ingest", "up", "worker"),
-    "deploy.commands.operators": (
-        "admin",
-        "limits",
-        "migrate",
-        "seed",
-        "settings",
-        "spool",
-        "token",
-        "verify",
-        "version",
-    ),
-    "deploy.commands.dashboards": ("dashboard-user",),
-    "deploy.commands.quarantine": ("quarantine",),
-    "deploy.commands.rollups": ("rollups",),
-    "deploy.commands.registry": ("completion", "device", "key", "login", "logout", "org", "site"),
-    "bench.command": ("bench",),
+    "Run it": {"up": _ROLES, "ingest": _ROLES, "worker": _ROLES, "api": _ROLES},
+    "Operate it, beside its database": {
+        "admin": _OPERATORS,
+        "dashboard-user": "deploy.commands.dashboards",
+        "limits": _OPERATORS,
+        "migrate": _OPERATORS,
+        "quarantine": "deploy.commands.quarantine",
+        "rollups": "deploy.commands.rollups",
+        "seed": _OPERATORS,
+        "spool": _OPERATORS,
+        "token": _OPERATORS,
+        "verify": _OPERATORS,
+    },
+    "Use it, over its HTTP API": {
+        "login": _REGISTRY,
+        "logout": _REGISTRY,
+        "org": _REGISTRY,
+        "site": _REGISTRY,
+        "device": _REGISTRY,
+        "key": _REGISTRY,
+    },
+    "About it": {
+        "bench": "bench.command",
+        "completion": "deploy.commands.completion",
+        "settings": _OPERATORS,
+        "version": _OPERATORS,
+    },
 }
-_MODULES: Final = {name: module for module, names in _COMMANDS.items() for name in names}
+_MODULES: Final = {name: module for commands in _COMMANDS.values() for name, module in commands.items()}
 
 
 class Commands(click.Group):
@@ -46,6 +60,26 @@ class Commands(click.Group):
         command: click.Command = getattr(import_module(_MODULES[name]), name.replace("-", "_"))
         return command
 
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        widest = max(map(len, _MODULES))
+        for section, names in _COMMANDS.items():
+            found = {name.ljust(widest): self.get_command(context, name) for name in names}
+            with formatter.section(section):
+                formatter.write_dl(
+                    [
+                        (name, command.get_short_help_str(formatter.width - 6 - widest))
+                        for name, command in found.items()
+                        if command is not None
+                    ]
+                )
+
+    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
+        for number, text in enumerate(args, 1):
+            # As the operating system hands bytes on that are no UTF-8: no text that is kept may hold them.
+            if any("\ud800" <= character <= "\udfff" for character in text):
+                raise click.UsageError(f"argument {number} is not UTF-8", context)
+        return super().parse_args(context, args)
+
     def invoke(self, context: click.Context) -> Any:
         try:
             return super().invoke(context)
@@ -59,7 +93,9 @@ class Commands(click.Group):
 def main() -> None:
     """Telemetry ingestion in which every acknowledged reading is accounted for.
 
-    Every option is also a setting: `sluice settings` lists all of them.
+    Each command has its own --help. Settings, which a role also takes from the environment or a file, are listed by
+    `sluice settings`. Exit status: 0 done, 1 refused or not possible now, 2 a wrong command, option or setting; the
+    reason is told on standard error, with --json too.
     """
 
 

@@ -15,6 +15,8 @@ from api.registry.devices import add_device
 from api.registry.limits import LIMITS, set_limits
 from api.registry.organisations import acting_for, add_organisation
 from api.registry.sites import add_site
+from api.registry.texts import Name
+from deploy.people import parsed
 from runtime.errors import ConfigurationError
 from runtime.ids import uuid7
 from runtime.secrets import TokenHasher
@@ -99,7 +101,9 @@ async def issue_token(
     scopes: list[str],
     expires_at: datetime | None,
 ) -> str:
-    """A token for an existing device, site (a gateway's) or organisation (an API key)."""
+    """A token for an existing device, site (a gateway's) or organisation (an API key). It may have no name."""
+    if name:
+        name = parsed(Name, "the name", name)
     organisation = await _organisation_of(
         connection, {"gateway": "site", "api-key": "organisation"}.get(kind, kind), owner
     )

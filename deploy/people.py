@@ -10,7 +10,7 @@ from api.access.accounts import add_reset
 from api.access.passwords import PASSWORD_CHARACTERS, hash_password
 from api.registry import audit
 from api.registry.organisations import ROLE
-from api.registry.texts import Email, Name
+from api.registry.texts import Email, Name, Text
 from runtime.errors import ConfigurationError
 from runtime.ids import uuid7
 from runtime.secrets import TokenHasher
@@ -22,6 +22,14 @@ _MAKE: Final = "SELECT make_super_admin($1, $2, $3, $4)"
 _USER: Final = "SELECT user_of_email($1)"
 
 
+def parsed(kind: type[Text], what: str, text: str) -> str:
+    """A text that an operator gave. Raises `ConfigurationError` that names it."""
+    try:
+        return str(kind.parse(text))
+    except ValueError as error:
+        raise ConfigurationError(f"{what} {text!r} {error}") from None
+
+
 async def create_admin(connection: Any, email: str, name: str, password: str) -> str:
     """The id of a new super-admin, or of the person with this e-mail, who becomes one and gets this password.
 
@@ -30,10 +38,7 @@ async def create_admin(connection: Any, email: str, name: str, password: str) ->
     least, most = PASSWORD_CHARACTERS
     if not least <= len(password) <= most:
         raise ConfigurationError(f"the password has {len(password)} characters: it takes {least} to {most}")
-    try:
-        address, person = str(Email.parse(email)), str(Name.parse(name))
-    except ValueError as error:
-        raise ConfigurationError(f"{email!r}, {name!r}: one of them {error}") from None
+    address, person = parsed(Email, "the e-mail", email), parsed(Name, "the name", name)
     hashed = hash_password(password)
     async with connection.transaction():
         await connection.execute(f"SET LOCAL ROLE {ADMIN_ROLE}")

@@ -21,6 +21,7 @@ from api.settings import ApiSettings
 from deploy.database import check_up_to_date
 from deploy.operating import login
 from deploy.operator import LOOKUP_ROLE
+from deploy.printing import say
 from deploy.settings import DeploySettings
 from runtime.errors import ConfigurationError
 from runtime.settings import Settings
@@ -82,7 +83,7 @@ class Desk:
             _print_json(summed_up(rows))
             return
         for row in rows:
-            click.echo(f"{row['rows']:>8}  {row['code']:<24} {row['device_id']}  {row['oldest']:%F %T}")
+            say(f"{row['rows']:>8}  {row['code']:<24} {row['device_id']}  {row['oldest']:%F %T}")
         click.echo(f"{rows[0]['total'] if rows else 0:>8}  {state}")
 
     async def edit(self, quarantine_id: UUID, payload: str, bytes_max: int) -> None:
@@ -187,7 +188,7 @@ class Desk:
             _print_json({"data": [shown(row) for row in rows], "more": more})
             return
         for row in rows:
-            click.echo(_line(row))
+            say(_line(row))
         if more:
             click.echo("there are more: --limit, or a filter")
 
@@ -197,7 +198,7 @@ class Desk:
             _print_json(found)
             return
         for name, value in found.items():
-            click.echo(f"{name:>20}  {_text(value)}")
+            say(f"{name:>20}  {_text(value)}")
 
     def _print_state(self, row: Any) -> None:
         if self._json:

@@ -9,6 +9,7 @@ from api.access.settings import AccessSettings
 from api.settings import ApiSettings
 from ingest.limits import LimitSettings
 from ingest.settings import IngestSettings, PacedSettings, ReplaySettings, SpoolSettings
+from runtime.http.cors import CorsSettings
 from runtime.http.server import HttpSettings
 from runtime.lifecycle import LifecycleSettings
 from runtime.log import LogSettings, check_log_url
@@ -83,6 +84,7 @@ GROUPS: Final = (
     ErasureSettings,
     RollupsSettings,
     ApiSettings,
+    CorsSettings,
     AccessSettings,
     MetricsSettings,
     LoggingSettings,

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from api.serving import beside
+from api.serving import beside, refusing_beside
 from deploy.embedded import EmbeddedPostgres
 from deploy.operating import login, print_demo
 from deploy.operator import seed
@@ -74,11 +74,12 @@ async def _start(
     await process.prepare_database(may_change=True)
     ring = KeyRing.parse(process.settings.get(SecretSettings).secret_keys)
     _, log = await process.log()
-    api = await make_api(process, ring, str(reachable(address_of(listener))))
+    api = await make_api(process, ring, str(reachable(address_of(listener))), beside_ingest=True)
     ingest = await make_ingest(process, log, ring)
     await work_on(process, log)
     handler = beside(ingest.serves, ingest.handle, api.handler)
-    server = await serve(process, listener, handler, ingest.refuse, api.request_factory)
+    refuse = refusing_beside(ingest.serves, ingest.refuse, api.refuse)
+    server = await serve(process, listener, handler, refuse, api.request_factory)
     ingest.connections = server.count
     await _show_demo(process.settings, directory, TokenHasher(ring), listener, renew=postgres is not None)
 

@@ -12,6 +12,7 @@ import orjson
 
 from deploy.database import check_up_to_date
 from deploy.generation import READER_ROLE, open_generation
+from deploy.printing import say, say_table
 from deploy.settings import DeploySettings
 from runtime.clock import SystemClock
 from runtime.errors import ConfigurationError
@@ -70,7 +71,7 @@ async def verify(
         span,
         clock=SystemClock(),
         emit=_print_line if as_json else _keep(shown, settings.get(VerifySettings).verify_findings_max),
-        say=lambda text: click.echo(text, err=True),
+        say=lambda text: say(text, err=True),
     )
     try:
         report = await verification.run()
@@ -138,7 +139,7 @@ def _print(report: Report, shown: list[Finding]) -> None:
     _print_coverage(report)
     _print_table(report.organisations)
     for finding in shown:
-        click.echo(_sentence(finding))
+        say(_sentence(finding))
     if report.findings.count > len(shown):
         click.echo(f"… and {report.findings.count - len(shown)} more: --json prints all of them")
     verdict = ", ".join(f"{kind}: {count}" for kind, count in sorted(report.findings.by_kind.items()))
@@ -165,19 +166,12 @@ def _print_coverage(report: Report) -> None:
         f"{compared.hours} rows of the ledger; {compared.set_aside} rows of the ledger with the quarantine"
     )
     for note in report.notes:
-        click.echo(f"not covered: {note}")
+        say(f"not covered: {note}")
 
 
 def _print_table(organisations: dict[UUID, Totals]) -> None:
     rows = [(str(organisation), *map(str, asdict(totals).values())) for organisation, totals in organisations.items()]
-    table = [("organisation", *_HEADS), *sorted(rows)]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    for row in table:
-        cells = [
-            row[0].ljust(widths[0]),
-            *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)),
-        ]
-        click.echo("  ".join(cells))
+    say_table([("organisation", *_HEADS), *sorted(rows)], numbers=True)
 
 
 def _sentence(finding: Finding) -> str:

@@ -3,6 +3,7 @@
 Left out: what is worth an event. Things that happen per reading are counted (`runtime.metrics`), not logged.
 """
 
+import json
 import logging
 import re
 import sys
@@ -13,6 +14,7 @@ from typing import Any, Final, TextIO
 
 import orjson
 
+from runtime.characters import shown
 from runtime.errors import ConfigurationError
 from runtime.settings import setting
 
@@ -74,7 +76,7 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "event": record.getMessage(),
         } | _fields(record)
-        return redact(orjson.dumps(line, default=str, option=orjson.OPT_NON_STR_KEYS).decode())
+        return redact(_encoded(line))
 
 
 class TextFormatter(logging.Formatter):
@@ -83,7 +85,7 @@ class TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         fields = "".join(f" {name}={_quoted(value)}" for name, value in _fields(record).items())
         head = f"{_time(record)} {record.levelname.lower():7} {record.name}: {record.getMessage()}"
-        return redact(_one_line(head + fields))
+        return shown(redact(head + fields))
 
 
 def _time(record: logging.LogRecord) -> str:
@@ -123,8 +125,12 @@ def _quoted(value: object) -> str:
     text = str(value)
     if text and not any(character.isspace() or character in '"=' for character in text):
         return text
-    return orjson.dumps(text).decode()
+    return _encoded(text)
 
 
-def _one_line(text: str) -> str:
-    return text.replace("\r", "\\r").replace("\n", "\\n")
+def _encoded(content: object) -> str:
+    try:
+        return orjson.dumps(content, default=str, option=orjson.OPT_NON_STR_KEYS).decode()
+    except TypeError:
+        # Half of a pair of surrogates, as bytes that are no UTF-8 become, or a number of more than 64 bits.
+        return json.dumps(content, default=str)

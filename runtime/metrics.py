@@ -104,7 +104,7 @@ class MetricsServer:
             "/health/ready": self._ready,
         }
         self._server = HttpServer(
-            listener, self._handle, settings or HttpSettings(), _answer, tls=tls, refused=count_refused("metrics")
+            listener, self._handle, settings or HttpSettings(), _refuse, tls=tls, refused=count_refused("metrics")
         )
 
     async def start(self) -> None:
@@ -136,3 +136,7 @@ class MetricsServer:
 
 def _answer(status: int, content: object = None, headers: bytes = b"") -> Answer:
     return Answer(status, b"" if content is None else orjson.dumps(content), str(uuid7()), headers)
+
+
+def _refuse(status: int, path: str | None) -> Answer:
+    return _answer(status)

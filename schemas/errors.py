@@ -39,13 +39,18 @@ class RequestCode(StrEnum):
     REQUEST_TIMEOUT = "request_timeout", 408
     BODY_TOO_LARGE = "body_too_large", 413
     TOO_MANY_READINGS = "too_many_readings", 413
+    URI_TOO_LONG = "uri_too_long", 414
     UNSUPPORTED_ENCODING = "unsupported_encoding", 415
     UNSUPPORTED_TYPE = "unsupported_type", 415
     NO_READINGS = "no_readings", 422
     ALL_REFUSED = "all_refused", 422
     RATE_LIMITED = "rate_limited", 429
     """More than a limit allows; `limit` beside it says which, its use, and when it begins anew."""
+    HEAD_TOO_LARGE = "head_too_large", 431
+    """A header is too long, or there are too many."""
     INTERNAL = "internal_error", 500
+    NOT_IMPLEMENTED = "not_implemented", 501
+    """HTTP has no such method."""
     OVERLOADED = "overloaded", 503
     LOG_UNAVAILABLE = "log_unavailable", 503
     OUTCOME_UNKNOWN = "outcome_unknown", 503

@@ -30,6 +30,7 @@ from ingest.settings import IngestSettings, PacedSettings, SpoolSettings
 from ingest.spool.ends import ends_in
 from ingest.spool.spool import Spool
 from runtime.clock import Clock, SystemClock
+from runtime.http.cors import Origins
 from runtime.http.server import HttpServer, HttpSettings
 from runtime.ids import uuid7
 from runtime.log import Log, LogSettings
@@ -148,6 +149,7 @@ class Installation:
         listener: Listener | None = None,
         spool: Path | None = None,
         lane: Path | None = None,
+        origins: Origins | None = None,
         log_queue_bytes_max: int = 64_000_000,
         **settings: Any,
     ) -> AsyncIterator["Face"]:
@@ -166,6 +168,7 @@ class Installation:
                     listener=listener,
                     spool=spool,
                     lane=lane,
+                    origins=origins,
                     **settings,
                 ) as face,
             ):
@@ -217,6 +220,7 @@ class Installation:
             metrics=metrics,
             spool=spooled,
             lane=paced,
+            origins=origins,
         )
         listening = listen("TEST", "127.0.0.1:0")
         server = HttpServer(listening, service.handle, HttpSettings(**http), service.refuse)

@@ -14,6 +14,7 @@ import asyncpg
 
 from api.access.background import Background
 from api.access.guesses import Guesses
+from api.access.scopes import OWNER
 from api.access.tokens import AccessTokens, Claims, is_jwt
 from api.http.operations import Audience, Caller, Needs, Role
 from api.http.problems import (
@@ -28,8 +29,6 @@ from api.http.problems import (
     unavailable,
 )
 from runtime.secrets import API_KEY_PREFIX, GATEWAY_PREFIX, TokenHasher, plausible_jwt, plausible_token
-
-OWNER_SCOPE: Final = "owner"
 
 _AUTHENTICATE: Final = "SELECT credential_id, organisation_id, scopes, unused FROM authenticate_api_key($1)"
 _AUTHENTICATE_SESSION: Final = "SELECT role, super_admin FROM authenticate_session($1, $2, $3)"
@@ -179,10 +178,10 @@ class Authority:
         scopes = frozenset(row["scopes"])
         if needs.audience is Audience.USER:
             raise Problem(FORBIDDEN, "an API key is nobody: log in")
-        wanted = OWNER_SCOPE if needs.role is Role.OWNER else needs.scope
-        if OWNER_SCOPE not in scopes and wanted not in scopes:
+        wanted = OWNER if needs.role is Role.OWNER else needs.scope
+        if OWNER not in scopes and wanted not in scopes:
             raise Problem(SCOPE_MISSING, f"the API key lacks the scope {wanted}")
-        role = Role.OWNER if OWNER_SCOPE in scopes else None
+        role = Role.OWNER if OWNER in scopes else None
         return Caller(row["organisation_id"], role, row["credential_id"], None, scopes=scopes)
 
     async def _touch(self, organisation: UUID, credential: UUID) -> None:

@@ -45,9 +45,10 @@ function table(heads, rows) {
     ...rows.map((row) => element("tr", {}, ...row.map((cell) => element("td", {}, ...[cell].flat())))));
 }
 
-function details(operation, schemas) {
+function details(operation, schemas, server) {
   const body = element("div", {});
   if (operation.description) body.append(element("p", {}, ...words(operation.description)));
+  if (server) body.append(element("p", {}, "At ", element("code", {}, server)));
   const parameters = (operation.parameters ?? []).map((one) => [
     element("code", {}, one.name), one.in + (one.required ? ", required" : ""),
     shownType(one.schema, schemas), words(one.schema.description)]);
@@ -56,20 +57,20 @@ function details(operation, schemas) {
   if (request) body.append(request);
   const [status, answer] = Object.entries(operation.responses)[0];
   body.append(content(`Answer ${status}`, answer, schemas) ?? element("h4", {}, `Answer ${status}`));
-  const errors = Object.entries(operation.responses).slice(1)
+  const errors = Object.entries(operation.responses).filter(([code]) => code >= "400")
     .flatMap(([code, one]) => one.description.split("\n").map((line) => [code, ...line.split(/`: (.*)/)]))
     .map(([code, name, meaning]) => [code, element("code", {}, name.replaceAll("`", "")), words(meaning)]);
   body.append(element("h4", {}, "Errors"), table(["status", "code", "meaning"], errors));
   return body;
 }
 
-function section(path, method, operation, schemas) {
+function section(path, method, operation, schemas, server) {
   const opened = element("details", { class: "operation", id: operation.operationId },
     element("summary", {}, element("span", { class: `method ${method}` }, method.toUpperCase()),
       element("span", { class: "path" }, path), element("span", { class: "summary" }, operation.summary)));
   opened.dataset.words = `${method} ${path} ${operation.summary}`.toLowerCase();
   opened.addEventListener("toggle", () => {
-    if (opened.open && opened.children.length === 1) opened.append(details(operation, schemas));
+    if (opened.open && opened.children.length === 1) opened.append(details(operation, schemas, server));
   });
   return opened;
 }
@@ -91,7 +92,7 @@ try {
   document.getElementById("version").textContent = whole.info.version;
   main.replaceChildren(...whole.tags.map(({ name }) => element("section", {}, element("h2", {}, name),
     ...Object.entries(whole.paths).flatMap(([path, methods]) => METHODS.filter((method) => methods[method]?.tags[0] === name)
-      .map((method) => section(path, method, methods[method], whole.components.schemas))))));
+      .map((method) => section(path, method, methods[method], whole.components.schemas, methods.servers?.[0].url))))));
   document.getElementById("search").addEventListener("input", (event) => find(event.target.value.trim().toLowerCase()));
 } catch (error) {
   main.replaceChildren(element("p", {}, `The document could not be loaded: ${error.message}`));

@@ -2,15 +2,16 @@
 
 import asyncio
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import lru_cache
 from typing import Any, Final, TypeVar
 
 import msgspec
-from aiohttp import web
+from aiohttp import hdrs, web
 from multidict import MultiMapping
 
 from api.http import spelt
+from api.http.faults import FAULTS_MAX, NUL_FAULT, detail_of, faults, problem_of
 from api.http.operations import Nothing, Operation
 from api.http.problems import (
     BAD_REQUEST,
@@ -20,23 +21,22 @@ from api.http.problems import (
     INVALID_PARAMETER,
     NOT_FOUND,
     REQUEST_TIMEOUT,
+    UNSUPPORTED_ENCODING,
     UNSUPPORTED_TYPE,
     Detail,
     Problem,
-    invalid,
-    invalid_parameter,
 )
 
 _BODY_S: Final = 10.0
 _PARAMETER_CHARACTERS_MAX: Final = 4_096
+_NO_PARAMETERS: Final = "is not known: there are no parameters here"
+_PLAIN: Final = "identity"
 #: curl and simple clients name these for a JSON text they send.
 _TYPES: Final = frozenset(
     {"", "application/json", "text/plain", "application/octet-stream", "application/x-www-form-urlencoded"}
 )
-_WHERE: Final = re.compile(r"^(.*?)(?: - at `(.*)`)?$", re.DOTALL)
 #: Not behind an escaped backslash, which makes it the text `\u0000`.
 _NUL: Final = re.compile(rb"(?<!\\)(?:\\\\)*\\u0000")
-_NAMED: Final = re.compile(r"(?:missing required|contains unknown) field `(.*?)`")
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -52,39 +52,45 @@ def read_path(operation: Operation, found: Mapping[str, str]) -> Any:
 
 
 def read_query(kind: type[T], query: MultiMapping[str]) -> T:
-    """Raises the problem of a parameter that is unknown, stands twice, or has no value that it can have."""
-    known = {field.encode_name for field in msgspec.structs.fields(kind)}
-    for name in query:
-        if name not in known:
-            takes = f"the parameters are {', '.join(sorted(known))}" if known else "there are no parameters here"
-            raise invalid_parameter(name[:64], f"is not known: {takes}")
-        if len(query.getall(name)) > 1:
-            raise invalid_parameter(name, "stands twice")
-        if len(query[name]) > _PARAMETER_CHARACTERS_MAX:
-            raise invalid_parameter(name, f"has up to {_PARAMETER_CHARACTERS_MAX} characters")
-        if not _storable(query[name]):
-            raise invalid_parameter(name, "holds what no text may")
+    """Raises the problem that names each parameter that is unknown, stands twice, or has no value it can have."""
+    fields = msgspec.structs.fields(kind)
+    known = {field.encode_name for field in fields}
+    wrong = [Detail(name[:64], why) for name in dict.fromkeys(query) if (why := _parameter_fault(name, query, known))]
+    given = {name: query[name] for name in known if name in query}
+    first: Detail | None = None
     try:
-        found = msgspec.convert(dict(query), kind, strict=False, dec_hook=spelt.read)
+        if not wrong:
+            found = msgspec.convert(given, kind, strict=False, dec_hook=spelt.read)
+            if not any(getattr(found, field.name) is None for field in fields if field.encode_name in given):
+                return found
     except (msgspec.ValidationError, ValueError) as error:
-        detail = _detail(str(error))
-        raise Problem(INVALID_PARAMETER, f"{detail.field}: {detail.message}", details=[detail]) from None
-    _check_null(found, query)
-    return found
+        first = detail_of(error)
+    named = {detail.field for detail in wrong}
+    wrong += [detail for detail in faults(kind, given, strict=False) if detail.field not in named]
+    raise problem_of(INVALID_PARAMETER, wrong[:FAULTS_MAX] or [first or Detail("", "is no query of this operation")])
 
 
-def _check_null(found: msgspec.Struct, query: MultiMapping[str]) -> None:
-    """A filter that says null was not left out: msgspec reads that text as None, which finds everything."""
-    for field in msgspec.structs.fields(found):
-        if field.encode_name in query and getattr(found, field.name) is None:
-            raise invalid_parameter(field.encode_name, "has a value: it is left out where it has none")
+def _parameter_fault(name: str, query: MultiMapping[str], known: Collection[str]) -> str | None:
+    """What is wrong with a parameter whatever its type is."""
+    if name not in known:
+        return f"is not known: the parameters are {', '.join(sorted(known))}" if known else _NO_PARAMETERS
+    if len(query.getall(name)) > 1:
+        return "stands twice"
+    if len(query[name]) > _PARAMETER_CHARACTERS_MAX:
+        return f"has up to {_PARAMETER_CHARACTERS_MAX} characters"
+    if not _storable(query[name]):
+        return "holds what no text may"
+    return None
 
 
 async def take_body(request: web.Request, bytes_max: int) -> bytes:
-    """Raises the problem of a body that is too large, too slow, cut off, or no JSON."""
+    """Raises the problem of a body that is too large, too slow, cut off, packed, or no JSON."""
     kind = request.content_type
     if request.body_exists and kind not in _TYPES and not kind.endswith("+json"):
         raise Problem(UNSUPPORTED_TYPE, "the body is JSON: send Content-Type: application/json")
+    if request.headers.get(hdrs.CONTENT_ENCODING, _PLAIN).strip().lower() not in ("", _PLAIN):
+        message = "the body is taken as it is: send it without a Content-Encoding"
+        raise Problem(UNSUPPORTED_ENCODING, message, headers={hdrs.ACCEPT_ENCODING: _PLAIN})
     body = bytearray()
     try:
         async with asyncio.timeout(_BODY_S):
@@ -100,19 +106,26 @@ async def take_body(request: web.Request, bytes_max: int) -> bytes:
 
 
 def read_body(kind: Any, body: bytes) -> Any:
-    """Raises the problem of a body that is no JSON, or not of the operation's shape."""
+    """Raises the problem of a body that is no JSON, or that names each field not of the operation's shape."""
     if kind is Nothing and not body.strip():
         return Nothing()
     try:
-        if _NUL.search(body):
-            raise invalid("", "holds a NUL character, which no text may")
-        return _decoded(kind, body)
+        if not _NUL.search(body):
+            return _decoded(kind, body)
+        wrong = faults(kind, _whole(msgspec.json.decode(body))) or [Detail("", NUL_FAULT)]
     except msgspec.ValidationError as error:
-        detail = _detail(str(error))
-        message = f"{detail.field}: {detail.message}" if detail.field else f"the body {detail.message}"
-        raise Problem(INVALID, message, details=[detail]) from None
+        wrong = _all_faults(kind, body) or [detail_of(error)]
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Problem(INVALID_BODY, f"the body is not JSON: {error}") from None
+    raise problem_of(INVALID, wrong)
+
+
+def _all_faults(kind: Any, body: bytes) -> list[Detail]:
+    """Empty where the body cannot be read to its end: whoever reads it typed ends at the first fault."""
+    try:
+        return faults(kind, _whole(msgspec.json.decode(body)))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return []
 
 
 def _decoded(kind: Any, body: bytes) -> Any:
@@ -141,14 +154,3 @@ def _decoder(kind: Any) -> "msgspec.json.Decoder[Any]":
 def _storable(text: str) -> bool:
     """Whether the database can hold it: no NUL, no half of a pair."""
     return not any(character == "\0" or "\ud800" <= character <= "\udfff" for character in text)
-
-
-def _detail(message: str) -> Detail:
-    """What msgspec found wrong, and the field it found it at."""
-    match = _WHERE.match(message)
-    words, place = (match.group(1), match.group(2) or "") if match else (message, "")
-    field = place.removeprefix("$").removeprefix(".")
-    if named := _NAMED.search(words):
-        field = f"{field}.{named.group(1)}" if field else named.group(1)
-        return Detail(field, "is missing" if "missing" in words else "is not known here")
-    return Detail(field, "is not a UUID" if words == "Invalid UUID" else words[:1].lower() + words[1:])

@@ -16,7 +16,6 @@ from aiohttp import hdrs, web
 from api.access.authority import Authority
 from api.access.guesses import address_of
 from api.http import spelt
-from api.http.cors import Origins
 from api.http.decoding import read_body, read_path, read_query, take_body
 from api.http.faces import Face, face_of
 from api.http.operations import Call, Operation, Reply
@@ -35,6 +34,8 @@ from api.http.problems import (
 from api.http.repeats import HEADER, Rendered, Repeats
 from api.metrics import ApiMetrics
 from runtime.addresses import Proxies
+from runtime.http.cors import Origins
+from runtime.http.request_ids import REQUEST_ID, taken
 from runtime.ids import uuid7
 from runtime.postgres import UNAVAILABLE
 
@@ -196,12 +197,12 @@ class _Edge:
 
     @web.middleware
     async def handle(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        request_id = request[_ID] = str(uuid7())
+        request_id = request[_ID] = taken(request.headers.get(REQUEST_ID, "")) or str(uuid7())
         route = _route(request)
         started = time.perf_counter()
         with self._metrics.in_flight.track_inprogress():
             response = await self._answered(request, handler, request_id)
-        response.headers["X-Request-Id"] = request_id
+        response.headers[REQUEST_ID] = request_id
         response.headers.setdefault(hdrs.CACHE_CONTROL, "no-store")
         await pack(request, response)
         # Otherwise aiohttp names itself and Python, with their versions.

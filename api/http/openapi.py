@@ -1,12 +1,14 @@
 """The OpenAPI 3.1 document of the declared operations. Left out: serving it (`api.platform.documents`)."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from typing import Any, Final
 
 import msgspec
 
 from api.http import spelt
 from api.http.faces import Face
+from api.http.faults import FAULTS_MAX
 from api.http.operations import Audience, Nothing, Operation
 from api.http.problems import (
     AUTH_REQUIRED,
@@ -14,6 +16,7 @@ from api.http.problems import (
     BODY_TOO_LARGE,
     DATABASE_UNAVAILABLE,
     FORBIDDEN,
+    HEAD_TOO_LARGE,
     IDEMPOTENCY_CONFLICT,
     INTERNAL,
     INVALID,
@@ -28,7 +31,9 @@ from api.http.problems import (
     SCOPE_MISSING,
     STALE,
     TOKEN_INVALID,
+    UNSUPPORTED_ENCODING,
     UNSUPPORTED_TYPE,
+    URI_TOO_LONG,
     Kind,
 )
 from api.http.repeats import HEADER, KEY_CHARACTERS_MAX, KEY_PATTERN
@@ -36,11 +41,18 @@ from api.http.repeats import HEADER, KEY_CHARACTERS_MAX, KEY_PATTERN
 OPENAPI: Final = "3.1.0"
 REFERENCE: Final = "#/components/schemas/{name}"
 
+#: What holds for every operation.
+_MANNERS: Final = (
+    "`X-Request-Id`, of up to 64 letters, digits and `._:+/=-`, names a request and stands in its answer and in what"
+    " is kept of it; without one, or with another, a request gets a new one. Errors name every field that is wrong,"
+    f" up to {FAULTS_MAX}."
+)
+_METHODS: Final = frozenset({"get", "post", "put", "patch", "delete"})
 _LICENSE: Final = {"name": "Apache-2.0", "identifier": "Apache-2.0"}
-_ALWAYS: Final = (
-    BAD_REQUEST, REQUEST_TIMEOUT, RATE_LIMITED, INTERNAL, OVERLOADED, QUERY_TIMEOUT, DATABASE_UNAVAILABLE,
-)  # fmt: skip
-_WITH_BODY: Final = (INVALID_BODY, BODY_TOO_LARGE, UNSUPPORTED_TYPE, INVALID)
+#: Before a path is read, or instead of it.
+_UNREAD: Final = (BAD_REQUEST, REQUEST_TIMEOUT, URI_TOO_LONG, HEAD_TOO_LARGE)
+_ALWAYS: Final = (*_UNREAD, RATE_LIMITED, INTERNAL, OVERLOADED, QUERY_TIMEOUT, DATABASE_UNAVAILABLE)
+_WITH_BODY: Final = (INVALID_BODY, BODY_TOO_LARGE, UNSUPPORTED_ENCODING, UNSUPPORTED_TYPE, INVALID)
 _WITH_CALLER: Final = (AUTH_REQUIRED, TOKEN_INVALID, FORBIDDEN)
 _KEY: Final = {
     "type": "string",
@@ -53,20 +65,30 @@ _VERSION: Final = {"type": "string", "description": "The `ETag` of the version t
 _HELD: Final = {"type": "string", "description": "`ETag`s of versions that need not be sent again."}
 
 
-def document(operations: Sequence[Operation], *, version: str, server: str, last: Face) -> dict[str, Any]:
-    """The document as JSON types; `server` is the URL that paths are under, `last` the face of what has no path."""
+def document(
+    operations: Sequence[Operation],
+    *,
+    version: str,
+    server: str,
+    last: Face,
+    described: Sequence[Mapping[str, Any]] = (),
+) -> dict[str, Any]:
+    """The document as JSON types; `server` is the URL that paths are under, `last` the face of what has no path.
+
+    `described` are parts of it that others have written, with `tags`, `paths` and `components` of their own.
+    """
     faces = {operation.face.name: operation.face for operation in operations} | {last.name: last}
     shapes, schemas = schemas_of(operations)
     paths: dict[str, dict[str, Any]] = {}
     for operation in operations:
         paths.setdefault(operation.path, {})[operation.method.lower()] = _described(operation, shapes)
-        _add_unread(paths[operation.path][operation.method.lower()]["responses"], last)
     problems = {_problem_name(face): dict(face.shape.schema) for face in faces.values()}
-    return {
+    whole: dict[str, Any] = {
         "openapi": OPENAPI,
         "info": {
             "title": "Sluice",
             "version": version,
+            "description": _MANNERS,
             "license": _LICENSE,
         },
         "servers": [{"url": server}],
@@ -83,6 +105,23 @@ def document(operations: Sequence[Operation], *, version: str, server: str, last
             },
         },
     }
+    for part in described:
+        _join(whole, part)
+    for path in whole["paths"].values():
+        for method in path.keys() & _METHODS:
+            _add_unread(path[method]["responses"], last)
+    return whole
+
+
+def _join(whole: dict[str, Any], part: Mapping[str, Any]) -> None:
+    """Raises `ValueError` where both say something of the same name."""
+    whole["tags"] += part["tags"]
+    pairs = [(whole["paths"], part["paths"])]
+    pairs += [(whole["components"][name], found) for name, found in part["components"].items()]
+    for ours, theirs in pairs:
+        if both := ours.keys() & theirs.keys():
+            raise ValueError(f"described twice: {', '.join(sorted(both))}")
+        ours.update(deepcopy(theirs))
 
 
 def schemas_of(operations: Iterable[Operation]) -> tuple[dict[Any, Any], dict[str, Any]]:
@@ -177,8 +216,8 @@ def _responses(operation: Operation, shapes: Mapping[Any, Any]) -> dict[str, Any
 
 
 def _add_unread(responses: Mapping[str, Any], last: Face) -> None:
-    """What is no HTTP, or comes too slowly, is refused before its path is read: in the shape of the last face."""
-    for kind in (BAD_REQUEST, REQUEST_TIMEOUT):
+    """What is no HTTP, or comes too slowly, may be refused before its path is read: in the last face's shape."""
+    for kind in _UNREAD:
         content = responses[str(kind.status)]["content"]
         content.setdefault(last.shape.content_type, {"schema": {"$ref": REFERENCE.format(name=_problem_name(last))}})
 

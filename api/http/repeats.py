@@ -18,6 +18,7 @@ from api.http.spelt import write
 from runtime.secrets import BadSealError, KeyRing, Seal
 
 HEADER: Final = "Idempotency-Key"
+_REPLAYED: Final = "Idempotency-Replayed"
 KEY_CHARACTERS_MAX: Final = 128
 #: Printable ASCII that begins and ends with no blank; in quotes or not, it is not empty.
 KEY_PATTERN: Final = r'^(?!""$)[!-~](?:[ -~]*[!-~])?$'
@@ -83,7 +84,8 @@ class Repeats:
         kept = await call.connection.fetchrow(_KEPT, *name)
         if kept is None or kept["fingerprint"] != fingerprint:
             raise Problem(IDEMPOTENCY_CONFLICT, _OTHER)
-        return self._opened(kept["answer"])
+        answered = self._opened(kept["answer"])
+        return answered._replace(headers=answered.headers | {_REPLAYED: "true"})
 
     def _opened(self, answer: str) -> Rendered:
         try:

@@ -24,6 +24,8 @@ class Spelt:
     """A value with its own spelling: `parse` reads it, `str` writes it, `schema` describes it."""
 
     schema: ClassVar[Mapping[str, Any]]
+    texts: ClassVar[str] = ""
+    """Which texts are taken, for who sent none."""
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -61,11 +63,12 @@ class PrefixedId(Spelt):
 
 
 class Moment(Spelt):
-    """RFC 3339 with an offset, or seconds since 1970; to the microsecond, later digits cut off."""
+    """RFC 3339 with an offset, or seconds since 1970, as a text; to the microsecond, later digits cut off."""
 
     __slots__ = ("value",)
+    texts: ClassVar[str] = ": RFC 3339 with an offset, or seconds since 1970"
     schema: ClassVar[Mapping[str, Any]] = {
-        "description": "RFC 3339, or seconds since 1970",
+        "description": "RFC 3339, or seconds since 1970; a text either way",
         "anyOf": [
             {"type": "string", "format": "date-time"},
             {"type": "string", "pattern": f"^{_EPOCH_SECONDS.pattern}$"},
@@ -80,7 +83,7 @@ class Moment(Spelt):
         try:
             return cls(parse_time(text))
         except (ValueError, OverflowError):
-            raise ValueError("is neither RFC 3339 with an offset nor seconds since 1970") from None
+            raise ValueError("is neither RFC 3339 with an offset nor seconds since 1970 as a text") from None
 
     def __str__(self) -> str:
         return self.value.astimezone(UTC).isoformat().replace("+00:00", "Z")
@@ -104,7 +107,7 @@ def read(kind: type, raw: Any) -> Any:
     """msgspec's hook for types that it does not know. Raises `ValueError`, as msgspec wants it."""
     if issubclass(kind, Spelt):
         if not isinstance(raw, str):
-            raise ValueError("is a text")  # noqa: TRY004 - what msgspec tells of
+            raise ValueError(f"is a text{kind.texts}")  # noqa: TRY004 - what msgspec tells of
         return kind.parse(raw)
     raise NotImplementedError(kind)
 

@@ -4,7 +4,7 @@ The document follows from the declared operations; the pages' assets are package
 the document is made (`api.http.openapi`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from importlib.metadata import version as installed_version
 from importlib.resources import files
@@ -44,13 +44,15 @@ class Schemas(msgspec.Struct):
 class DocumentOperations:
     """`/api/v3/api-docs`, `/api/schemas`, `/docs`, `/account`."""
 
-    def __init__(self) -> None:
+    def __init__(self, described: Sequence[Mapping[str, Any]] = ()) -> None:
+        self._described = described
         self.operations: Sequence[Operation] = ()
         """What is described: all of them, once they are known."""
 
     @cached_property
     def _document(self) -> dict[str, Any]:
-        return document(self.operations, version=installed_version("sluice"), server=SERVER, last=PLATFORM)
+        version = installed_version("sluice")
+        return document(self.operations, version=version, server=SERVER, last=PLATFORM, described=self._described)
 
     @cached_property
     def _json(self) -> bytes:
@@ -58,7 +60,8 @@ class DocumentOperations:
 
     @cached_property
     def _yaml(self) -> bytes:
-        return yaml.safe_dump(self._document, sort_keys=False, allow_unicode=True).encode()
+        # Read anew, since YAML would write a part that stands in two places as a reference.
+        return yaml.safe_dump(orjson.loads(self._json), sort_keys=False, allow_unicode=True).encode()
 
     @operation(PLATFORM, "GET", "/api/v3/api-docs", PUBLIC)
     async def api_docs(self, call: Call[Nothing, Nothing, Nothing]) -> Reply[dict[str, Any]]:

@@ -1,12 +1,12 @@
 """API keys, as operations. Left out: what a key may be made for (`api.registry.keys`)."""
 
 from datetime import datetime
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final
 from uuid import UUID
 
 import msgspec
 
-from api.access.scopes import KEYS_READ, KEYS_WRITE
+from api.access.scopes import KEYS_READ, KEYS_WRITE, Scope
 from api.faces import PLATFORM
 from api.http.lists import LIMIT_DEFAULT, Cursors, CursorText, Limit, cut
 from api.http.operations import Call, Nothing, Role, needs, operation
@@ -21,11 +21,6 @@ PATH: Final = "/api/v1/api-keys"
 _READS: Final = needs(Role.ADMIN, KEYS_READ)
 _CHANGES: Final = needs(Role.ADMIN, KEYS_WRITE)
 _FIRST: Final = UUID(int=0)
-
-Scope = Literal[
-    "owner", "readings:read", "sites:read", "sites:write", "devices:read", "devices:write", "quarantine:write",
-    "organisation:read", "organisation:write", "keys:read", "keys:write", "audit:read",
-]  # fmt: skip
 
 
 class One(msgspec.Struct):

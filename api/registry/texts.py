@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Final, Self
 
 from api.http.spelt import Spelt
+from runtime.characters import BLANK, DEPENDENT, HIDDEN, HIDDEN_IN_LINES, MISPLACED, first_hidden
 
 _ENDING_ALPHABET: Final = "abcdefghijklmnopqrstuvwxyz0123456789"
 #: Two thousand million of them: nobody guesses which are taken.
@@ -24,18 +25,29 @@ class Text(Spelt):
     characters_max: ClassVar[int]
     wanted: ClassVar[str]
     """What it looks like, for who sent another."""
+    lines: ClassVar[bool]
+    """Whether it may have more than one."""
 
     def __init__(self, value: str) -> None:
         self.value = value
 
-    def __init_subclass__(cls, *, pattern: str, most: int, wanted: str, least: int = 1) -> None:
+    def __init_subclass__(
+        cls, *, pattern: str, most: int, wanted: str, least: int = 1, written: bool = False, lines: bool = False
+    ) -> None:
+        """`written`: by a person, in any script, with characters that are good in some places only."""
         cls.pattern = re.compile(pattern)
         cls.characters_max = most
         cls.wanted = wanted
+        cls.lines = lines
         cls.schema = {"type": "string", "minLength": least, "maxLength": most, "pattern": f"^{pattern}$"}
+        if written:
+            cls.schema = {**cls.schema, "not": {"pattern": MISPLACED}}
 
     @classmethod
     def parse(cls, text: str) -> Self:
+        if hidden := first_hidden(text, lines=cls.lines):
+            # Who sent it does not see it, least of all in what was pasted.
+            raise ValueError(f"holds {hidden}, which nobody sees there: it {cls.wanted}")
         if len(text) > cls.characters_max or not cls.pattern.fullmatch(text):
             raise ValueError(cls.wanted)
         return cls(text)
@@ -44,24 +56,21 @@ class Text(Spelt):
         return self.value
 
 
-# Not `\s`, of which Python and the readers of JSON Schema have different ideas.
-_BLANK: Final = r"\n \u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000\ufeff"
-_CONTROL: Final = r"\x00-\x1f\x7f-\x9f\u2028\u2029"
-_CONTROL_BUT_LINES: Final = r"\x00-\x09\x0b-\x1f\x7f-\x9f"
-_MAILBOX: Final = rf"[^{_BLANK}@{_CONTROL}<>,;:\"\\]+"
+_MAILBOX: Final = rf"[^@<>,;:\"\\{BLANK}{HIDDEN}{DEPENDENT}]+"
 _LABEL: Final = r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 
 
-def _visible(control: str) -> str:
-    """At least one character that is seen, and none of these."""
-    return rf"[^{control}]*[^{_BLANK}{control}][^{control}]*"
+def _seen(hidden: str, blank: str) -> str:
+    """At least one character that is no blank, and none of those that are good nowhere."""
+    return rf"[^{hidden}]*[^{blank}{hidden}{DEPENDENT}][^{hidden}]*"
 
 
 class Name(
     Text,
-    pattern=_visible(_CONTROL),
+    pattern=_seen(HIDDEN, BLANK),
+    written=True,
     most=200,
-    wanted="has 1 to 200 characters, not all of them blank and none a control character",
+    wanted="has 1 to 200 characters in one line, not all of them blank and none hidden",
 ):
     """What a person calls something, in any script."""
 
@@ -78,28 +87,34 @@ class Email(
 
 class PostalAddress(
     Text,
-    pattern=_visible(_CONTROL_BUT_LINES),
+    pattern=_seen(HIDDEN_IN_LINES, rf"\n{BLANK}"),
+    written=True,
+    lines=True,
     most=500,
-    wanted="has 1 to 500 characters, not all of them blank and none a control character but line ends",
+    wanted="has 1 to 500 characters, not all of them blank and none hidden",
 ):
     """Where something is, as a person writes it."""
 
 
 class Reason(
     Text,
-    pattern=_visible(_CONTROL_BUT_LINES),
+    pattern=_seen(HIDDEN_IN_LINES, rf"\n{BLANK}"),
+    written=True,
+    lines=True,
     most=1_000,
-    wanted="is a text of 1 to 1000 characters that says why, none of them a control character but line ends",
+    wanted="is a text of 1 to 1000 characters that says why, none of them hidden",
 ):
     """Why somebody does something that is not undone."""
 
 
 class Notes(
     Text,
-    pattern=rf"[^{_CONTROL_BUT_LINES}]*",
+    pattern=rf"[^{HIDDEN_IN_LINES}]*",
+    written=True,
+    lines=True,
     least=0,
     most=4_000,
-    wanted="has up to 4,000 characters, none a control character but line ends",
+    wanted="has up to 4,000 characters, none of them hidden",
 ):
     """What a person wants to remember of something."""
 

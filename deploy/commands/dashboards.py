@@ -22,7 +22,7 @@ from runtime.settings import Settings
 
 @click.group("dashboard-user")
 def dashboard_user() -> None:
-    """Make or end logins of the database for dashboards, each of one organisation."""
+    """Make or end logins of the database for dashboards."""
 
 
 def _of_organisation(command: F) -> F:
@@ -33,14 +33,20 @@ def _of_organisation(command: F) -> F:
 @dashboard_user.command("create")
 @_of_organisation
 def create(organisation: UUID, json: bool | None) -> None:
-    """Make the organisation's login, or give it a new password, which is shown once."""
+    """Make an organisation's login, or give it a new password.
+
+    The password is shown once. The login sees this organisation alone.
+    """
     asyncio.run(_create(load_settings(json=json), organisation))
 
 
 @dashboard_user.command("drop")
 @_of_organisation
 def drop(organisation: UUID, json: bool | None) -> None:
-    """End the organisation's login; its sessions see nothing from then on."""
+    """End an organisation's login.
+
+    Its sessions see nothing from then on.
+    """
     asyncio.run(_drop(load_settings(json=json), organisation))
 
 

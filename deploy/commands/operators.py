@@ -17,7 +17,7 @@ import orjson
 
 from api.registry.limits import LIMITS
 from deploy.auditing import verify_audit
-from deploy.commands.options import F, as_moment, json_option, load_settings, refuse
+from deploy.commands.options import F, as_moment, ask, json_option, load_settings, refuse, scope_option
 from deploy.operating import (
     make_admin,
     migrate_all,
@@ -48,7 +48,10 @@ PASSWORD_LINE_MAX: Final = 1_000
 @click.option("--closing-log-url", metavar="URL", help="Where the log to be closed stands, if it is another one.")
 @json_option
 def migrate(new_generation: bool, abandon: bool, closing_log_url: str | None, json: bool | None) -> None:
-    """Bring the database to this version, and make the log if there is none. May be repeated."""
+    """Bring the database to this version.
+
+    Makes the log if there is none. May be repeated.
+    """
     settings = load_settings(closing_log_url=closing_log_url, json=json)
     asyncio.run(migrate_all(settings, new_generation=new_generation, abandon=abandon))
 
@@ -56,7 +59,10 @@ def migrate(new_generation: bool, abandon: bool, closing_log_url: str | None, js
 @click.command()
 @json_option
 def seed(json: bool | None) -> None:
-    """Make a demo organisation with a site, a device and tokens, unless it is there."""
+    """Make a demo organisation with a device and tokens.
+
+    Where it is there already, its ids are printed.
+    """
     asyncio.run(seed_demo(load_settings(json=json)))
 
 
@@ -75,7 +81,10 @@ def verify(
     audit: bool,
     json: bool | None,
 ) -> None:
-    """Read the log again and find every reading in the store or the quarantine, and every stored row in the log.
+    """Check that every reading of the log is accounted for.
+
+    Reads the log again and finds every reading in the store or the quarantine, and every stored row in the log. With
+    --json, each difference is a line of its own, and the summary the last one.
 
     Exit status: 0 when all is where it must be, 1 on any difference, 2 when that cannot be told.
     """
@@ -101,10 +110,16 @@ def token() -> None:
 
 
 @token.command("keys")
-def token_keys() -> None:
-    """Print a value for SLUICE_SECRET_KEYS: new, or the present one with a newer key in front."""
-    present = load_settings().get(SecretSettings).secret_keys
-    click.echo(str(KeyRing.parse(present).rotated() if present else new_ring()))
+@json_option
+def token_keys(json: bool | None) -> None:
+    """Print a value for SLUICE_SECRET_KEYS.
+
+    A new one, or where it is set, the present one with a newer key in front.
+    """
+    settings = load_settings(json=json)
+    present = settings.get(SecretSettings).secret_keys
+    keys = str(KeyRing.parse(present).rotated() if present else new_ring())
+    click.echo(orjson.dumps({"secret_keys": keys}).decode() if settings.get(DeploySettings).json else keys)
 
 
 def _token_command(kind: str, owner: str, what: str, *options: Callable[[click.Command], click.Command]) -> None:
@@ -129,18 +144,18 @@ def _token_command(kind: str, owner: str, what: str, *options: Callable[[click.C
 
 
 _token_command("device", "device_id", "a token with which one device sends its readings")
-_token_command("gateway", "site_id", "a token with which a gateway sends for every device of its site")
+_token_command("gateway", "site_id", "a token with which a gateway sends for its site")
 _token_command(
     "api-key",
     "organisation_id",
-    "a key that may read (and later change) what an organisation owns",
-    click.option("--scope", "scopes", multiple=True, help="What it may do: owner (all), readings:read."),
+    "an API key, with which programs act for an organisation",
+    scope_option(),
 )
 
 
 @click.group()
 def admin() -> None:
-    """What only an operator does about people."""
+    """Make super-admins, and links for forgotten passwords."""
 
 
 @admin.command("create")
@@ -148,10 +163,13 @@ def admin() -> None:
 @click.option("--name", default="Administrator", show_default=True, help="What the person is called.")
 @json_option
 def admin_create(email: str, name: str, json: bool | None) -> None:
-    """Make a super-admin, who may do everything in every organisation; the password is asked for, or read."""
+    """Make a super-admin.
+
+    Who is one may do everything in every organisation. The password is asked for, or read from standard input.
+    """
     settings = load_settings(json=json)
     if sys.stdin.isatty():
-        password = click.prompt("Password", hide_input=True, confirmation_prompt=True)
+        password = ask("Password", hidden=True, twice=True)
     else:
         password = sys.stdin.readline(PASSWORD_LINE_MAX).rstrip("\r\n")
     asyncio.run(make_admin(settings, email, name, password))
@@ -161,19 +179,19 @@ def admin_create(email: str, name: str, json: bool | None) -> None:
 @click.argument("email")
 @json_option
 def admin_reset_link(email: str, json: bool | None) -> None:
-    """Print a link with which a person may set a new password; it is shown once."""
+    """Print a link with which to set a new password, once."""
     asyncio.run(print_reset_link(load_settings(json=json), email))
 
 
 @click.group()
 def spool() -> None:
-    """Show how far spools have landed, or go on where their records are lost for good."""
+    """Show how far spools have landed, or skip lost records."""
 
 
 @spool.command("list")
 @json_option
 def spool_list(json: bool | None) -> None:
-    """Print how far each partition of each spool has landed, newest first."""
+    """Print how far each partition has landed, newest first."""
     asyncio.run(print_spools(load_settings(json=json)))
 
 
@@ -183,13 +201,19 @@ def spool_list(json: bool | None) -> None:
 @click.argument("sequence", type=click.IntRange(min=1))
 @json_option
 def spool_skip(spool_id: UUID, partition: int, sequence: int, json: bool | None) -> None:
-    """Count the records of SPOOL before SEQUENCE that have not landed as lost, and let landing go on there."""
+    """Go on at SEQUENCE where what is before it is lost for good.
+
+    The records of SPOOL before it that have not landed are counted as lost.
+    """
     asyncio.run(skip_spool(load_settings(json=json), spool_id, partition, sequence))
 
 
 @click.group()
 def limits() -> None:
-    """Show or change what a device, a site's gateways or an organisation may send."""
+    """Show or change how much may be sent.
+
+    By a device, a site's gateways or an organisation.
+    """
 
 
 def _limits_of(command: F) -> F:
@@ -247,7 +271,10 @@ def _limits_given(*texts: str | None) -> dict[str, int | None]:
 @click.command()
 @json_option
 def settings(json: bool | None) -> None:
-    """List every setting with its value, where that comes from, and why it is what it is. Secrets are masked."""
+    """List every setting: its value, origin and reason.
+
+    Secrets are masked.
+    """
     loaded = load_settings(json=json)
     if loaded.get(DeploySettings).json:
         click.echo(orjson.dumps([asdict(setting) for setting in loaded.listing]).decode())
@@ -259,6 +286,9 @@ def settings(json: bool | None) -> None:
 
 
 @click.command()
-def version() -> None:
+@json_option
+def version(json: bool | None) -> None:
     """Print the version."""
-    click.echo(installed_version("sluice"))
+    # Whatever the settings are: it is asked for when something is wrong with them too.
+    number = installed_version("sluice")
+    click.echo(orjson.dumps({"version": number}).decode() if json else number)

@@ -7,6 +7,8 @@ from typing import Any, Final, NoReturn, TypeVar
 
 import click
 
+from api.access.scopes import SCOPES
+from deploy.printing import say
 from deploy.settings import load
 from runtime.logging import LoggingSettings, set_up_logging
 from runtime.settings import Settings
@@ -16,8 +18,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def refuse(error: Exception, status: int) -> NoReturn:
-    """End with the error in one line."""
-    click.echo(f"sluice: {' '.join(str(error).split())}", err=True)
+    """End with the error in one line on standard error, with `--json` too: nothing on standard output is its sign."""
+    say(f"sluice: {' '.join(str(error).split())}", err=True)
     sys.exit(status)
 
 
@@ -29,7 +31,33 @@ def load_settings(**overrides: object) -> Settings:
 
 
 def json_option(command: F) -> F:
-    return click.option("--json", "json", is_flag=True, default=None, help="Print one line of JSON.")(command)
+    return click.option("--json", "json", is_flag=True, default=None, help="Print JSON, for programs.")(command)
+
+
+def ask(what: str, *, hidden: bool = False, twice: bool = False) -> str:
+    """What somebody types, asked for on standard error: standard output has the answer alone."""
+    return str(click.prompt(what, hide_input=hidden, confirmation_prompt=twice, err=True))
+
+
+def scope_option(*, required: bool = False) -> Callable[[F], F]:
+    """`--scope`, given once or several times."""
+    left_out = "" if required else " Without it: owner."
+    return click.option(
+        "--scope", "scopes", type=click.Choice(SCOPES), metavar="SCOPE", multiple=True, required=required,
+        help=f"What it may do, given several times for several: {', '.join(SCOPES)}.{left_out}",
+    )  # fmt: skip
+
+
+def confirmation_option(question: str) -> Callable[[F], F]:
+    """`--yes`, without which the question is asked, on standard error as well."""
+
+    def confirm(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+        if not value and not context.resilient_parsing:
+            click.confirm(question, abort=True, err=True)
+
+    return click.option(
+        "--yes", is_flag=True, callback=confirm, expose_value=False, help="Do it without asking first."
+    )
 
 
 def as_moment(context: click.Context, parameter: click.Parameter, text: str | None) -> datetime | None:

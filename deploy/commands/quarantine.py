@@ -19,7 +19,7 @@ PAYLOAD_CHARACTERS_MAX: Final = 100_000
 
 @click.group()
 def quarantine() -> None:
-    """Look at what was set aside, mend it, replay it, or throw it away."""
+    """Look at what was set aside; mend, replay or discard it."""
 
 
 def _at_the_desk(json: bool | None, do: Callable[[Desk, Settings], Coroutine[Any, Any, None]]) -> None:
@@ -58,7 +58,7 @@ _ids_argument: Final = click.argument("ids", type=click.UUID, nargs=-1)
 @_filter_options
 @_state_option
 @_unreadable_option
-@click.option("--limit", type=click.IntRange(1, 10_000), default=100, show_default=True)
+@click.option("--limit", type=click.IntRange(1, 10_000), default=100, show_default=True, help="Rows at most.")
 @json_option
 def quarantine_list(
     json: bool | None, organisation: UUID | None, state: str | None, unreadable: bool, limit: int, **wanted: Any
@@ -77,7 +77,7 @@ def quarantine_list(
 @click.argument("quarantine_id", metavar="ID", type=click.UUID)
 @json_option
 def quarantine_show(quarantine_id: UUID, json: bool | None) -> None:
-    """Show one row with its payload, and the one it had before it was edited."""
+    """Show one row with its payload, and the one before edits."""
     _at_the_desk(json, lambda desk, _: desk.show(quarantine_id))
 
 
@@ -86,7 +86,10 @@ def quarantine_show(quarantine_id: UUID, json: bool | None) -> None:
 @_state_option
 @json_option
 def quarantine_summary(json: bool | None, organisation: UUID | None, state: str | None, **wanted: Any) -> None:
-    """Count rows by code and device; held ones, unless another state is named."""
+    """Count rows by code and device.
+
+    Held ones, unless another state is named.
+    """
     _at_the_desk(json, lambda desk, _: desk.summary(organisation, Filter(**wanted), state or HELD, 1_000))
 
 
@@ -95,7 +98,10 @@ def quarantine_summary(json: bool | None, organisation: UUID | None, state: str 
 @click.argument("payload", type=click.File("r"), default="-")
 @json_option
 def quarantine_edit(quarantine_id: UUID, payload: TextIO, json: bool | None) -> None:
-    """Replace a held row's payload with the measurement in a file, or on the standard input."""
+    """Replace the payload of a held row.
+
+    PAYLOAD is a file with the measurement as JSON; without it, standard input is read.
+    """
     text = payload.read(PAYLOAD_CHARACTERS_MAX)
     _at_the_desk(json, lambda desk, settings: desk.edit(quarantine_id, text, payload_bytes_max(settings)))
 
@@ -108,7 +114,10 @@ def quarantine_edit(quarantine_id: UUID, payload: TextIO, json: bool | None) -> 
 def quarantine_replay(
     ids: tuple[UUID, ...], json: bool | None, organisation: UUID | None, everything: bool, **wanted: Any
 ) -> None:
-    """Have rows judged and stored again, by their ids or by a filter. A running ingest does it."""
+    """Have rows judged and stored again.
+
+    They are named by their ids or by a filter. A running ingest does it.
+    """
     found = _which(ids, organisation, everything, wanted)
     if ids:
         _at_the_desk(json, lambda desk, _: desk.replay(ids))
@@ -125,7 +134,10 @@ def quarantine_replay(
 def quarantine_discard(
     ids: tuple[UUID, ...], json: bool | None, organisation: UUID | None, unreadable: bool, note: str, **wanted: Any
 ) -> None:
-    """Throw rows away for good, by their ids or by a filter."""
+    """Throw rows away for good.
+
+    They are named by their ids or by a filter.
+    """
     found = _which(ids, organisation, unreadable, wanted)
     if unreadable:
         _at_the_desk(json, lambda desk, _: desk.discard_unreadable(note))

@@ -6,16 +6,15 @@ Tables for people, `--json` for programs: then an answer is printed as it came. 
 import json as json_text
 import sys
 from collections.abc import Sequence
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import click
-from click.shell_completion import get_completion_class
 
+from deploy.commands.options import F, ask, confirmation_option, json_option, scope_option
+from deploy.printing import say, say_table
 from deploy.remote import Login, Remote, address, keep, kept, with_tokens
 from runtime.errors import ConfigurationError
 from runtime.secrets import API_KEY_PREFIX
-
-F = TypeVar("F")
 
 _ORGANISATIONS: Final = ("api", "v1", "organisations")
 _KEYS: Final = ("api", "v1", "api-keys")
@@ -24,26 +23,23 @@ _ERASURES: Final = ("api", "v1", "erasures")
 _ROWS: Final = 200
 
 
-def _json_option(command: F) -> F:
-    return click.option("--json", "json", is_flag=True, help="Print the answer as JSON.")(command)  # type: ignore[type-var]
-
-
-def _print(answer: Any, json: bool, columns: Sequence[str] = ()) -> None:
+def _print(answer: Any, json: bool | None, columns: Sequence[str] = ()) -> None:
     """An answer, or rows of a list as a table of these columns."""
     if json:
         click.echo(json_text.dumps(answer))
     elif isinstance(answer, list):
-        _print_table(answer, columns)
+        say_table([columns, *([_cell(row.get(column)) for column in columns] for row in answer)])
     elif answer is not None:
         for name, value in answer.items():
-            click.echo(f"{name:<22} {_cell(value)}")
+            say(f"{name:<22} {_cell(value)}")
 
 
-def _print_table(rows: Sequence[Any], columns: Sequence[str]) -> None:
-    lines = [list(columns), *([_cell(row.get(column)) for column in columns] for row in rows)]
-    widths = [max(len(line[number]) for line in lines) for number in range(len(columns))]
-    for line in lines:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+def _print_done(sentence: str, json: bool | None, **answer: object) -> None:
+    """What was done, where the API answers nothing that says so."""
+    if json:
+        click.echo(json_text.dumps(answer))
+    else:
+        say(sentence)
 
 
 def _cell(value: Any) -> str:
@@ -51,7 +47,7 @@ def _cell(value: Any) -> str:
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return value if isinstance(value, str) else json_text.dumps(value)
+    return value if isinstance(value, str) else json_text.dumps(value, ensure_ascii=False)
 
 
 def _given(**values: object) -> dict[str, object]:
@@ -72,8 +68,14 @@ def _location(latitude: float | None, longitude: float | None, site_address: str
     "--api-key", is_flag=True, help="Log in with an API key, which is asked for or read from standard input."
 )
 @click.option("--organisation", metavar="ID", help="Which of yours; of an API key the one that it belongs to.")
-def login(url: str, email: str | None, api_key: bool, organisation: str | None) -> None:
-    """Log in to the API at URL, for the commands org, site, device and key."""
+@json_option
+def login(url: str, email: str | None, api_key: bool, organisation: str | None, json: bool | None) -> None:
+    """Log in to the API at URL.
+
+    The commands org, site, device and key go there from then on, until `sluice logout`. The password or key is asked
+    for, or read from standard input. What the API gives for a password, or the key itself, is kept in a file that
+    only you can read.
+    """
     base = address(url)
     if api_key:
         key = _secret("API key")
@@ -83,41 +85,32 @@ def login(url: str, email: str | None, api_key: bool, organisation: str | None) 
         if organisation is None:
             remote.login = Login(base, remote.ask("GET", "api", "v1", "organisation")["organisation_id"], key)
     else:
-        body = {"email": email or click.prompt("E-mail"), "password": _secret("Password")}
+        body = {"email": email or ask("E-mail"), "password": _secret("Password")}
         tokens = Remote(Login(base, api_key="")).ask(
             "POST", "api", "v1", "auth", "login", body=body | _given(organisation_id=organisation)
         )
         remote = Remote(with_tokens(Login(base), tokens))
     keep(remote.login)
-    chosen = remote.login.organisation or "none yet, see `sluice org list`"
-    click.echo(f"logged in to {base}, organisation {chosen}")
+    chosen = remote.login.organisation
+    sentence = f"logged in to {base}, organisation {chosen or 'none yet, see `sluice org list`'}"
+    _print_done(sentence, json, url=base, organisation_id=chosen)
 
 
 def _secret(what: str) -> str:
     if sys.stdin.isatty():
-        return str(click.prompt(what, hide_input=True))
+        return ask(what, hidden=True)
     return sys.stdin.readline().strip()
 
 
 @click.command()
-def logout() -> None:
+@json_option
+def logout(json: bool | None) -> None:
     """End the session, and forget it here."""
     remote = Remote(kept())
     if remote.login.refresh_token is not None:
         remote.ask("POST", "api", "v1", "auth", "logout")
     keep(None)
-    click.echo("logged out")
-
-
-@click.command()
-@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
-def completion(shell: str) -> None:
-    """Print what makes SHELL complete commands and options: for its start-up file."""
-    made = get_completion_class(shell)
-    if made is None:
-        raise ConfigurationError(f"there is no completion for {shell}")
-    command = click.get_current_context().find_root().command
-    click.echo(made(command, {}, "sluice", "_SLUICE_COMPLETE").source())
+    _print_done("logged out", json, logged_out=remote.login.url)
 
 
 # ---------------------------------------------------------------- organisations
@@ -125,46 +118,51 @@ def completion(shell: str) -> None:
 
 @click.group()
 def org() -> None:
-    """Organisations."""
+    """Organisations: make them, and choose the one to work for.
+
+    Over the HTTP API: `sluice login` comes first.
+    """
 
 
 @org.command("list")
-@_json_option
-def list_organisations(json: bool) -> None:
-    """Those that you belong to."""
+@json_option
+def list_organisations(json: bool | None) -> None:
+    """List those that you belong to."""
     _print(Remote(kept()).all(*_ORGANISATIONS), json, ("organisation_id", "name", "role"))
 
 
 @org.command("show")
-@_json_option
-def show_organisation(json: bool) -> None:
-    """The one that was chosen."""
+@json_option
+def show_organisation(json: bool | None) -> None:
+    """Show the one that is chosen."""
     remote = Remote(kept())
     _print(remote.ask("GET", *_ORGANISATIONS, remote.organisation), json)
 
 
 @org.command("create")
 @click.argument("name")
-@_json_option
-def create_organisation(name: str, json: bool) -> None:
-    """Make one, of which you are the owner."""
+@json_option
+def create_organisation(name: str, json: bool | None) -> None:
+    """Make one, of which you are the owner; `use` chooses it."""
     _print(Remote(kept()).ask("POST", *_ORGANISATIONS, body={"name": name}), json)
 
 
 @org.command("use")
-@click.argument("organisation")
-def use_organisation(organisation: str) -> None:
+@click.argument("organisation", metavar="ID")
+@json_option
+def use_organisation(organisation: str, json: bool | None) -> None:
     """Choose the one that the other commands are about."""
     remote = Remote(kept())
     tokens = remote.ask("POST", "api", "v1", "auth", "organisation", body={"organisation_id": organisation})
     keep(with_tokens(remote.login, tokens))
-    click.echo(f"organisation {organisation}")
+    # What was answered are tokens, which are kept and not shown.
+    _print_done(f"organisation {organisation}", json, organisation_id=tokens["organisation_id"])
 
 
 @org.command("members")
-@_json_option
-def list_members(json: bool) -> None:
-    """Who belongs to it."""
+@json_option
+def list_members(json: bool | None) -> None:
+    """List who belongs to it, in which role."""
     remote = Remote(kept())
     rows = remote.all(*_ORGANISATIONS, remote.organisation, "members")
     _print(rows, json, ("user_id", "email", "name", "role"))
@@ -175,7 +173,10 @@ def list_members(json: bool) -> None:
 
 @click.group()
 def site() -> None:
-    """Sites: places at which devices stand."""
+    """Sites, the places at which devices stand.
+
+    Over the HTTP API: `sluice login` comes first.
+    """
 
 
 def _sites(remote: Remote, *more: str) -> tuple[str, ...]:
@@ -184,19 +185,19 @@ def _sites(remote: Remote, *more: str) -> tuple[str, ...]:
 
 def _site_options(command: F) -> F:
     for option in (
-        click.option("--address", "site_address", help="As a letter has it."),
+        click.option("--address", "site_address", help="Its postal address."),
         click.option("--longitude", type=float, help="Degrees east."),
         click.option("--latitude", type=float, help="Degrees north."),
-        click.option("--timezone", help="As the IANA names it: Europe/Prague."),
+        click.option("--timezone", help="Such as Europe/Prague; UTC for a new site without it."),
     ):
-        command = option(command)  # type: ignore[type-var]
+        command = option(command)
     return command
 
 
 @site.command("list")
-@_json_option
-def list_sites(json: bool) -> None:
-    """All sites."""
+@json_option
+def list_sites(json: bool | None) -> None:
+    """List all sites, with their ids."""
     remote = Remote(kept())
     rows = remote.all(*_sites(remote), cursor_name="nextCursor", limit=_ROWS)
     _print(rows, json, ("id", "name", "url", "status", "deviceCount"))
@@ -204,9 +205,9 @@ def list_sites(json: bool) -> None:
 
 @site.command("show")
 @click.argument("site_id")
-@_json_option
-def show_site(site_id: str, json: bool) -> None:
-    """One site in full."""
+@json_option
+def show_site(site_id: str, json: bool | None) -> None:
+    """Show one site in full."""
     remote = Remote(kept())
     _print(remote.ask("GET", *_sites(remote, site_id)), json)
 
@@ -215,10 +216,10 @@ def show_site(site_id: str, json: bool) -> None:
 @click.argument("name")
 @click.option("--slug", help="Its short name; made from NAME where it is left out.")
 @_site_options
-@_json_option
+@json_option
 def create_site(
     name: str, slug: str | None, timezone: str | None, latitude: float | None, longitude: float | None,
-    site_address: str | None, json: bool,
+    site_address: str | None, json: bool | None,
 ) -> None:  # fmt: skip
     """Make a site."""
     remote = Remote(kept())
@@ -229,14 +230,14 @@ def create_site(
 
 @site.command("update")
 @click.argument("site_id")
-@click.option("--name")
+@click.option("--name", help="What people call it.")
 @_site_options
-@_json_option
+@json_option
 def update_site(
     site_id: str, name: str | None, timezone: str | None, latitude: float | None, longitude: float | None,
-    site_address: str | None, json: bool,
+    site_address: str | None, json: bool | None,
 ) -> None:  # fmt: skip
-    """Change what is given of a site."""
+    """Change a site; what is not given stays as it is."""
     remote = Remote(kept())
     body = _given(name=name, timezone=timezone, location=_location(latitude, longitude, site_address))
     _print(remote.ask("PUT", *_sites(remote, site_id), body=body), json)
@@ -244,18 +245,19 @@ def update_site(
 
 @site.command("delete")
 @click.argument("site_id")
-@click.confirmation_option(prompt="Everything that was recorded there goes for good. Go on?")
-def delete_site(site_id: str) -> None:
+@confirmation_option("Everything that was recorded there goes for good. Go on?")
+@json_option
+def delete_site(site_id: str, json: bool | None) -> None:
     """Erase a site with all that was recorded there."""
     remote = Remote(kept())
-    remote.ask("DELETE", *_sites(remote, site_id))
-    click.echo("the site is being erased: `sluice site erasures` tells how far")
+    answer = remote.ask("DELETE", *_sites(remote, site_id))
+    _print_done("the site is being erased: `sluice site erasures` tells how far", json, **answer)
 
 
 @site.command("erasures")
-@_json_option
-def list_erasures(json: bool) -> None:
-    """Deleted sites, and how far each is erased."""
+@json_option
+def list_erasures(json: bool | None) -> None:
+    """List deleted sites, and how far each is erased."""
     rows = Remote(kept()).all(*_ERASURES, limit=_ROWS)
     _print(rows, json, ("site_id", "state", "requested_at", "finished_at", "readings", "quarantined"))
 
@@ -265,16 +267,19 @@ def list_erasures(json: bool) -> None:
 
 @click.group()
 def device() -> None:
-    """Devices."""
+    """Devices: make, list, change, move and delete them.
+
+    Over the HTTP API: `sluice login` comes first.
+    """
 
 
 @device.command("list")
-@click.option("--site", "site_id", help="Of one site; without it, of the organisation.")
-@click.option("--online/--offline", default=None, help="Those that are heard, or are not.")
-@click.option("--model", help="Part of a model's name.")
-@_json_option
-def list_devices(site_id: str | None, online: bool | None, model: str | None, json: bool) -> None:
-    """Devices, in the order in which they were made."""
+@click.option("--site", "site_id", help="Only those of one site.")
+@click.option("--online/--offline", default=None, help="Only those that are heard, or are not.")
+@click.option("--model", help="Only those with this in their model's name.")
+@json_option
+def list_devices(site_id: str | None, online: bool | None, model: str | None, json: bool | None) -> None:
+    """List devices in the order in which they were made."""
     remote = Remote(kept())
     rows = remote.all(
         *_DEVICES,
@@ -289,32 +294,37 @@ def list_devices(site_id: str | None, online: bool | None, model: str | None, js
 
 @device.command("show")
 @click.argument("device_id")
-@_json_option
-def show_device(device_id: str, json: bool) -> None:
-    """One device."""
+@json_option
+def show_device(device_id: str, json: bool | None) -> None:
+    """Show one device."""
     _print(Remote(kept()).ask("GET", *_DEVICES, device_id), json)
 
 
 @device.command("create")
 @click.argument("local_id")
-@click.option("--site", "site_id", help="Where it stands.")
+@click.option("--site", "site_id", help="Where it stands; nowhere without it.")
 @click.option("--name", help="For people; LOCAL_ID where it is left out.")
 @click.option("--model", required=True, help="See `sluice device models`.")
-@_json_option
-def create_device(local_id: str, site_id: str | None, name: str | None, model: str, json: bool) -> None:
-    """Make a device; its token is shown this once."""
+@json_option
+def create_device(local_id: str, site_id: str | None, name: str | None, model: str, json: bool | None) -> None:
+    """Make a device; its token is shown this once.
+
+    LOCAL_ID is what its site knows it by, as the device or its gateway sends it.
+    """
     body = _given(local_id=local_id, site_id=site_id, name=name or local_id, model=model)
     _print(Remote(kept()).ask("POST", *_DEVICES, body=body), json)
 
 
 @device.command("update")
 @click.argument("device_id")
-@click.option("--name")
-@click.option("--local-id")
-@click.option("--notes")
-@_json_option
-def update_device(device_id: str, name: str | None, local_id: str | None, notes: str | None, json: bool) -> None:
-    """Change what is given of a device."""
+@click.option("--name", help="What people call it.")
+@click.option("--local-id", help="What its site knows it by from now on.")
+@click.option("--notes", help="What is to be remembered of it.")
+@json_option
+def update_device(
+    device_id: str, name: str | None, local_id: str | None, notes: str | None, json: bool | None
+) -> None:
+    """Change a device; what is not given stays as it is."""
     body = _given(name=name, local_id=local_id, notes=notes)
     _print(Remote(kept()).ask("PATCH", *_DEVICES, device_id, body=body), json)
 
@@ -323,34 +333,41 @@ def update_device(device_id: str, name: str | None, local_id: str | None, notes:
 @click.argument("device_id")
 @click.argument("site_id")
 @click.option("--at", "effective_at", metavar="TIME", help="From when on (RFC 3339); now where it is left out.")
-@_json_option
-def move_device(device_id: str, site_id: str, effective_at: str | None, json: bool) -> None:
-    """Let a device stand at another site."""
+@json_option
+def move_device(device_id: str, site_id: str, effective_at: str | None, json: bool | None) -> None:
+    """Let a device stand at another site.
+
+    What it measured before stays with the site where it stood.
+    """
     body = _given(to_site_id=site_id, effective_at=effective_at)
     _print(Remote(kept()).ask("POST", *_DEVICES, device_id, "move", body=body), json)
 
 
 @device.command("rotate-token")
 @click.argument("device_id")
-@_json_option
-def rotate_token(device_id: str, json: bool) -> None:
-    """Give a device another token, shown this once; the old one ends at once."""
+@json_option
+def rotate_token(device_id: str, json: bool | None) -> None:
+    """Give a device a new token; the old one ends at once.
+
+    It is shown this once.
+    """
     _print(Remote(kept()).ask("POST", *_DEVICES, device_id, "rotate-token"), json)
 
 
 @device.command("delete")
 @click.argument("device_id")
-@click.confirmation_option(prompt="Its token ends; its readings stay. Go on?")
-def delete_device(device_id: str) -> None:
+@confirmation_option("Its token ends; its readings stay. Go on?")
+@json_option
+def delete_device(device_id: str, json: bool | None) -> None:
     """Delete a device; its readings stay."""
     Remote(kept()).ask("DELETE", *_DEVICES, device_id)
-    click.echo("deleted")
+    _print_done("deleted", json, deleted=device_id)
 
 
 @device.command("models")
-@_json_option
-def list_models(json: bool) -> None:
-    """The models that a device can be of."""
+@json_option
+def list_models(json: bool | None) -> None:
+    """List the models that a device can be of."""
     rows = Remote(kept()).ask("GET", "v1", "models")["data"]
     _print(rows, json, ("model", "name", "vendor", "ingest_url_kind"))
 
@@ -360,31 +377,35 @@ def list_models(json: bool) -> None:
 
 @click.group()
 def key() -> None:
-    """API keys."""
+    """API keys, with which programs use the API.
+
+    Over the HTTP API: `sluice login` comes first.
+    """
 
 
 @key.command("list")
-@_json_option
-def list_keys(json: bool) -> None:
-    """Those of the organisation, without their secrets."""
+@json_option
+def list_keys(json: bool | None) -> None:
+    """List the organisation's keys, without their secrets."""
     columns = ("credential_id", "name", "scopes", "created_at", "expires_at", "last_used_at", "revoked_at")
     _print(Remote(kept()).all(*_KEYS), json, columns)
 
 
 @key.command("create")
 @click.argument("name")
-@click.option("--scope", "scopes", multiple=True, required=True, help="What it may do; several are possible.")
+@scope_option(required=True)
 @click.option("--expires-at", metavar="TIME", help="RFC 3339; without it, never.")
-@_json_option
-def create_key(name: str, scopes: tuple[str, ...], expires_at: str | None, json: bool) -> None:
-    """Make a key, shown this once."""
+@json_option
+def create_key(name: str, scopes: tuple[str, ...], expires_at: str | None, json: bool | None) -> None:
+    """Make a key; it is shown this once."""
     body = _given(name=name, scopes=list(scopes), expires_at=expires_at)
     _print(Remote(kept()).ask("POST", *_KEYS, body=body), json)
 
 
 @key.command("revoke")
 @click.argument("credential_id")
-def revoke_key(credential_id: str) -> None:
+@json_option
+def revoke_key(credential_id: str, json: bool | None) -> None:
     """End a key at once."""
     Remote(kept()).ask("DELETE", *_KEYS, credential_id)
-    click.echo("revoked")
+    _print_done("revoked", json, revoked=credential_id)

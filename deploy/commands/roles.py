@@ -38,7 +38,7 @@ def _run_role(name: str, inherited: str | None, overrides: Mapping[str, object])
 @_listen_option
 @_role_options
 def api(listen: str | None, processes: int | None, metrics_listen: str | None, inherited: str | None) -> None:
-    """Answer queries over HTTP."""
+    """Answer the API's requests over HTTP."""
     _run_role("api", inherited, {"api_listen": listen, "api_processes": processes, "metrics_listen": metrics_listen})
 
 
@@ -54,7 +54,7 @@ def ingest(listen: str | None, processes: int | None, metrics_listen: str | None
 @click.command()
 @_role_options
 def worker(processes: int | None, metrics_listen: str | None, inherited: str | None) -> None:
-    """Land what stands in the log in the database."""
+    """Store what stands in the log in the database."""
     _run_role("worker", inherited, {"worker_processes": processes, "metrics_listen": metrics_listen})
 
 
@@ -64,7 +64,11 @@ def worker(processes: int | None, metrics_listen: str | None, inherited: str | N
 @click.option("--metrics-listen", metavar="HOST:PORT", help="Where probes and metrics are served.")
 @json_option
 def up(data_dir: str | None, port: int | None, metrics_listen: str | None, json: bool | None) -> None:
-    """Run everything in one process, on a PostgreSQL and a log of its own."""
+    """Run everything in one process, on parts of its own.
+
+    It brings a PostgreSQL and a log with it, makes a demo organisation at its first start, and prints two commands to
+    try: one sends a reading, the other reads it back.
+    """
     from deploy.up import run_up, with_port  # noqa: PLC0415 - it holds every role, of which a process has one
 
     given = {"data_dir": data_dir, "metrics_listen": metrics_listen, "json": json}

@@ -12,12 +12,17 @@ from api.settings import ApiSettings
 from deploy.process import Process
 from deploy.roles.role import Role, serve
 from deploy.settings import public_url
+from ingest.http.description import described
 from ingest.settings import IngestSettings
+from runtime.http.cors import CorsSettings, Origins
 from runtime.secrets import KeyRing, SecretSettings
 
 
-async def make_api(process: Process, ring: KeyRing, ingest_address: str) -> ApiFace:
-    """The API on sessions of its own, started; it ends with the process."""
+async def make_api(process: Process, ring: KeyRing, ingest_address: str, *, beside_ingest: bool) -> ApiFace:
+    """The API on sessions of its own, started; it ends with the process.
+
+    Its document describes the ingest face too, which is served beside it or at an address of its own.
+    """
     settings = process.settings.get(ApiSettings)
     settings = replace(settings, public_url=public_url(process.settings, ingest_address))
     pool = await process.pool("sluice_app", statement_timeout=str(settings.api_statement_timeout_ms))
@@ -30,6 +35,8 @@ async def make_api(process: Process, ring: KeyRing, ingest_address: str) -> ApiF
         metrics=metrics,
         access=process.settings.get(AccessSettings),
         trusted_proxies=process.settings.get(IngestSettings).trusted_proxies,
+        described=[described(None if beside_ingest else settings.public_url)],
+        origins=Origins(process.settings.get(CorsSettings).api_cors_origins),
     )
     face = ApiFace(app, metrics)
     await face.start()
@@ -39,7 +46,7 @@ async def make_api(process: Process, ring: KeyRing, ingest_address: str) -> ApiF
 
 async def _work_api(process: Process, listeners: list[socket.socket]) -> None:
     ring = KeyRing.parse(process.settings.get(SecretSettings).secret_keys)
-    face = await make_api(process, ring, process.settings.get(IngestSettings).http_listen)
+    face = await make_api(process, ring, process.settings.get(IngestSettings).http_listen, beside_ingest=False)
     await serve(process, listeners[0], face.handler, face.refuse, face.request_factory)
 
 

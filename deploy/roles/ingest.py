@@ -19,6 +19,7 @@ from ingest.settings import IngestSettings, PacedSettings, ReplaySettings, Spool
 from ingest.spool.ends import ends_in
 from ingest.spool.spool import Spool
 from runtime.clock import SystemClock
+from runtime.http.cors import CorsSettings, Origins
 from runtime.log import LogSettings
 from runtime.log.port import Log
 from runtime.notifications import Notifications
@@ -51,6 +52,7 @@ async def make_ingest(process: Process, log: Log, ring: KeyRing) -> IngestServic
         metrics=metrics,
         spool=spool,
         lane=lane,
+        origins=Origins(settings.get(CorsSettings).api_cors_origins),
     )
     await service.start()
     process.teardown.add("ingest", service.stop)

@@ -16,6 +16,34 @@ _PARAMETERS_MAX: Final = 100
 _EMPTY: Final = ("", "null")
 
 
+#: What parameters of numbers mean: a metric, and its unit where the name says which.
+NUMBERS: Final[dict[str, tuple[str, str | None]]] = {
+    "temp": ("temperature", None), "temperature": ("temperature", None), "tc": ("temperature", "°C"),
+    "tempc": ("temperature", "°C"), "tf": ("temperature", "°F"), "tempf": ("temperature", "°F"),
+    "hum": ("humidity", None), "humidity": ("humidity", None), "rh": ("humidity", None),
+    "battery": ("battery", None), "bat": ("battery", None), "batv": ("battery_voltage", "V"),
+    "batterymv": ("battery_voltage", "mV"), "signal": ("signal", None), "rssi": ("signal", None),
+    "lux": ("illuminance", None), "illuminance": ("illuminance", None), "tilt": ("tilt", None),
+    "ppm": ("gas", None), "co2": ("co2", None), "pressure": ("pressure", None),
+    "voltage": ("voltage", None), "current": ("current", None), "power": ("power", None),
+    "apower": ("power", None), "energy": ("energy", None), "aenergy": ("energy", None),
+    "freq": ("frequency", None), "frequency": ("frequency", None), "pf": ("power_factor", None),
+    "uptime": ("uptime", None), "rotation": ("rotation", "°"), "distance": ("distance", None),
+    "event_cnt": ("event_count", None), "wakeup_count": ("wakeup_count", None),
+}  # fmt: skip
+FLAGS: Final = {
+    "flood": "leak", "leak": "leak", "state": "open", "open": "open", "window": "open", "motion": "motion",
+    "vibration": "vibration", "smoke": "smoke", "alarm": "alarm", "presence": "occupancy", "lwt": "online",
+    "online": "online", "output": "switch", "ext_power": "external_power", "charger": "external_power",
+}  # fmt: skip
+FLAG_VALUES: Final = {
+    "1": True, "true": True, "on": True, "open": True, "opened": True, "online": True, "detected": True,
+    "0": False, "false": False, "off": False, "close": False, "closed": False, "offline": False, "none": False,
+    "mild": True, "heavy": True, "test": False, "sleep": False,
+}  # fmt: skip
+TEXTS: Final = {"event": "event", "act_reasons": "wake_reason", "wakeup_reason": "wake_reason", "error": "error"}
+
+
 class Query(NamedTuple):
     """A request's query: the token and device it names, and the readings in it."""
 
@@ -36,41 +64,17 @@ def _number(text: str) -> float:
 
 
 def _flag(text: str) -> bool:
-    known = {
-        "1": True, "true": True, "on": True, "open": True, "opened": True, "online": True, "detected": True,
-        "0": False, "false": False, "off": False, "close": False, "closed": False, "offline": False, "none": False,
-        "mild": True, "heavy": True, "test": False, "sleep": False,
-    }  # fmt: skip
-    if text.lower() not in known:
+    known = FLAG_VALUES.get(text.lower())
+    if known is None:
         raise ValueError(text)
-    return known[text.lower()]
+    return known
 
 
 def _rules() -> dict[str, _Rule]:
-    numbers: dict[str, tuple[str, str | None]] = {
-        "temp": ("temperature", None), "temperature": ("temperature", None), "tc": ("temperature", "°C"),
-        "tempc": ("temperature", "°C"), "tf": ("temperature", "°F"), "tempf": ("temperature", "°F"),
-        "hum": ("humidity", None), "humidity": ("humidity", None), "rh": ("humidity", None),
-        "battery": ("battery", None), "bat": ("battery", None), "batv": ("battery_voltage", "V"),
-        "batterymv": ("battery_voltage", "mV"), "signal": ("signal", None), "rssi": ("signal", None),
-        "lux": ("illuminance", None), "illuminance": ("illuminance", None), "tilt": ("tilt", None),
-        "ppm": ("gas", None), "co2": ("co2", None), "pressure": ("pressure", None),
-        "voltage": ("voltage", None), "current": ("current", None), "power": ("power", None),
-        "apower": ("power", None), "energy": ("energy", None), "aenergy": ("energy", None),
-        "freq": ("frequency", None), "frequency": ("frequency", None), "pf": ("power_factor", None),
-        "uptime": ("uptime", None), "rotation": ("rotation", "°"), "distance": ("distance", None),
-        "event_cnt": ("event_count", None), "wakeup_count": ("wakeup_count", None),
-    }  # fmt: skip
-    flags = {
-        "flood": "leak", "leak": "leak", "state": "open", "open": "open", "window": "open", "motion": "motion",
-        "vibration": "vibration", "smoke": "smoke", "alarm": "alarm", "presence": "occupancy", "lwt": "online",
-        "online": "online", "output": "switch", "ext_power": "external_power", "charger": "external_power",
-    }  # fmt: skip
-    texts = {"event": "event", "act_reasons": "wake_reason", "wakeup_reason": "wake_reason", "error": "error"}
     return (
-        {name: _Rule(metric, unit, _number) for name, (metric, unit) in numbers.items()}
-        | {name: _Rule(metric, None, _flag) for name, metric in flags.items()}
-        | {name: _Rule(metric, None, str) for name, metric in texts.items()}
+        {name: _Rule(metric, unit, _number) for name, (metric, unit) in NUMBERS.items()}
+        | {name: _Rule(metric, None, _flag) for name, metric in FLAGS.items()}
+        | {name: _Rule(metric, None, str) for name, metric in TEXTS.items()}
     )
 
 

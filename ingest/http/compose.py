@@ -17,6 +17,7 @@ from ingest.retention import RetentionGuard
 from ingest.settings import IngestSettings, ReplaySettings
 from ingest.spool.spool import Spool
 from runtime.clock import Clock
+from runtime.http.cors import Origins
 from runtime.log.port import Log
 from runtime.secrets import KeyRing, Seal, TokenHasher
 
@@ -33,6 +34,7 @@ def make_service(
     metrics: IngestMetrics,
     spool: Spool | None = None,
     lane: PacedLane | None = None,
+    origins: Origins | None = None,
 ) -> IngestService:
     """A service ready to be started; `pool` and `listener` act as the role sluice_ingest."""
     credentials = Credentials(pool, listener, settings, clock, metrics)
@@ -45,6 +47,7 @@ def make_service(
         settings=settings,
         clock=clock,
         metrics=metrics,
+        origins=origins,
     )
 
 

@@ -41,6 +41,8 @@ from ingest.settings import IngestSettings
 from runtime.clock import Clock
 from runtime.errors import OutcomeUnknownError, OverloadedError, UnavailableError
 from runtime.http.answers import Answer
+from runtime.http.cors import Origins
+from runtime.http.request_ids import REQUEST_ID, taken
 from schemas import record as records
 from schemas.errors import ReadingCode, RequestCode
 from schemas.record import Idempotency
@@ -50,6 +52,15 @@ _log = logging.getLogger("sluice.ingest")
 INGEST_PATH: Final = "/v1/ingest"
 SHELLY_PATH: Final = "/v1/ingest/shelly/"
 RECEIPTS_PATH: Final = "/v1/receipts/"
+_INGEST_METHODS: Final = ("GET", "POST")
+_SHELLY_METHODS: Final = ("GET",)
+_RECEIPT_METHODS: Final = ("GET",)
+#: Every path of this face, and the methods that it takes beside OPTIONS (`ingest.http.description`).
+ROUTES: Final = {
+    INGEST_PATH: _INGEST_METHODS,
+    f"{SHELLY_PATH}{{token}}": _SHELLY_METHODS,
+    f"{RECEIPTS_PATH}{{receipt}}": _RECEIPT_METHODS,
+}
 
 # Looked up in every request: a header's name that knows its hash is found in half the time.
 _IDEMPOTENCY_KEY: Final = istr("Idempotency-Key")
@@ -88,8 +99,10 @@ class IngestService:
         settings: IngestSettings,
         clock: Clock,
         metrics: IngestMetrics,
+        origins: Origins | None = None,
     ) -> None:
         self._keeper = keeper
+        self._origins = origins or None
         self._callers = callers
         self._metrics = metrics
         self._receipts = receipts
@@ -168,7 +181,8 @@ class IngestService:
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Any request of the ingest face."""
         self._requests += 1
-        request_id = f"{self._id_prefix}{self._requests:x}"
+        sent = request.headers.get(REQUEST_ID)
+        request_id = (None if sent is None else taken(sent)) or f"{self._id_prefix}{self._requests:x}"
         path, _, query = request.raw_path.partition("?")
         if not path.startswith("/"):  # a request target in absolute form, as proxies send it
             path, query = request.rel_url.raw_path, request.rel_url.raw_query_string
@@ -189,10 +203,12 @@ class IngestService:
             _log.exception("a request failed", extra={"request_id": request_id, "route": name})
             answer = Refusal(RequestCode.INTERNAL, "this is our fault, not yours").answer(request_id)
         self._metrics.requests.add((name, answer.status))
+        if self._origins is not None:
+            answer.add(self._origins.headers(request.headers, _allowed(methods)))
         return answer
 
-    def refuse(self, status: int) -> Answer:
-        """The answer to what never became a request of this face: 400, 408 or 500."""
+    def refuse(self, status: int, path: str | None) -> Answer:
+        """The answer to what never became a request (`runtime.http.server`), whatever its path."""
         code, message = _NO_REQUEST[status]
         self._requests += 1
         self._metrics.requests.add(("malformed", status))
@@ -205,11 +221,11 @@ class IngestService:
 
     def _route(self, path: str) -> "tuple[str, _Route, tuple[str, ...]]":
         if path in (INGEST_PATH, INGEST_PATH + "/"):
-            return "ingest", self._ingest, ("GET", "POST")
+            return "ingest", self._ingest, _INGEST_METHODS
         if path.startswith(SHELLY_PATH):
-            return "shelly", self._ingest_shelly, ("GET",)
+            return "shelly", self._ingest_shelly, _SHELLY_METHODS
         if path.startswith(RECEIPTS_PATH):
-            return "receipt", self._receipt, ("GET",)
+            return "receipt", self._receipt, _RECEIPT_METHODS
         return "none", self._receipt, ()
 
     async def _ingest(self, request: web.BaseRequest, request_id: str, path: str, query: str) -> Answer:
@@ -473,7 +489,10 @@ class IngestService:
 _NO_REQUEST: Final = {
     400: (RequestCode.BAD_REQUEST, "the request is not well-formed HTTP"),
     408: (RequestCode.REQUEST_TIMEOUT, "the head of the request did not come in time"),
+    414: (RequestCode.URI_TOO_LONG, "the path and query are too long"),
+    431: (RequestCode.HEAD_TOO_LARGE, "a header is too long, or there are too many"),
     500: (RequestCode.INTERNAL, "this is our fault, not yours"),
+    501: (RequestCode.NOT_IMPLEMENTED, "HTTP has no such method"),
 }
 _ACCEPTED: Final = ("accepted", "")
 _NAMED_TWICE: Final = "another request with this Idempotency-Key, and another content, came within 24 hours"
@@ -497,10 +516,14 @@ def _named(part: Part, name: Idempotency) -> Part:
 def _other_method(method: str, methods: tuple[str, ...], request_id: str) -> Answer:
     if not methods:
         raise Refusal(RequestCode.NOT_FOUND, "no such path: readings go to /v1/ingest")
-    allow = b"Allow: %s\r\n" % ", ".join((*methods, "OPTIONS")).encode()
+    allow = f"Allow: {_allowed(methods)}\r\n".encode()
     if method == "OPTIONS":
         return Answer(204, b"", request_id, allow)
     raise Refusal(RequestCode.METHOD_NOT_ALLOWED, f"takes {' and '.join(methods)}", headers=allow)
+
+
+def _allowed(methods: tuple[str, ...]) -> str:
+    return ", ".join((*methods, "OPTIONS"))
 
 
 def _behind() -> Refusal:

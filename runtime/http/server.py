@@ -5,13 +5,15 @@ Left out: what is answered (the faces), and the listening socket itself (`runtim
 
 import asyncio
 import logging
+import re
 import socket
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
-from aiohttp import StreamReader, web
+from aiohttp import StreamReader, hdrs, web
+from aiohttp.http_exceptions import BadHttpMethod, HttpProcessingError, LineTooLong
 from aiohttp.streams import EMPTY_PAYLOAD
 from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
@@ -33,9 +35,16 @@ _DRAIN_SHARE: Final = 0.8
 #: How long a connection without a request stays open when the server stops: whoever is about to send is answered.
 _LAST_CHANCE_S: Final = 1.0
 
+#: A request line as far as it came: its method, the path of its target, and its end.
+_REQUEST_LINE: Final = re.compile(
+    rb"(?:\r\n)*([!#-'*+.^_`|~0-9A-Za-z-]+) (?:[a-z]+://[^/?# ]*)?(/[!\"$->@-~]*)(?:[?#][!-~]*)?( HTTP/1\.[01]\r?\n)?"
+)
+_TOO_MANY_HEADERS: Final = "Too many headers received"
+
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
-#: Our words for what never became a request of the face: 400 malformed, 408 too slow, 500 failed.
-Refuse = Callable[[int], Answer]
+#: A face's words for what never became a request of it, by status and, where that can be told, path: 400 malformed,
+#: 408 too slow, 414 and 431 too long, 500 failed, 501 a method that HTTP does not have.
+Refuse = Callable[[int, str | None], Answer]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,10 +69,49 @@ class HttpSettings:
     )
 
 
+class _UnreadError(Exception):
+    """A request that could not be read: the status that it is refused with, and its path where that can be told."""
+
+    def __init__(self, status: int, path: str | None) -> None:
+        super().__init__(status)
+        self.status = status
+        self.path = path
+
+
+class _RequestLine(NamedTuple):
+    """What can be told of the first line of a head, as far as it came."""
+
+    method: str = ""
+    path: str | None = None
+    """None where it may go on, or is none."""
+    is_whole: bool = False
+    is_long: bool = False
+
+    @classmethod
+    def of(cls, head: bytes) -> "_RequestLine":
+        line = _REQUEST_LINE.match(head)
+        if line is None:
+            return cls()
+        ended, is_long = line.end(2), line.end() > _HEAD_LINE_BYTES_MAX
+        is_path = is_long or head[ended : ended + 1] in (b" ", b"?", b"#")
+        return cls(line[1].decode(), line[2].decode() if is_path else None, line[3] is not None, is_long)
+
+
+def _unread(error: BaseException, head: bytes) -> _UnreadError:
+    """Of what the parser found wrong, and the head that it found it in, from its first byte on."""
+    line = _RequestLine.of(head)
+    if isinstance(error, LineTooLong):
+        return _UnreadError(414 if line.is_long else 431, line.path)
+    if isinstance(error, HttpProcessingError) and error.message == _TOO_MANY_HEADERS:
+        return _UnreadError(431, line.path)
+    is_strange = line.is_whole and isinstance(error, BadHttpMethod) and line.method not in hdrs.METH_ALL
+    return _UnreadError(501 if is_strange else 400, line.path)
+
+
 class _Connection(RequestHandler):
     """One client connection: answers malformed HTTP in the face's own words."""
 
-    __slots__ = ("_head_timer", "_newest", "_owner", "_unread_timer", "malformed", "place")
+    __slots__ = ("_head", "_head_timer", "_newest", "_owner", "_unread_timer", "malformed", "place")
 
     def __init__(self, owner: "_Connections", **options: Any) -> None:
         super().__init__(owner, **options)
@@ -71,6 +119,8 @@ class _Connection(RequestHandler):
         self.place: str | None = None
         """The address that it is counted under, while it is."""
         self._newest: StreamReader = EMPTY_PAYLOAD
+        self._head = b""
+        """The beginning of a head that came in pieces, while the rest of it is waited for."""
         self._head_timer: asyncio.TimerHandle | None = None
         self._unread_timer: asyncio.TimerHandle | None = None
         self.malformed: StreamReader | None = None
@@ -92,17 +142,26 @@ class _Connection(RequestHandler):
             message, body = self._messages[-1]
             if type(message) is not _ErrInfo:
                 self._newest = body
-            elif not self._newest.is_eof():
+                return
+            if not self._newest.is_eof():
                 # aiohttp answers what is malformed in its turn, but does not tell who waits for the rest of a body.
                 self.malformed = self._newest
                 self._newest.feed_eof()
-        elif self._head_timer is None and not in_body:
+            unread = _unread(message.exc, b"" if in_body else self._head + data)
+            self._messages[-1] = (_ErrInfo(unread.status, unread, ""), body)
+        elif not in_body:
+            self._wait_for_head(data)
+
+    def _wait_for_head(self, data: bytes) -> None:
+        if len(self._head) <= _HEAD_LINE_BYTES_MAX:
+            self._head += data
+        if self._head_timer is None:
             self._head_timer = self._loop.call_later(self._owner.head_timeout_s, self._give_up_head)
 
     def _give_up_head(self) -> None:
         if self._waiter is not None and not self._waiter.done() and self.transport is not None:
             self._owner.refused("head")
-            self.transport.write(self._owner.refuse(408).encode_last())
+            self.transport.write(self._owner.refuse(408, _RequestLine.of(self._head).path).encode_last())
             self.force_close()
 
     def finish_response(
@@ -111,6 +170,7 @@ class _Connection(RequestHandler):
         if self._head_timer is not None:
             self._head_timer.cancel()
             self._head_timer = None
+            self._head = b""
         if self._owner.is_draining:
             resp.force_close()
         return super().finish_response(request, resp, start_time)
@@ -142,10 +202,14 @@ class _Connection(RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        if status >= 500:
-            _log.error("a request failed", exc_info=exc)
         # What the parser says is not passed on: it may quote the request, and with it a token.
-        answer = self._owner.refuse(500 if status >= 500 else 400)
+        if isinstance(exc, _UnreadError):
+            answer = self._owner.refuse(exc.status, exc.path)
+        elif status >= 500:
+            _log.error("a request failed", exc_info=exc)
+            answer = self._owner.refuse(500, request.rel_url.raw_path)
+        else:
+            answer = self._owner.refuse(400, None)
         answer.force_close()
         return answer
 

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -27,6 +27,7 @@ from api.server import create_app
 from api.serving import ApiFace
 from api.settings import ApiSettings
 from bench.proxy import Proxy
+from runtime.http.cors import Origins
 from runtime.http.server import HttpServer, HttpSettings
 from runtime.ids import uuid7
 from runtime.postgres import connect, open_pool
@@ -108,11 +109,25 @@ class World:
 
 
 @asynccontextmanager
-async def world(database: Database, http: HttpSettings | None = None, **limits: Any) -> AsyncIterator[World]:
+async def world(
+    database: Database,
+    http: HttpSettings | None = None,
+    *,
+    origins: tuple[str, ...] = (),
+    described: Sequence[Any] = (),
+    **limits: Any,
+) -> AsyncIterator[World]:
     registry = CollectorRegistry()
     pool = await open_pool(database.settings, role="sluice_app", application="test", size_max=4)
     metrics = ApiMetrics(registry)
-    app = create_app(pool=pool, ring=RING, settings=ApiSettings(**limits), metrics=metrics)
+    app = create_app(
+        pool=pool,
+        ring=RING,
+        settings=ApiSettings(**limits),
+        metrics=metrics,
+        origins=Origins(origins),
+        described=described,
+    )
     face = ApiFace(app, metrics)
     await face.start()
     listener = listen("TEST", "127.0.0.1:0")
@@ -447,29 +462,72 @@ def test_errors_have_one_shape_and_stable_codes(any_database: Database) -> None:
     run(test())
 
 
-def test_bad_http_is_refused_in_our_words_without_quoting_it(any_database: Database) -> None:
+def test_bad_http_is_refused_in_the_face_s_words_without_quoting_it(any_database: Database) -> None:
     key = make_token(API_KEY_PREFIX)
-    lines = [
-        f"GET /api/v1/readings?key={key} HTTP/9.9",
-        f"GET /api/v1/readings HTTP/1.1\r\nHost: x\r\nBad Header {key}: x",
-        f"{key}",
-        f"GET /{'x' * 20_000} HTTP/1.1\r\nHost: x",
-        f"GET /api/v1/readings HTTP/1.1\r\nHost: x\r\nX-Long: {'x' * 20_000}",
+    bad, many = (400, "bad_request"), "X: y\r\n" * 100
+    lines: list[tuple[str, tuple[int, str]]] = [
+        (f"GET {{}}?key={key} HTTP/9.9", bad),
+        (f"GET {{}} HTTP/1.1\r\nHost: x\r\nBad Header {key}: x", bad),
+        ("GET {} HTTP/1.1\r\nHost: x\r\nHost: y", bad),
+        (f"GET {{}}/{'x' * 20_000} HTTP/1.1\r\nHost: x", (414, "uri_too_long")),
+        (f"GET {{}}?{'x' * 20_000} HTTP/1.1\r\nHost: x", (414, "uri_too_long")),
+        (f"GET {{}} HTTP/1.1\r\nHost: x\r\nX-Long: {'x' * 20_000}", (431, "head_too_large")),
+        (f"GET {{}} HTTP/1.1\r\nHost: x\r\n{many}", (431, "head_too_large")),
+        ("BREW {} HTTP/1.1\r\nHost: x", (501, "not_implemented")),
+        ("PROPFIND {} HTTP/1.1\r\nHost: x\r\nConnection: close", (405, "method_not_allowed")),
+        ("GET {} HTTP/1.1\r\nHost: x\r\nExpect: wonders\r\nConnection: close", (417, "expectation_failed")),
     ]
+    faces = {
+        "/api/v1/readings": "application/problem+json",
+        "/v1/devices": "application/json",
+        f"/api/organisations/{uuid7()}/sites": "application/json",
+    }
 
     async def test() -> None:
         async with world(any_database) as it:
-            place = urlsplit(it.url)
-            for line in lines:
-                reader, writer = await asyncio.open_connection(place.hostname, place.port)
-                writer.write(line.encode() + b"\r\n\r\n")
-                head, _, body = (await reader.read()).partition(b"\r\n\r\n")
-                writer.close()
-                await writer.wait_closed()
-                assert b" 400 " in head.splitlines()[0]
-                assert json.loads(body)["code"] == "bad_request"
-                assert key.encode() not in body
+            for path, kind in faces.items():
+                for line, wanted in lines:
+                    status, head, found = await _told(it, line.format(path).encode())
+                    inner = found if kind == "application/problem+json" else found["error"]
+                    assert (status, inner["code"]) == wanted, line[:40]
+                    assert f"Content-Type: {kind}".encode() in head, line[:40]
+                    assert (b"Allow: GET" in head) == (status == 405)
+                    assert key not in json.dumps(found)
+            for raw in (key.encode(), b"GET /\xff HTTP/1.1\r\nHost: x"):
+                status, head, found = await _told(it, raw)
+                assert (status, found["code"]) == bad
+                assert b"Content-Type: application/problem+json" in head
             assert (await it.get())[0] == 200
+
+    run(test())
+
+
+async def _told(it: World, head: bytes) -> tuple[int, bytes, Any]:
+    """Status, head and JSON of the answer to this head, sent in two pieces but where the first one is refused."""
+    place = urlsplit(it.url)
+    reader, writer = await asyncio.open_connection(place.hostname, place.port)
+    whole = head + b"\r\n\r\n"
+    first = len(whole) if head.startswith(b"BREW") else 9
+    for piece in (whole[:first], whole[first:]):
+        with contextlib.suppress(ConnectionError):
+            writer.write(piece)
+        await asyncio.sleep(0.001)
+    answer, _, body = (await reader.read()).partition(b"\r\n\r\n")
+    writer.close()
+    with contextlib.suppress(ConnectionError):
+        await writer.wait_closed()
+    return int(answer.split(b" ")[1]), answer, json.loads(body)
+
+
+def test_a_request_keeps_the_good_id_that_it_came_with(any_database: Database) -> None:
+    async def test() -> None:
+        async with world(any_database) as it:
+            for path in ("/api/v1/readings", "/v1/devices", "/nowhere"):
+                for sent, is_kept in (("7d0c-1", True), ("a" * 64, True), ("a" * 65, False), ("a b", False),
+                                      (it.key, False)):  # fmt: skip
+                    async with it.session.get(f"{it.url}{path}", headers={"X-Request-Id": sent}) as answer:
+                        assert (answer.headers["X-Request-Id"] == sent) == is_kept, sent[:10]
+                        assert answer.headers["X-Request-Id"] in await answer.text()
 
     run(test())
 
@@ -583,13 +641,16 @@ async def rows_read(database: Database) -> int:
 def test_options_and_head_and_pages_of_other_origins(any_database: Database) -> None:
     async def test() -> None:
         ours, other = "https://app.example.org", "https://elsewhere.example.org"
-        async with world(any_database, api_cors_origins=(ours,)) as it:
+        async with world(any_database, origins=(ours,)) as it:
             url = f"{it.url}/api/v1/readings"
             asked = {"Access-Control-Request-Method": "GET"}
             async with it.session.options(url, headers={"Origin": ours} | asked) as answer:
                 assert (answer.status, answer.headers["Allow"]) == (204, "GET, HEAD, OPTIONS")
                 assert answer.headers["Access-Control-Allow-Origin"] == ours
-                assert "Authorization" in answer.headers["Access-Control-Allow-Headers"]
+                for name in ("Authorization", "X-Request-Id", "Idempotency-Key"):
+                    assert name in answer.headers["Access-Control-Allow-Headers"]
+                for name in ("X-Request-Id", "Idempotency-Replayed"):
+                    assert name in answer.headers["Access-Control-Expose-Headers"]
             async with it.session.options(url, headers={"Origin": other} | asked) as answer:
                 assert answer.status == 204
                 assert "Access-Control-Allow-Origin" not in answer.headers

@@ -8,7 +8,6 @@ from uuid import UUID, uuid4
 import pytest
 
 from api.access.scopes import SCOPES
-from api.platform.keys import Scope
 from runtime.ids import uuid7
 from tests.databases import Database
 from tests.people_rig import PASSWORD, People, people
@@ -344,10 +343,6 @@ def test_two_who_accept_one_invitation_at_once_are_one(database: Database) -> No
 
 
 # ---------------------------------------------------------------- API keys
-
-
-def test_the_scopes_that_are_declared_are_those_that_can_be_asked_for() -> None:
-    assert Scope.__args__ == SCOPES  # type: ignore[attr-defined]
 
 
 def test_a_key_is_shown_once_listed_without_its_secret_and_revoked_at_once(any_database: Database) -> None:

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 import yaml
 
+from api.access.scopes import OWNER, SCOPES
 from api.http import spelt
 from api.http.edge import OPERATIONS
 from api.http.operations import Nothing, Operation
@@ -58,6 +59,14 @@ def test_the_document_holds_every_operation_in_json_and_yaml(database: Database)
                     placed = {parameter["name"] for parameter in one["parameters"] if parameter["in"] == "path"}
                     assert placed == set(re.findall(r"{(\w+)}", path)), path
                     assert one["summary"], path
+
+    run(test())
+
+
+def test_every_scope_is_one_that_an_operation_needs(database: Database) -> None:
+    async def test() -> None:
+        async with world(database) as here:
+            assert {one.needs.scope for one in here.app[OPERATIONS]} - {""} | {OWNER} == set(SCOPES)
 
     run(test())
 

@@ -5,10 +5,12 @@ import json
 import logging
 import time
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
 from runtime.clock import SystemClock
+from runtime.http.cors import Origins
 from tests.ingest_rig import Face, Installation, Tenant, head_of, measured, post_bytes, rows
 from tests.landing_rig import until
 from tests.support import run
@@ -287,28 +289,30 @@ def test_an_upgrade_is_not_taken_up(installation: Installation) -> None:
     run(test())
 
 
+BAD = (400, "bad_request")
+LONG = (431, "head_too_large")
 MALFORMED = [
-    b"\r\n\r\n\r\nnonsense\r\n\r\n",
-    b"GET\r\n\r\n",
-    b"GET /v1/ingest HTTP/9.9\r\nHost: a\r\n\r\n",
-    b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-    b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(range(200)),
-    b"GET /v1/ingest HTTP/1.1\r\n\r\n",
-    b"GET /v1/ingest HTTP/1.1\r\nHost: a\r\nno colon\r\n\r\n",
-    b"GET /v1/ingest HTTP/1.1\r\nHost: a\r\nX: \x00\r\n\r\n",
-    b"GET /\xff\xfe HTTP/1.1\r\nHost: a\r\n\r\n",
-    b"GET /v1/ingest?a=\x00 HTTP/1.1\r\nHost: a\r\n\r\n",
-    b"G\x00T / HTTP/1.1\r\nHost: a\r\n\r\n",
-    b"BREW /v1/ingest HTTP/1.1\r\nHost: a\r\n\r\n",
-    b"POST /v1/ingest HTTP/1.1\r\nHost: a\r\nContent-Length: -1\r\n\r\n",
-    b"POST /v1/ingest HTTP/1.1\r\nHost: a\r\nContent-Length: 1e3\r\n\r\n",
-    b"POST /v1/ingest HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999999999999999999\r\n\r\n",
-    b"POST /v1/ingest HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
-    b"POST /v1/ingest HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-    b"GET /" + b"a" * 10_000 + b" HTTP/1.1\r\nHost: a\r\n\r\n",
-    b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"a" * 10_000 + b"\r\n\r\n",
-    b"GET / HTTP/1.1\r\nHost: a\r\n" + b"X: y\r\n" * 100 + b"\r\n",
-    b"GET http:///v1/ingest HTTP/1.1\r\nHost: a\r\n\r\n",
+    (b"\r\n\r\n\r\nnonsense\r\n\r\n", BAD),
+    (b"GET\r\n\r\n", BAD),
+    (b"GET /v1/ingest HTTP/9.9\r\nHost: a\r\n\r\n", BAD),
+    (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", BAD),
+    (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(range(200)), BAD),
+    (b"GET /v1/ingest HTTP/1.1\r\n\r\n", BAD),
+    (b"GET /v1/ingest HTTP/1.1\r\nHost: a\r\nno colon\r\n\r\n", BAD),
+    (b"GET /v1/ingest HTTP/1.1\r\nHost: a\r\nX: \x00\r\n\r\n", BAD),
+    (b"GET /\xff\xfe HTTP/1.1\r\nHost: a\r\n\r\n", BAD),
+    (b"GET /v1/ingest?a=\x00 HTTP/1.1\r\nHost: a\r\n\r\n", BAD),
+    (b"G\x00T / HTTP/1.1\r\nHost: a\r\n\r\n", BAD),
+    (b"BREW /v1/ingest HTTP/1.1\r\nHost: a\r\n\r\n", (501, "not_implemented")),
+    (b"POST /v1/ingest HTTP/1.1\r\nHost: a\r\nContent-Length: -1\r\n\r\n", BAD),
+    (b"POST /v1/ingest HTTP/1.1\r\nHost: a\r\nContent-Length: 1e3\r\n\r\n", BAD),
+    (b"POST /v1/ingest HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999999999999999999\r\n\r\n", BAD),
+    (b"POST /v1/ingest HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", BAD),
+    (b"POST /v1/ingest HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", BAD),
+    (b"GET /" + b"a" * 10_000 + b" HTTP/1.1\r\nHost: a\r\n\r\n", (414, "uri_too_long")),
+    (b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"a" * 10_000 + b"\r\n\r\n", LONG),
+    (b"GET / HTTP/1.1\r\nHost: a\r\n" + b"X: y\r\n" * 100 + b"\r\n", LONG),
+    (b"GET http:///v1/ingest HTTP/1.1\r\nHost: a\r\n\r\n", BAD),
 ]
 
 
@@ -316,12 +320,10 @@ def test_what_is_no_http_is_told_so_and_let_go(installation: Installation, caplo
     async def test() -> None:
         tenant = await installation.tenant()
         async with installation.face() as face:
-            for raw in MALFORMED:
+            for raw, wanted in MALFORMED:
                 async with face.connect() as wire:
                     reply = await wire.ask(raw)
-                    assert (reply.status, reply.code, reply.headers["connection"]) == (400, "bad_request", "close"), (
-                        raw
-                    )
+                    assert ((reply.status, reply.code), reply.headers["connection"]) == (wanted, "close"), raw
                     assert await wire.closed()
             assert (await face.raw(get_line(tenant))).status == 202
             await until(
@@ -341,7 +343,7 @@ def test_a_head_without_end_is_ended(installation: Installation) -> None:
                 await wire.send(b"X-Header: " + b"a" * 1000 + b"\r\n")
                 await asyncio.sleep(0)
                 sent += 1000
-            assert (await reply).status == 400
+            assert ((await reply).status, (await reply).code) == LONG
             assert sent < 200_000
 
     run(test())
@@ -499,6 +501,52 @@ def test_ids_of_requests_differ_and_stand_in_body_and_head(installation: Install
             ids = [json.loads(reply.body)["error"]["request_id"] for reply in replies]
             assert ids == [reply.headers["x-request-id"] for reply in replies]
             assert len(set(ids)) == 3
+
+    run(test())
+
+
+def test_a_request_keeps_the_good_id_that_it_came_with(installation: Installation) -> None:
+    async def test() -> None:
+        tenant = await installation.tenant()
+        async with installation.face() as face:
+            for sent in ("7d0c", str(uuid4()), "Root=1-67891233-abcdef012345678912345678", "a" * 64):
+                reply = await face.post(tenant.token, ONE, X_Request_Id=sent)
+                assert (reply.status, reply.headers["x-request-id"]) == (202, sent)
+                assert [one.request_id for one in await face.records_of(tenant.device)][-1] == sent
+                refused = await face.post("nonsense", ONE, X_Request_Id=sent)
+                assert (refused.status, refused.json()["error"]["request_id"]) == (401, sent)
+            for sent in ("", "a" * 65, "a b", "-a", 'a"', "ä", tenant.token, f"x.{tenant.api_key}"):
+                reply = await face.post(tenant.token, ONE, X_Request_Id=sent)
+                assert reply.status == 202
+                own = reply.headers["x-request-id"]
+                assert own != sent
+                assert [one.request_id for one in await face.records_of(tenant.device)][-1] == own
+
+    run(test())
+
+
+def test_pages_of_the_origins_that_are_set_may_send(installation: Installation) -> None:
+    async def test() -> None:
+        tenant = await installation.tenant()
+        ours, other = "https://app.example.org", "https://elsewhere.example.org"
+        ask = {"Access_Control_Request_Method": "POST"}
+        async with installation.face(origins=Origins((ours,))) as face:
+            for origin, wanted in ((ours, ours), (other, None)):
+                sent = await face.post(tenant.token, ONE, Origin=origin)
+                assert (sent.status, sent.headers.get("access-control-allow-origin")) == (202, wanted)
+                assert sent.headers["vary"] == "Origin"
+                refused = await face.post("nonsense", ONE, Origin=origin)
+                assert (refused.status, refused.headers.get("access-control-allow-origin")) == (401, wanted)
+                asked = await face.raw(head_of("OPTIONS", "/v1/ingest", Origin=origin, **ask))
+                assert (asked.status, asked.headers.get("access-control-allow-origin")) == (204, wanted)
+            asked = await face.raw(head_of("OPTIONS", "/v1/ingest", Origin=ours, **ask))
+            assert asked.headers["access-control-allow-methods"] == "GET, POST, OPTIONS"
+            assert "X-Request-Id" in asked.headers["access-control-allow-headers"]
+            assert "X-Request-Id" in asked.headers["access-control-expose-headers"]
+            assert "vary" in (await face.post(tenant.token, ONE)).headers
+        async with installation.face() as face:
+            reply = await face.post(tenant.token, ONE, Origin=ours)
+            assert not {"vary", "access-control-allow-origin"} & set(reply.headers)
 
     run(test())
 

@@ -1,8 +1,9 @@
 """schemathesis against the running API, from its own OpenAPI document: `python -m tests.system.conformance`.
 
-The API is a process of its own on a real TimescaleDB. An organisation stands there with one of everything, so that
-operations are called with ids that exist too; `schemathesis.toml` says what is checked, and the hooks
-(`tests.system.conformance_hooks`) put ids into requests. Left out: what a right answer is, which schemathesis knows.
+`sluice up` serves it beside the ingest face, on a real TimescaleDB. An organisation stands there with one of
+everything, so that operations are called with ids that exist too; `schemathesis.toml` says what is checked, and the
+hooks (`tests.system.conformance_hooks`) put ids into requests. Left out: what a right answer is, which schemathesis
+knows.
 """
 
 import argparse
@@ -25,11 +26,13 @@ from tests.conftest import CHECKOUT, run_services
 from tests.databases import Database, LocalServer
 from tests.quarantine_rig import Quarantine
 from tests.support import ask
-from tests.system.roles import clean_environment, role, sluice
+from tests.system.roles import clean_environment, sluice
+from tests.system.test_up import up
 
 STAGE: Final = "SLUICE_CONFORMANCE"
 STATUSES: Final = "SLUICE_CONFORMANCE_STATUSES"
 TOKEN: Final = "SLUICE_CONFORMANCE_TOKEN"
+DEVICE_TOKEN: Final = "SLUICE_CONFORMANCE_DEVICE_TOKEN"
 PASSWORD: Final = "correct horse battery"
 ADMIN: Final = "admin@example.org"
 OWNER: Final = "owner@example.org"
@@ -40,12 +43,15 @@ NEVER_DONE: Final = frozenset({"POST /v1/devices/{id}/identify"})
 HELD: Final = 400
 RESETS_EACH: Final = 3
 GUESTS: Final = 3
-#: A run makes as many requests from one address as a limit on guessing is there to prevent.
+#: A run makes as many requests from one address, and of one device, as limits are there to prevent.
 LIMITS: Final = {
     "SLUICE_AUTH_ACCESS_TOKEN_S": "86400",
     "SLUICE_AUTH_LOGINS_PER_MINUTE": "1000000",
     "SLUICE_AUTH_GUESSES_PER_MINUTE": "1000000",
     "SLUICE_AUTH_LOGIN_FAILURES_MAX": "1000",
+    "SLUICE_LIMIT_DEVICE_REQUESTS_PER_MINUTE": "0",
+    "SLUICE_LIMIT_UNKNOWN_REQUESTS_PER_MINUTE": "0",
+    "SLUICE_OVERLOAD_LAG_MS": "0",
 }
 _CASES: Final = re.compile(r"(\d+) generated")
 
@@ -70,7 +76,7 @@ def call(url: str, token: str | None, method: str, path: str, body: object = Non
 
 @contextmanager
 def stage(database: Database, directory: Path) -> Iterator[dict[str, Any]]:
-    """A running API, and what the hooks have to know of what is in it."""
+    """Both faces, running, and what the hooks have to know of what is in them."""
     environment = clean_environment(
         SLUICE_LOG_URL=f"sqlite:///{directory / 'log'}",
         SLUICE_SECRET_KEYS=str(new_ring()),
@@ -83,8 +89,9 @@ def stage(database: Database, directory: Path) -> Iterator[dict[str, Any]]:
         env=environment, input=f"{PASSWORD}\n", capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     assert made.returncode == 0, made.stderr
-    with role(environment, "api", "--listen", "127.0.0.1:0") as api:
-        yield _inhabited(api.url, environment, database)
+    variables = {name: text for name, text in environment.items() if name.startswith("SLUICE_")}
+    with up(directory / "data", "--json", lines=1, **variables) as running:
+        yield _inhabited(running.json["url"], environment, database)
 
 
 def _inhabited(url: str, environment: Mapping[str, str], database: Database) -> dict[str, Any]:
@@ -100,7 +107,8 @@ def _inhabited(url: str, environment: Mapping[str, str], database: Database) -> 
     server = {"hardwareId": "server", "version": "1", "hostname": "server.local"}
     gateway = call(url, token, "POST", f"{place}/{site}/register-server", server)["siteToken"]
     new = {"site_id": f"site_{site}", "local_id": "fridge", "name": "Fridge", "model": "diy_esp32"}
-    device = call(url, token, "POST", "/v1/devices", new)["id"]
+    made = call(url, token, "POST", "/v1/devices", new)
+    device = made["id"]
     group = call(url, token, "POST", "/api/v1/device-groups", {"name": "Fridges"})["group_id"]
     resets = [
         json.loads(sluice(environment, "admin", "reset-link", guest, "--json"))["token"]
@@ -119,6 +127,7 @@ def _inhabited(url: str, environment: Mapping[str, str], database: Database) -> 
         "site": site,
         "gateway": gateway,
         "device": device,
+        "device_token": made["ingest_token"],
         "device_uuid": str(UUID(device.removeprefix("dev_"))),
         "group": group,
         "resets": resets,
@@ -146,7 +155,8 @@ async def _held(database: Database, organisation: Any) -> list[str]:
 def run(stage: Mapping[str, Any], directory: Path, *options: str) -> Outcome:
     """schemathesis with the configuration of the checkout, and these options beside it."""
     statuses = directory / "statuses.json"
-    environment = dict(os.environ) | {STAGE: json.dumps(stage), TOKEN: stage["token"], STATUSES: str(statuses)}
+    tokens = {TOKEN: stage["token"], DEVICE_TOKEN: stage["device_token"]}
+    environment = dict(os.environ) | {STAGE: json.dumps(stage), STATUSES: str(statuses)} | tokens
     program = Path(sys.executable).with_name("schemathesis")
     done = subprocess.run(
         [str(program), "run", f"{stage['url']}/api/v3/api-docs", "--no-color", "--continue-on-failure", *options],

@@ -10,6 +10,7 @@ import json
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import unquote, urlencode
@@ -28,6 +29,7 @@ _SITES: Final = f"/api/organisations/{_stage['organisation']}/sites"
 #: One request in so many keeps ids that nobody has.
 _STRANGE_EVERY: Final = 8
 _FUTURE: Final = "2999-01-01T00:00:00Z"
+_PAST: Final = "2020-01-01T00:00:00Z"
 
 
 def _ask(method: str, path: str, body: object = None, token: str | None = None) -> Any:
@@ -39,6 +41,13 @@ def _ask(method: str, path: str, body: object = None, token: str | None = None) 
 
 def _site() -> str:
     return str(_ask("POST", _SITES, {"name": f"Site {next(_number)}"})["id"])
+
+
+@cache
+def _erased() -> str:
+    site = _site()
+    _ask("DELETE", f"{_SITES}/{site}")
+    return site
 
 
 def _placed_site() -> str:
@@ -99,6 +108,11 @@ def _own_session() -> str:
     return token
 
 
+def _receipt() -> str:
+    body = {"measurements": [{"type": "temperature", "value": next(_number) % 40}]}
+    return str(call(_stage["url"], _stage["device_token"], "POST", "/v1/ingest", body)["receipt"])
+
+
 def _held() -> str:
     """One of the rows in quarantine, each in turn."""
     row = _stage["held"].pop(0)
@@ -122,6 +136,8 @@ _IDS: Final[dict[str, _Supply]] = {
     "userId": _known("member"),
     "invitationId": lambda: str(_invitation()["invitation_id"]),
     "deviceId": _known("device_uuid"),
+    "receipt": _receipt,
+    "token": _known("device_token"),
     "name": lambda: str(_stage["schemas"][next(_number) % len(_stage["schemas"])]),
 }
 #: `{id}` by what is before it in the path.
@@ -131,6 +147,7 @@ _ID: Final[dict[str, _Supply]] = {
     "/api/v1/api-keys/": _key,
     "/api/v1/auth/sessions/": _known("session"),
     "/api/v1/admin/quarantine/": _held,
+    "/api/v1/erasures/": _erased,
 }
 _SITE: Final = "/api/organisations/{orgId}/sites/{siteId}"
 #: By operation, what it takes away, may have but once, or has to find in a certain state.
@@ -140,6 +157,7 @@ _TAKEN: Final[dict[str, dict[str, _Supply]]] = {
     f"POST {_SITE}/register-server": {"siteId": _site},
     f"PUT {_SITE}": {"siteId": _placed_site},
     "DELETE /v1/devices/{id}": {"id": _device},
+    "POST /v1/devices/{id}/rotate-token": {"id": _device},
     "DELETE /api/v1/device-groups/{id}": {"id": _group},
     "DELETE /api/v1/organisations/{orgId}/members/{userId}": {"userId": _member},
 }
@@ -149,6 +167,9 @@ _QUERY: Final[dict[str, _Supply]] = {
     "device_id": _known("device_uuid"),
     "group_id": _known("group"),
     "code": lambda: "unknown_unit",
+    "device": lambda: "fridge",
+    "token": _known("device_token"),
+    "temp": lambda: "4.2",
 }
 _WHOSE: Final = frozenset({"device_id", "site_id", "group_id"})
 _DAY: Final = {"from": "2026-11-01T00:00:00Z", "to": "2026-11-02T00:00:00Z"}
@@ -161,6 +182,8 @@ _NEEDED: Final[dict[str, tuple[str, frozenset[str]]]] = {
     "GET /api/v1/readings/aggregated": ("device_id", _WHOSE),
     "GET /api/v1/readings/stats": ("device_id", _WHOSE),
     "GET /v1/devices": ("account_id", frozenset({"account_id", "site_id"})),
+    "GET /v1/ingest": ("temp", frozenset({"temp"})),
+    "GET /v1/ingest/shelly/{token}": ("temp", frozenset({"temp"})),
     "POST /api/v1/admin/quarantine/discard": (
         "code",
         frozenset({"code", "device_id", "request_id", "attempts_max", "from", "to"}),
@@ -172,6 +195,7 @@ _BODY: Final[dict[str, _Supply]] = {
     "organisation_id": _known("organisation"),
     "site_id": _known("site"),
     "to_site_id": _known("site"),
+    "device": lambda: "fridge",
 }
 
 
@@ -249,6 +273,8 @@ def _complete(operation: str, case: Any) -> None:
         _complete_query(operation, case, case.query)
     if _is_right(case, In.HEADER) and "If-Match" in (case.headers or {}):
         case.headers["If-Match"] = "*"
+    if _is_right(case, In.HEADER) and "X-Device-Id" in (case.headers or {}):
+        case.headers["X-Device-Id"] = "fridge"
     if _is_right(case, In.BODY) and isinstance(case.body, dict):
         _complete_body(operation, case.body)
 
@@ -263,6 +289,10 @@ def _complete_query(operation: str, case: Any, query: dict[str, Any]) -> None:
         query["from"], query["to"] = "2000-01-01T00:00:00Z", _FUTURE
     if operation in ("GET /api/v1/readings/aggregated", "GET /api/v1/readings/stats"):
         query.update(_DAY, **{name: value for name, value in _PUT_TOGETHER.items() if name in query})
+    if operation == "GET /v1/measurements":
+        query["channels"] = f"{_stage['device']}:temperature"
+    if query.get("agg", "raw") != "raw":
+        query.update(_DAY)
     if "/readings" in operation:
         query.pop("series_id", None)  # there is none: nothing was sent
     if "cursor" in query:
@@ -272,6 +302,8 @@ def _complete_query(operation: str, case: Any, query: dict[str, Any]) -> None:
 def _complete_body(operation: str, body: dict[str, Any]) -> None:
     if body.get("expires_at") is not None:
         body["expires_at"] = _FUTURE
+    if body.get("effective_at") is not None:
+        body["effective_at"] = _PAST
     if operation in _SECRETS:
         _SECRETS[operation](body)
     if operation == "POST /api/v1/readings/batch":
@@ -312,7 +344,7 @@ def _is_right(case: Any, where: In) -> bool:
 
 
 def _keep(case: Any) -> None:
-    if case.method.upper() in ("DELETE", "PATCH"):
+    if case.method.upper() in ("DELETE", "PATCH") or case.operation.path.endswith("/rotate-token"):
         for name, value in (case.path_parameters or {}).items():
             if supply := _STAYS.get(_plain(unquote(str(value)))):
                 case.path_parameters[name] = supply()

@@ -15,7 +15,7 @@ import pytest
 import uvloop
 
 from bench.attacks import Attacker, Stolen
-from bench.hostile import HONEST
+from bench.hostile import HONEST, NO_METHOD
 from tests.databases import Server
 from tests.ingest_rig import Face, Installation, Tenant, install, measured, post_bytes
 from tests.landing_rig import until
@@ -59,7 +59,8 @@ def faults(face: Face) -> dict[str, float]:
         for sample in metric.samples
         if sample.name == "sluice_ingest_requests_total"
     ]
-    return {one.labels["status"]: one.value for one in counted if one.labels["status"] >= "500"}
+    statuses = {one.labels["status"]: one.value for one in counted}
+    return {status: value for status, value in statuses.items() if status >= "500" and status != str(NO_METHOD)}
 
 
 async def serve_good(face: Face, tenant: Tenant, stop: asyncio.Event) -> tuple[int, float]:

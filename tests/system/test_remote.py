@@ -35,11 +35,12 @@ def test_the_registry_from_a_terminal(environment: dict[str, str], tmp_path: Pat
     assert "nobody has logged in" in run("site", "list", status=2)
     with role(environment, "api", "--listen", "127.0.0.1:0") as api:
         assert "login_failed" in run("login", api.url, "--email", EMAIL, typed="wrong password\n", status=1)
-        run("login", api.url, "--email", EMAIL, typed=f"{PASSWORD}\n")
+        logged_in = json.loads(run("login", api.url, "--email", EMAIL, "--json", typed=f"{PASSWORD}\n"))
+        assert logged_in == {"url": api.url, "organisation_id": None}
         kept = tmp_path / "config" / "sluice" / "login.json"
         assert kept.stat().st_mode & 0o777 == 0o600
         organisation = answer("org", "create", "Ours")["organisation_id"]
-        run("org", "use", organisation)
+        assert answer("org", "use", organisation) == {"organisation_id": organisation}
         assert organisation in run("org", "list")
         assert answer("org", "members")[0]["role"] == "owner"
         site = answer("site", "create", "Mt Arthur Mine", "--latitude", "-32.35", "--longitude", "150.87")
@@ -52,7 +53,14 @@ def test_the_registry_from_a_terminal(environment: dict[str, str], tmp_path: Pat
         assert "local_id_taken" in run(
             "device", "create", "fridge01", "--site", site["id"], "--model", "diy_esp32", "--name", again, status=1
         )
-        run("device", "update", device["id"], "--name", "Walk-in fridge")
+        hidden = run("device", "update", device["id"], "--name", "Walk-in \u202efridge", "--json", status=1)
+        (line,) = hidden.splitlines()
+        assert line.startswith("sluice: name: holds U+202E RIGHT-TO-LEFT OVERRIDE, which nobody sees there")
+        assert line.endswith("(invalid)")
+        run("device", "update", device["id"], "--name", "Walk-in fridge", "--notes", "one\ntwo")
+        assert r"one\ntwo" in run("device", "show", device["id"])
+        run("org", "create", "خانه‌های تهران")
+        assert "خانه‌های تهران" in run("org", "list")
         assert "Walk-in fridge" in run("device", "list", "--site", site["id"], "--offline")
         assert answer("device", "rotate-token", device["id"])["ingest_token"] != device["ingest_token"]
         assert "diy_esp32" in run("device", "models")
@@ -62,13 +70,16 @@ def test_the_registry_from_a_terminal(environment: dict[str, str], tmp_path: Pat
         other = environment | {"XDG_CONFIG_HOME": str(tmp_path / "other")}
         assert command(other, f"{secret}\n", "login", api.url, "--api-key").returncode == 0
         assert "fridge01" in command(other, "", "device", "list").stdout
-        run("key", "revoke", made["credential_id"])
+        assert answer("key", "revoke", made["credential_id"]) == {"revoked": made["credential_id"]}
         assert "token_invalid" in command(other, "", "device", "list").stderr
-        run("device", "delete", device["id"], "--yes")
-        run("site", "delete", site["id"], "--yes")
+        assert answer("device", "delete", device["id"], "--yes") == {"deleted": device["id"]}
+        assert answer("site", "delete", site["id"], "--yes") == {"id": site["id"], "status": "deleting"}
+        refused = command(environment, "", "site", "delete", site["id"], "--yes", "--json")
+        assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (1, "", 1)
+        assert "site_not_found" in refused.stderr
         token = json.loads(kept.read_text())["access_token"]
         assert ask(f"{api.url}/api/v1/auth/me", token=token).status == 200
-        run("logout")
+        assert answer("logout") == {"logged_out": api.url}
         assert not kept.exists()
         assert ask(f"{api.url}/api/v1/auth/me", token=token).status == 401
     assert "_SLUICE_COMPLETE" in run("completion", "bash")

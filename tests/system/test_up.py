@@ -311,6 +311,14 @@ def test_its_one_listener_is_as_strict_and_as_patient_as_a_role_of_its_own(data:
             answer = told(raw)
             assert answer.startswith(b"HTTP/1.1 40")
             assert b"aiohttp" not in answer
+            assert b"Content-Type: application/problem+json\r\n" in answer
+        for path, kind in (("/v1/ingest", b"json"), ("/v1/devices", b"json"), ("/api/v1/readings", b"problem+json")):
+            answer = told(f"GET {path} HTTP/1.1\r\nHost: a\r\nX: {'x' * 9_000}\r\n\r\n".encode())
+            assert answer.startswith(b"HTTP/1.1 431 ")
+            assert b"Content-Type: application/%s\r\n" % kind in answer
+        document = ask(f"{it.json['url']}/api/v3/api-docs").json()
+        assert {"/v1/ingest", "/v1/devices"} <= set(document["paths"])
+        assert "servers" not in document["paths"]["/v1/ingest"], "it is served at the document's own"
         with connected() as wire:
             wire.sendall(head + b"Content-Length: %d\r\n\r\n" % len(body) + body[:10])
             time.sleep(0.2)

@@ -16,7 +16,6 @@ from api.access.door import Door
 from api.access.settings import AccessSettings
 from api.faces import FACES, PLATFORM
 from api.http.accepting import best_encoding, best_type
-from api.http.cors import Origins
 from api.http.edge import create_app
 from api.http.operations import PUBLIC, Call, Nothing, Reply, operation, operations_of, unchanged
 from api.http.repeats import Repeats
@@ -24,6 +23,7 @@ from api.metrics import ApiMetrics
 from api.serving import ApiFace
 from api.settings import ApiSettings
 from runtime.addresses import Proxies
+from runtime.http.cors import Origins
 from runtime.http.server import HttpServer, HttpSettings
 from runtime.secrets import new_ring
 from runtime.sockets import address_of, listen

@@ -77,6 +77,25 @@ def test_an_event_cannot_forge_another_line(shape: str) -> None:
     assert len(stream.getvalue().splitlines()) == 1
 
 
+def test_in_text_nothing_moves_the_cursor_or_turns_a_line_around() -> None:
+    stream = logged("text")
+    field = "x\x1b[31m\x85\u2028\u202ey\udcff"
+    logging.getLogger("sluice.test").info("one\x0btwo %s", "\x1b]0;title\x07\u2067", extra={"field": field})
+    (line,) = stream.getvalue().splitlines()
+    assert line.isprintable()
+    assert r"one\x0btwo \x1b]0;title\x07\u2067" in line
+    assert r"\udcff" in line
+
+
+def test_in_json_every_character_comes_back() -> None:
+    stream = logged("json")
+    text = "a\x1b\x85\n\u2028\u202e\udcff"
+    logging.getLogger("sluice.test").info("seen", extra={"field": text, "number": 1 << 70})
+    assert stream.getvalue().count("\n") == 1
+    found = json.loads(stream.getvalue())
+    assert (found["field"], found["number"]) == (text, 1 << 70)
+
+
 @pytest.mark.parametrize("shape", ["json", "text"])
 def test_no_token_or_password_passes_wherever_it_stands(shape: str) -> None:
     stream = logged(shape)

@@ -100,7 +100,7 @@ async def served(
         listener,
         face.handle,
         HttpSettings(**settings),
-        lambda status: Answer(status, b"{}", "1"),
+        lambda status, path: Answer(status, b"{}", "1"),
         tls=None if tls is None else server_tls(tls),
         exempt=exempt,
         refused=lambda reason: face.refused.update((reason,)),

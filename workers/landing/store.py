@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime
+from functools import partial
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
@@ -203,21 +204,11 @@ class Store:
     async def land(self, plan: Plan) -> Landed:
         """Write `plan` in one transaction. After any failure nothing of it is known to stand: read the positions."""
         began = time.monotonic()
-        connection = self._session()
-        try:
-            async with asyncio.timeout(self._settings.landing_transaction_timeout_s):
-                await connection.execute("BEGIN")
-                closing = await self._advance(connection, plan)
-                wrote = await self._write(connection, plan, closing)
-                self.in_doubt = plan, Landed(*wrote, time.monotonic() - began)
-                await connection.execute("COMMIT")
-                self.in_doubt = None
-        except asyncpg.PostgresError:
-            await self._roll_back(connection)
-            raise
-        except BaseException:
-            self.close()
-            raise
+        async with self._transaction(plan) as (connection, closing):
+            wrote = await self._write(connection, plan, closing)
+            self.in_doubt = plan, Landed(*wrote, time.monotonic() - began)
+            await connection.execute("COMMIT")
+            self.in_doubt = None
         return Landed(*wrote, time.monotonic() - began)
 
     @asynccontextmanager
@@ -227,33 +218,40 @@ class Store:
         Gives what tries one: what the database says if it refuses its content. Where rows met others' it is not
         refused: its landing will see. The positions are those of `refused`, in which all of them are.
         """
+        async with self._transaction(refused) as (connection, closing):
+            await connection.execute(_TRIALS)
+            yield partial(self._attempt, connection, closing)
+        await self._roll_back(connection)
+
+    async def _attempt(self, connection: Any, closing: int, plan: Plan) -> str | None:
+        said = None
+        try:
+            await self._write(connection, plan, closing)
+        except Exception as error:
+            cause = cause_of(error)
+            if cause not in (Cause.CONTENT, Cause.CONTENTION):
+                raise
+            said = str(error) if cause is Cause.CONTENT else None
+        await connection.execute(_TAKE_BACK)
+        return said
+
+    @asynccontextmanager
+    async def _transaction(self, plan: Plan) -> AsyncIterator[tuple[Any, int]]:
+        """Begun, with the positions of `plan` moved, and what the roll-ups have closed in it.
+
+        Whoever asked ends it. Any failure does, or ends the session.
+        """
         connection = self._session()
-
-        async def attempt(plan: Plan) -> str | None:
-            said = None
-            try:
-                await self._write(connection, plan, closing)
-            except Exception as error:
-                cause = cause_of(error)
-                if cause not in (Cause.CONTENT, Cause.CONTENTION):
-                    raise
-                said = str(error) if cause is Cause.CONTENT else None
-            await connection.execute(_TAKE_BACK)
-            return said
-
         try:
             async with asyncio.timeout(self._settings.landing_transaction_timeout_s):
                 await connection.execute("BEGIN")
-                closing = await self._advance(connection, refused)
-                await connection.execute(_TRIALS)
-                yield attempt
+                yield connection, await self._advance(connection, plan)
         except asyncpg.PostgresError:
             await self._roll_back(connection)
             raise
         except BaseException:
             self.close()
             raise
-        await self._roll_back(connection)
 
     async def _roll_back(self, connection: Any) -> None:
         with suppress(Exception):
