@@ -149,9 +149,11 @@ _QUERY: Final[dict[str, _Supply]] = {
     "device_id": _known("device_uuid"),
     "code": lambda: "unknown_unit",
 }
+_WHOSE: Final = frozenset({"device_id", "site_id", "group_id", "series_id"})
 #: One of several parameters is needed, which no OpenAPI document can say.
 _NEEDED: Final[dict[str, tuple[str, frozenset[str]]]] = {
-    "GET /api/v1/readings": ("device_id", frozenset({"device_id", "site_id"})),
+    "GET /api/v1/readings": ("device_id", _WHOSE),
+    "GET /api/v1/readings/latest": ("device_id", _WHOSE),
     "GET /v1/devices": ("account_id", frozenset({"account_id", "site_id"})),
     "POST /api/v1/admin/quarantine/discard": (
         "code",
@@ -260,11 +262,13 @@ def _complete(operation: str, case: Any) -> None:
 def _lead_on(case: Any) -> None:
     """A cursor is good for the list that it was given out for, so ask for one; without, the list has one page."""
     del case.query["cursor"]
-    url = f"{case.formatted_path}?{urlencode({**case.query, 'limit': 1})}"
+    plain = {name: value for name, value in case.query.items() if name != "format"}
+    url = f"{case.formatted_path}?{urlencode({**plain, 'limit': 1})}"
     page = ask(f"{_stage['url']}{url}", token=_stage["token"])
     found = page.json() if page.status == 200 else {}
     if cursor := found.get("next_cursor") or found.get("nextCursor"):
         case.query["cursor"] = cursor
+        case.query.setdefault("limit", 1)  # without, there are forms that have no pages
 
 
 def _path_supplies(operation: str, path: str) -> dict[str, _Supply]:
