@@ -239,8 +239,9 @@ def _tell() -> None:
 
 def _complete(operation: str, case: Any) -> None:
     """What a right request has besides, that its schema cannot say."""
+    case.query = case.query or {}
     query, body = case.query, case.body
-    if _is_right(case, In.QUERY):
+    if _is_right(case, In.QUERY) or In.QUERY not in case.meta.components:
         name, enough = _NEEDED.get(operation, ("", query.keys()))
         if not enough & query.keys() and name:
             query[name] = _QUERY[name]()
