@@ -6,6 +6,7 @@ from array import array
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from itertools import groupby
+from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
 from api.readings.forms.table import Block, Column, Digits, Kind, Table, each, micros
@@ -15,6 +16,9 @@ from schemas.record import Quality
 #: Of a raw reading, beside its series.
 COLUMNS: Final = (Column("ts", Kind.TIME), Column("value", Kind.VALUE), Column("flags", Kind.FLAGS))
 _INTEGER: Final = re.compile(r"-?(0|[1-9]\d*)", re.ASCII)
+#: As plain numbers: `&` of an enum takes a microsecond, of each reading.
+_BOOLEAN: Final = int(Quality.BOOLEAN)
+_WHOLE: Final = int(Quality.INTEGER)
 #: PostgreSQL counts microseconds from 2000 on.
 _Y2000: Final = micros(datetime(2000, 1, 1, tzinfo=UTC))
 
@@ -37,18 +41,15 @@ def page_table(rows: Sequence[Any], found: Found, head: dict[str, Any], *, by_se
 
 
 def _page_blocks(rows: Sequence[Any], found: Found) -> Iterator[Block]:
-    for series_id, run in groupby(rows, lambda row: row["series_id"]):
-        cells = [
-            (micros(row["ts"]), _value(row["value"], row["text_value"], row["quality"]), row["quality"])
-            for row in run
-        ]
+    for series_id, run in groupby(rows, itemgetter("series_id")):
+        cells = [(row["ts"], _value(row["value"], row["text_value"], row["quality"]), row["quality"]) for row in run]
         yield Block(found.series[series_id], list(zip(*cells, strict=True)))
 
 
 def _value(number: float | None, text: str | None, quality: int) -> Any:
     if text is not None:
-        return Digits(text) if quality & Quality.INTEGER and _INTEGER.fullmatch(text) else text
-    return number != 0 if quality & Quality.BOOLEAN else number
+        return Digits(text) if quality & _WHOLE and _INTEGER.fullmatch(text) else text
+    return number != 0 if quality & _BOOLEAN else number
 
 
 def read_packed(row: Any, most: int, *, descending: bool) -> Cells:

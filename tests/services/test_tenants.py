@@ -330,6 +330,10 @@ ASKING = {
     "readings_page": "readings_page(ARRAY[$2::int], '-infinity', 'infinity', true, 'infinity', 0, 0, 10)",
     "readings_of_stays": "readings_of_stays(ARRAY[$2::int], ARRAY['-infinity'::timestamptz],"
     " ARRAY['infinity'::timestamptz], false, '-infinity', 0, 0, 10)",
+    "readings_blocks": "readings_blocks(ARRAY[$2::int], ARRAY['-infinity'::timestamptz],"
+    " ARRAY['infinity'::timestamptz], false, 10)",
+    "readings_estimated": "readings_estimated(ARRAY[$2::int], ARRAY['-infinity'::timestamptz],"
+    " ARRAY['infinity'::timestamptz], 10) e WHERE e.readings > 0 OR e.fits_until IS NOT NULL",
     "readings_aggregated": "readings_aggregated(ARRAY[$2::int], ARRAY['1990-01-01'::timestamptz],"
     " ARRAY['2100-01-01'::timestamptz], ARRAY['1990-01-01'::timestamptz, '2100-01-01'], NULL, true)",
     "readings_percentiles": "readings_percentiles(ARRAY[$2::int], ARRAY['1990-01-01'::timestamptz],"

@@ -269,7 +269,8 @@ def _tell() -> None:
 
 def _complete(operation: str, case: Any) -> None:
     """What a right request has besides, that its schema cannot say."""
-    if _is_right(case, In.QUERY):
+    case.query = case.query or {}
+    if _is_right(case, In.QUERY) or In.QUERY not in case.meta.components:
         _complete_query(operation, case, case.query)
     if _is_right(case, In.HEADER) and "If-Match" in (case.headers or {}):
         case.headers["If-Match"] = "*"
@@ -314,7 +315,8 @@ def _complete_body(operation: str, body: dict[str, Any]) -> None:
 def _lead_on(case: Any) -> None:
     """A cursor is good for the list that it was given out for, so ask for one; without, the list has one page."""
     del case.query["cursor"]
-    url = f"{case.formatted_path}?{urlencode({**case.query, 'limit': 1})}"
+    plain = {name: value for name, value in case.query.items() if name != "format"}
+    url = f"{case.formatted_path}?{urlencode({**plain, 'limit': 1})}"
     page = ask(f"{_stage['url']}{url}", token=_stage["token"])
     found = page.json() if page.status == 200 else {}
     if cursor := found.get("next_cursor") or found.get("nextCursor"):

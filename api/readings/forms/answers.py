@@ -1,6 +1,7 @@
 """Which form a client gets, and tables written in it. Left out: what each form looks like (its own module)."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from datetime import datetime
@@ -123,5 +124,5 @@ def _line(value: Any) -> str:
         return value
     if isinstance(value, datetime):
         return orjson.dumps(value, option=orjson.OPT_UTC_Z).decode().strip('"')
-    # JSON's own escapes: no other character may stand in a header.
-    return orjson.dumps(value, option=orjson.OPT_UTC_Z).decode().encode("ascii", "backslashreplace").decode()
+    # Only ASCII may stand in a header: JSON has escapes for the rest.
+    return json.dumps(orjson.loads(orjson.dumps(value, option=orjson.OPT_UTC_Z)))

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from api.readings.forms.table import Block, Column, Kind, Table, flag_names
+from api.readings.forms.table import Block, Column, Kind, Table, flag_names, micros
 from api.readings.series import Series
 
 #: A batch has so many rows or more, unless it is the last: each costs a message, and has dictionaries of its own.
@@ -91,7 +91,9 @@ def _names(blocks: Sequence[Block]) -> Iterator[Any]:
 
 
 def _arrays(kind: Kind, cells: list[Any]) -> Iterator[Any]:
-    if kind is Kind.FLAGS:
+    if kind is Kind.TIME:
+        yield pa.array([None if cell is None else micros(cell) for cell in cells], _TYPES[kind])
+    elif kind is Kind.FLAGS:
         yield pa.array([flag_names(cell) for cell in cells], _TYPES[kind])
     elif kind is not Kind.VALUE:
         yield pa.array(cells, _TYPES[kind])

@@ -20,7 +20,7 @@ class Kind(Enum):
 
     TEXT = "text"
     TIME = "time"
-    """Microseconds since 1970, an `int`: exact, and made without an object of its own."""
+    """Microseconds since 1970, an `int`: exact, and cheap to make. Or a `datetime`, where there is one anyway."""
     NUMBER = "number"
     INTEGER = "integer"
     FLAGS = "flags"
@@ -60,14 +60,14 @@ class Table:
     """What the face calls that which names a series."""
 
 
-def micros(ts: datetime) -> int:
-    """A cell of a time."""
-    return (ts - EPOCH) // _MICROSECOND
+def micros(ts: datetime | int) -> int:
+    """The cell of a time as microseconds since 1970."""
+    return ts if isinstance(ts, int) else (ts - EPOCH) // _MICROSECOND
 
 
-def moment(time: int) -> datetime:
-    """The time of a cell."""
-    return EPOCH + timedelta(microseconds=time)
+def moment(ts: datetime | int) -> datetime:
+    """The same as a time."""
+    return EPOCH + timedelta(microseconds=ts) if isinstance(ts, int) else ts
 
 
 @lru_cache(maxsize=1_024)
