@@ -27,6 +27,7 @@ _COMMANDS: Final = {
     ),
     "deploy.commands.dashboards": ("dashboard-user",),
     "deploy.commands.quarantine": ("quarantine",),
+    "deploy.commands.retention": ("retention",),
     "deploy.commands.rollups": ("rollups",),
     "deploy.commands.registry": ("completion", "device", "key", "login", "logout", "org", "site"),
     "bench.command": ("bench",),

@@ -28,7 +28,7 @@ async def print_status(settings: Settings) -> None:
     async with open_session(settings.get(PostgresSettings), RollupsMetrics(CollectorRegistry())) as session:
         state = await session.connection.fetchrow(sql.STATE)
         waiting = await session.connection.fetchrow(sql.WAITING)
-    closing, computed = (_told(state[name]) for name in ("closing_through", "computed_through"))
+    closing, computed = (told(state[name]) for name in ("closing_through", "computed_through"))
     marks, age = waiting["marks"], waiting["age"]
     answer = {"closing_through": closing, "computed_through": computed, "marks": marks, "oldest_mark_s": age}
     if settings.get(DeploySettings).json:
@@ -54,7 +54,7 @@ async def rebuild_all(
             through = done.series_id
             if not json:
                 resume = f"; resume with --after {done.series_id}" if done.is_last_span else ""
-                click.echo(f"series up to {done.series_id}: rebuilt up to {_told(done.until)}{resume}", err=True)
+                click.echo(f"series up to {done.series_id}: rebuilt up to {told(done.until)}{resume}", err=True)
     if json:
         click.echo(orjson.dumps({"through_series": through}).decode())
     else:
@@ -65,5 +65,6 @@ def _microseconds(time: datetime) -> int:
     return (time - _EPOCH) // _MICROSECOND
 
 
-def _told(time: Any) -> str | None:
+def told(time: Any) -> str | None:
+    """A time in microseconds since 2000 as RFC 3339, None for none."""
     return None if time in (NEVER, LATEST) else (_EPOCH + time * _MICROSECOND).isoformat()

@@ -9,7 +9,7 @@ from typing import Any, Final
 from prometheus_client import CollectorRegistry
 
 from schemas.record import Note
-from tests.landing_rig import DAY, NOW, SECOND, Device, Rig, channel, record
+from tests.landing_rig import DAY, NOW, SECOND, Device, Rig, channel, record, until
 from tests.rollups_rig import Actor, GatedCloser, GatedRepairer
 from workers.retention.keeper import Retention
 from workers.retention.metrics import RetentionMetrics
@@ -20,7 +20,7 @@ from workers.rollups.session import open_session
 
 HOUR: Final = 3_600 * SECOND
 SETTINGS: Final = RetentionSettings(
-    retention_settle_s=0.1,
+    retention_settle_s=20,
     retention_lock_timeout_ms=50,
     retention_lock_tries=2,
     retention_step_rows=7,
@@ -51,9 +51,15 @@ async def look(rig: Rig, settings: RetentionSettings = SETTINGS) -> Standing:
 
 async def compute(rig: Rig, through: int = NOW) -> None:
     """Roll-ups up to then, as if everything received before had landed."""
-    actor = Actor()
-    await actor.start(GatedCloser(rig, actor, lambda: through).keep())
-    await actor.finish()
+    computed = "SELECT computed_through = closing_through AND isfinite(closing_through) FROM rollup_state"
+
+    async def is_done() -> bool:
+        actor = Actor()
+        await actor.start(GatedCloser(rig, actor, lambda: through).keep())
+        await actor.finish()
+        return bool(await rig.value(computed))
+
+    await until(is_done)  # other databases of the server have transactions too
 
 
 async def repair(rig: Rig) -> None:
