@@ -96,7 +96,9 @@ def _say(answer: dict[str, Any]) -> None:
     for one in answer.get("rows", ()):
         most = "" if one["is_exact"] else " or more"
         click.echo(
-            "{tier}: {rows} rows{most} of organisation {organisation_id} would go from {chunk}".format(most=most, **one)
+            "{tier}: {rows} rows{most} of organisation {organisation_id} would go from {chunk}".format(
+                most=most, **one
+            )
         )
     if not answer["chunks"] and not answer.get("rows"):
         click.echo(f"nothing {verb}")

@@ -28,13 +28,23 @@ async def print_status(settings: Settings) -> None:
     async with open_session(settings.get(PostgresSettings), RollupsMetrics(CollectorRegistry())) as session:
         state = await session.connection.fetchrow(sql.STATE)
         waiting = await session.connection.fetchrow(sql.WAITING)
+        gone = await session.connection.fetchval(sql.GONE)
+    dropped = None if gone is None else told(gone)
     closing, computed = (told(state[name]) for name in ("closing_through", "computed_through"))
     marks, age = waiting["marks"], waiting["age"]
-    answer = {"closing_through": closing, "computed_through": computed, "marks": marks, "oldest_mark_s": age}
+    answer = {
+        "closing_through": closing,
+        "computed_through": computed,
+        "readings_dropped_through": dropped,
+        "marks": marks,
+        "oldest_mark_s": age,
+    }
     if settings.get(DeploySettings).json:
         click.echo(orjson.dumps(answer).decode())
         return
     click.echo(f"computed through {computed or 'nothing yet'}, closed through {closing or 'nothing yet'}")
+    if dropped is not None:
+        click.echo(f"readings are gone before {dropped} at the latest: see `sluice retention show`")
     oldest = "" if age is None else f", the oldest for {age:.0f} s"
     click.echo(f"{marks} marks wait for a repair{oldest}")
 

@@ -100,5 +100,3 @@ async def horizon(rig: Rig, device: Device, tier: str = "raw") -> Any:
     query = "SELECT dropped_through, deleted_through FROM retention_horizons WHERE organisation_id = $1 AND tier = $2"
     rows = await rig.fetch(query, device.organisation, tier)
     return rows[0] if rows else None
-
-

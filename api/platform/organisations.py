@@ -76,9 +76,9 @@ class OrganisationChange(msgspec.Struct, forbid_unknown_fields=True):
 
     name: Name | msgspec.UnsetType = msgspec.UNSET
     raw_retention_days: RawDays | msgspec.UnsetType = msgspec.UNSET
-    rollups_5m_days: RollupDays | None | msgspec.UnsetType = msgspec.UNSET
-    rollups_1h_days: RollupDays | None | msgspec.UnsetType = msgspec.UNSET
-    rollups_1d_days: RollupDays | None | msgspec.UnsetType = msgspec.UNSET
+    rollups_5m_days: RollupDays | msgspec.UnsetType | None = msgspec.UNSET
+    rollups_1h_days: RollupDays | msgspec.UnsetType | None = msgspec.UNSET
+    rollups_1d_days: RollupDays | msgspec.UnsetType | None = msgspec.UNSET
 
 
 class RoleChange(msgspec.Struct, forbid_unknown_fields=True):

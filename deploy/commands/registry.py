@@ -163,7 +163,9 @@ def use_organisation(organisation: str) -> None:
 
 @org.command("retention")
 @click.option("--raw", "raw_retention_days", type=click.IntRange(1, 36_600), metavar="DAYS", help="Readings.")
-@click.option("--5m", "rollups_5m_days", type=click.IntRange(0, 36_600), metavar="DAYS", help="Roll-ups of 5 minutes.")
+@click.option(
+    "--5m", "rollups_5m_days", type=click.IntRange(0, 36_600), metavar="DAYS", help="Roll-ups of 5 minutes."
+)
 @click.option("--1h", "rollups_1h_days", type=click.IntRange(0, 36_600), metavar="DAYS", help="Roll-ups of an hour.")
 @click.option("--1d", "rollups_1d_days", type=click.IntRange(0, 36_600), metavar="DAYS", help="Roll-ups of a day.")
 @_json_option

@@ -58,9 +58,7 @@ async def work_on(process: Process, log: Log) -> None:
     rollups = Rollups(postgres, process.settings.get(RollupsSettings), log, SystemClock(), rollups_metrics)
     process.health.note("rollups", lambda: rollups.doing)
     process.run_beside("rollups", rollups.run())
-    retention = Retention(
-        postgres, process.settings.get(RetentionSettings), RetentionMetrics(), rollups_metrics
-    )
+    retention = Retention(postgres, process.settings.get(RetentionSettings), RetentionMetrics(), rollups_metrics)
     process.health.note("retention", lambda: retention.doing)
     process.run_beside("retention", retention.run())
 

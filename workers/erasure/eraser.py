@@ -195,7 +195,10 @@ class Eraser:
     ) -> None:
         """Of each tier the buckets that the span touches and that nothing is left to compute from; then the next."""
         horizons = dict(await session.connection.fetch(sql.HORIZONS, organisation))
-        ranges = {1: [Range(one, day, day + DAY - HOUR) for one in series], 2: [Range(one, day, day) for one in series]}
+        ranges = {
+            1: [Range(one, day, day + DAY - HOUR) for one in series],
+            2: [Range(one, day, day) for one in series],
+        }
         for tier, below in enumerate(sql.TIERS):
             if tier:
                 await session.compute(tier, ranges[tier])

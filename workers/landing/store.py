@@ -280,9 +280,9 @@ class Store:
         """First of all: nothing is written unless every partition stands where the plan begins.
 
         Nor unless the plan knows every tombstone and horizon. A tombstone that is committed after they were asked for
-        is not seen; but then this plan's records stood in the log before it, and whoever erases waits until those have
-        landed. A horizon is waited for like the time before which the roll-ups are closed, which is what this gives:
-        both are asked for once the transaction has its id.
+        is not seen; but then this plan's records stood in the log before it, and whoever erases waits until those
+        have landed. A horizon is waited for like the time before which the roll-ups are closed, which is what this
+        gives: both are asked for once the transaction has its id.
         """
         parts = list(plan.parts.values())
         moved = await connection.fetch(

@@ -4,9 +4,9 @@ Each step is committed before the next and may be repeated, so that a kill costs
 
 1. `refused_through` moves on: from then on landing refuses what is older.
 2. An id is given out, and waited for until no older transaction is in flight: whoever lands knows the horizon.
-3. `dropped_through` follows once everything before it is computed and has no mark: nothing is computed anew there.
+3. `dropped_through` follows once all before it is computed and has no mark: nothing is computed anew there.
    A computation under way is waited for, slice by slice, since a chunk would vanish under its snapshot.
-4. Chunks before which all organisations' horizons lie are dropped; of others, rows of those who keep less are deleted.
+4. Chunks before which all organisations' horizons lie are dropped; of others, rows of those who keep less go.
 
 Left out: what may go (`planning`), how a chunk is dropped (the schema's `drop_retired`).
 """
@@ -184,7 +184,9 @@ class Retention:
             if chunk.stop <= passed or chunk.stop > horizon.dropped:
                 until = max(horizon.deleted, min(until, chunk.first))
                 break
-            await self._delete(connection, organisation, chunk.relation, max(chunk.first, horizon.deleted), chunk.stop)
+            await self._delete(
+                connection, organisation, chunk.relation, max(chunk.first, horizon.deleted), chunk.stop
+            )
         if until > horizon.deleted:
             if tier == "raw":
                 await self._delete(connection, organisation, "reading_notes", horizon.deleted, until)

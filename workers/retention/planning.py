@@ -75,7 +75,7 @@ class Share(NamedTuple):
 
 
 def effective(days: Sequence[int | None], defaults: Sequence[int]) -> Days:
-    """How long each tier is kept: as the organisation says or as the defaults do, and no less than the tier before."""
+    """How long each tier is kept: as the organisation or the default says, and no less than the tier before."""
     found: list[int] = []
     for own, default in zip(days, defaults, strict=True):
         kept = default if own is None else own

@@ -1,4 +1,4 @@
-"""Settings of retention. Left out: how long an organisation keeps its readings, which stands with the organisation."""
+"""Settings of retention. Left out: how long an organisation keeps its readings, which it says itself."""
 
 from dataclasses import dataclass
 
@@ -17,7 +17,11 @@ class RetentionSettings:
         why="Roll-ups of 5 minutes, 5 years; 0: for ever. Never less than the organisation's readings.",
     )
     retention_1h_days: int = setting(
-        1_826, unit="days", least=0, most=36_600, why="Those of an hour; 0: for ever. Never less than those of 5 minutes."
+        1_826,
+        unit="days",
+        least=0,
+        most=36_600,
+        why="Those of an hour; 0: for ever. Never less than those of 5 minutes.",
     )
     retention_1d_days: int = setting(
         0, unit="days", least=0, most=36_600, why="Those of a day; 0: for ever, a year of a series is 50 kB."
@@ -60,5 +64,5 @@ class RetentionSettings:
         unit="days",
         least=0,
         most=36_600,
-        why="Readings older than that are kept as columns; 0: none. Only under TimescaleDB's own licence, so it is off.",
+        why="Readings older than that are kept as columns; 0: none. It takes TimescaleDB's own licence.",
     )

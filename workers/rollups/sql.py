@@ -19,6 +19,8 @@ LANDED: Final = """
 SELECT p.partition, p.position, p.received_through
 FROM log_positions p JOIN log_generations g USING (source)
 WHERE p.source = $1 AND g.closed_at IS NULL"""
+#: Before which readings are gone, of the organisation that keeps the least.
+GONE: Final = "SELECT max(dropped_through) FROM retention_horizons WHERE tier = 'raw'"
 CLOSE: Final = "UPDATE rollup_state SET closing_through = $1, closing_xid = NULL WHERE closing_through < $1"
 # Only what has been read as committed is numbered: the id is then younger than the closing.
 NUMBER: Final = """
