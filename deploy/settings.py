@@ -22,6 +22,7 @@ from runtime.tls import TlsSettings
 from runtime.urls import check_query, check_server, split_url
 from schemas.topics import PARTITIONS_DEFAULT
 from workers.erasure.settings import ErasureSettings
+from workers.retention.settings import RetentionSettings
 from workers.rollups.settings import RollupsSettings
 from workers.settings import LandingSettings, LedgerSettings, PresenceSettings, QuarantineSettings
 from workers.verify.settings import VerifySettings
@@ -83,6 +84,7 @@ GROUPS: Final = (
     PresenceSettings,
     ErasureSettings,
     RollupsSettings,
+    RetentionSettings,
     ApiSettings,
     CorsSettings,
     AccessSettings,

@@ -105,6 +105,8 @@ class Measurements(msgspec.Struct):
     complete_through: datetime | msgspec.UnsetType | None = msgspec.UNSET
     """With `agg`: what was received until then is in it."""
     dirty: bool | msgspec.UnsetType = msgspec.UNSET
+    kept_from: datetime | msgspec.UnsetType = msgspec.UNSET
+    """With `agg`, if that is later than `from`: measurements before are no longer kept, but their buckets are."""
 
 
 class _Bucket(NamedTuple):
@@ -188,7 +190,7 @@ class MeasurementOperations:
             last = _Bucket(list(some.series)[-1], micros(question.end))
         cursor = None if last is None else self._buckets.give(mark, last)
         columns = [Column("ts", Kind.TIME), *columns_of(question.functions)[1:]]
-        return Table(columns, each(blocks), _head(found, cursor) | head_of(answer, found))
+        return Table(columns, each(blocks), _head(found, cursor) | head_of(answer, found, question))
 
 
 class _Channel(NamedTuple):

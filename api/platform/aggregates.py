@@ -97,6 +97,10 @@ class Aggregated(msgspec.Struct):
     """What was received until then is in it."""
     dirty: bool
     """Whether some of it waits to be rolled up again; readings themselves have told of it meanwhile."""
+    kept_from: datetime | msgspec.UnsetType = msgspec.UNSET
+    """If that is later than `from`: readings before are no longer kept, so roll-ups alone tell of them."""
+    removed_at: datetime | msgspec.UnsetType = msgspec.UNSET
+    """When the device was deleted, if it was."""
 
 
 class StatisticsRow(msgspec.Struct):
@@ -133,6 +137,8 @@ class Statistics(msgspec.Struct):
     tier: str | None
     complete_through: datetime | None
     dirty: bool
+    kept_from: datetime | msgspec.UnsetType = msgspec.UNSET
+    removed_at: datetime | msgspec.UnsetType = msgspec.UNSET
 
 
 class BatchQuestion(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -189,6 +195,7 @@ class BatchAnswer(msgspec.Struct):
     tier: str | msgspec.UnsetType | None = msgspec.UNSET
     complete_through: datetime | msgspec.UnsetType | None = msgspec.UNSET
     dirty: bool | msgspec.UnsetType = msgspec.UNSET
+    kept_from: datetime | msgspec.UnsetType = msgspec.UNSET
     removed_at: datetime | msgspec.UnsetType = msgspec.UNSET
 
 
@@ -245,7 +252,7 @@ class AggregateOperations:
             return unchanged(version)
         question = statistics_question(start, end)
         answer = await answer_of(call.connection, found, question, self._settings)
-        return replace(await whole(form, statistics_table(answer, found)), version=version)
+        return replace(await whole(form, statistics_table(answer, found, question)), version=version)
 
     @operation(
         PLATFORM, "POST", "/api/v1/readings/batch", _READS, problems=[QUERY_TOO_LARGE], writes=False,

@@ -14,8 +14,10 @@ from api.readings.buckets import tier_of
 from api.readings.functions import COLUMNS, FUNCTIONS, Parts
 from api.readings.series import Found
 
-_LANDED: Final = """
-SELECT nullif(landed_through, '-infinity') FROM rollup_state"""
+_STATE: Final = """
+SELECT nullif(landed_through, '-infinity') AS landed_through,
+       (SELECT nullif(dropped_through, '-infinity') FROM retention_horizons WHERE tier = 'raw') AS kept_from
+FROM rollup_state"""
 _AGGREGATED: Final = """
 SELECT slot, buckets, counts, sums, mins, maxs, firsts, firsts_ts, lasts, lasts_ts, deltas, deltas_seconds, areas,
        areas_seconds, seconds_true, from_raw, from_rollups, is_dirty
@@ -50,6 +52,8 @@ class Aggregated:
     """Whether there are such, which readings alone tell of."""
     complete_through: datetime | None = None
     """What was received until then is in it."""
+    kept_from: datetime | None = None
+    """Readings before are no longer kept: of those times roll-ups alone tell."""
 
     @property
     def source(self) -> Source:
@@ -61,7 +65,8 @@ class Aggregated:
 async def aggregate(connection: Any, found: Found, question: Question, *, raw: bool = False) -> Aggregated:
     """All of the question; `raw` asks readings alone, which gives the same and takes longer."""
     tier = None if raw else tier_of(question.edges)
-    answer = Aggregated(tier=tier, complete_through=await connection.fetchval(_LANDED))
+    state = await connection.fetchrow(_STATE)
+    answer = Aggregated(tier=tier, complete_through=state["landed_through"], kept_from=state["kept_from"])
     slots = slots_of(found, question.start, question.end)
     wanted = [FUNCTIONS[name] for name in question.functions]
     if not slots[0]:

@@ -16,7 +16,7 @@ class Parts:
     """What the readings of one series come to, an element for each bucket that holds any, in order of time.
 
     Where only count, sum, min and max were asked for, the others are empty. Sums are None where a number is beyond
-    all of them. `schemas/sql/0017_rollups.sql` says what each is.
+    all of them. `schemas/sql/0021_queries.sql` says what each is.
     """
 
     buckets: list[int] = field(default_factory=list)

@@ -137,10 +137,10 @@ def blocks_of(answer: Aggregated, found: Found, question: Question, fill: Fill, 
 
 def table_of(answer: Aggregated, found: Found, question: Question, fill: Fill, now: datetime) -> Table:
     blocks = blocks_of(answer, found, question, fill, now)
-    return Table(columns_of(question.functions), each(blocks), head_of(answer, found))
+    return Table(columns_of(question.functions), each(blocks), head_of(answer, found, question))
 
 
-def head_of(answer: Aggregated, found: Found) -> dict[str, Any]:
+def head_of(answer: Aggregated, found: Found, question: Question) -> dict[str, Any]:
     """Where an answer comes from, and how fresh it is."""
     head: dict[str, Any] = {
         "source": answer.source,
@@ -148,6 +148,8 @@ def head_of(answer: Aggregated, found: Found) -> dict[str, Any]:
         "complete_through": answer.complete_through,
         "dirty": answer.dirty,
     }
+    if answer.kept_from is not None and answer.kept_from > question.start:
+        head["kept_from"] = answer.kept_from
     return head | ({} if found.removed_at is None else {"removed_at": found.removed_at})
 
 
@@ -164,14 +166,14 @@ def statistics_question(start: datetime, end: datetime) -> Question:
     return Question(start, end, [start, end], tuple(name for name in STATISTICS if name in FUNCTIONS))
 
 
-def statistics_table(answer: Aggregated, found: Found) -> Table:
+def statistics_table(answer: Aggregated, found: Found, question: Question) -> Table:
     blocks = [
         Block(series, [_statistic(name, answer.series[series_id]) for name in STATISTICS])
         for series_id, series in found.series.items()
         if series_id in answer.series
     ]
     columns = [Column(name, kind) for name, kind in STATISTICS.items()]
-    return Table(columns, each(blocks), head_of(answer, found))
+    return Table(columns, each(blocks), head_of(answer, found, question))
 
 
 def _statistic(name: str, parts: Any) -> Any:

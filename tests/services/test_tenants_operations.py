@@ -54,7 +54,8 @@ OTHER: Final = {
     "metric", "label", "code", "request_id", "action", "model", "note", "payload", "password", "current_password",
     "new_password", "notes", "timezone", "address", "version", "from", "to", "effective_at", "expires_at", "by",
     "order", "state", "limit", "online", "attempts_max", "latitude", "longitude", "processCount", "role", "scopes",
-    "format", "bucket", "fn", "fill", "tz", "ref",
+    "format", "bucket", "fn", "fill", "tz", "ref", "raw_retention_days", "rollups_5m_days", "rollups_1h_days",
+    "rollups_1d_days",
 }  # fmt: skip
 NEUTRAL_TYPES: Final = {str, int, float, bool, datetime, type(None), msgspec.UnsetType, msgspec.Raw, Moment, Any}
 

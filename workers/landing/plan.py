@@ -206,6 +206,7 @@ class Plan:
         self._limits = limits
         self._bounds = bounds
         self._tombstones = tombstones.spans
+        self._horizons = tombstones.horizons
         self.epoch = tombstones.epoch
         """Which tombstones it knows."""
         self.parts: dict[int, Part] = {}
@@ -376,6 +377,8 @@ class Plan:
         is_doubted = place is not None and record.in_doubt
         if limits is not None and not (record.notes or part.rejected or is_doubted) and at >= part.careful_until:
             slots, oldest = part.cache.slots, received_at - limits.retention_us
+            if self._horizons:
+                oldest = max(oldest, self._horizons.get(record.organisation, oldest))
         if self._tombstones and (spans := self._tombstones.get(device)) is not None:
             slots = _NO_SLOTS
             self._count_erased(part, at, place or Place(part.partition, at), record, spans)
@@ -439,7 +442,9 @@ class Plan:
         elif slot is None or limits is None:
             self._wait(spot, key if slot is None else None)
         else:
-            window = record.received_at - limits.retention_us, record.received_at + self._bounds.future_us
+            oldest = record.received_at - limits.retention_us
+            oldest = max(oldest, self._horizons.get(record.organisation, oldest))
+            window = oldest, record.received_at + self._bounds.future_us
             by_one = spot.is_careful or record.notes or record.in_doubt or erased
             if by_one or not self._take_fresh(part, spot.channel, slot, *window):
                 self._take_each(spot, slot, *window, erased)
