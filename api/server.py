@@ -1,5 +1,8 @@
 """The API as an application: every operation of every face. Left out: the listener (`api.serving`), the process."""
 
+import asyncio
+from collections.abc import AsyncIterator
+from functools import partial
 from typing import Final
 
 import asyncpg
@@ -15,6 +18,8 @@ from api.http.cors import Origins
 from api.http.edge import create_app as create_app_of
 from api.http.operations import Operation, operations_of
 from api.http.repeats import Repeats
+from api.live.hub import Live
+from api.live.settings import LiveSettings
 from api.metrics import ApiMetrics
 from api.platform.audit import AuditOperations
 from api.platform.auth import AuthOperations
@@ -23,6 +28,7 @@ from api.platform.documents import DocumentOperations
 from api.platform.erasures import ErasureOperations
 from api.platform.keys import KeyOperations
 from api.platform.ledger import LedgerOperations
+from api.platform.live import LiveOperations
 from api.platform.organisations import OrganisationOperations
 from api.platform.quarantine import QuarantineOperations
 from api.platform.readings import ReadingOperations
@@ -33,6 +39,7 @@ from runtime.addresses import Proxies
 from runtime.secrets import KeyRing, TokenHasher
 
 _ACCESS: Final = AccessSettings()
+_LIMITS: Final = LiveSettings()
 
 
 def create_app(
@@ -43,19 +50,31 @@ def create_app(
     metrics: ApiMetrics,
     access: AccessSettings = _ACCESS,
     trusted_proxies: tuple[str, ...] = (),
+    live: Live | None = None,
+    limits: LiveSettings = _LIMITS,
 ) -> web.Application:
-    """The application, to be served through `api.serving`."""
+    """The application, to be served through `api.serving`; what `live` does goes on as long as it."""
     door = Door(pool, ring, settings, access)
     documents = DocumentOperations()
     operations = [
         *_operations(ring, settings, metrics),
         *operations_of(*_people(door, ring, settings, access), documents),
+        *operations_of(LiveOperations(live, settings, limits)),
     ]
     documents.operations = operations
     origins = Origins(settings.api_cors_origins)
     app = create_app_of(operations, door.authority, Repeats(ring), Proxies(trusted_proxies), FACES, origins, metrics)
     app.on_cleanup.append(door.close)
+    if live is not None:
+        app.cleanup_ctx.append(partial(_beside, live))
     return app
+
+
+async def _beside(live: Live, _: web.Application) -> AsyncIterator[None]:
+    task = asyncio.create_task(live.run(), name="live")
+    yield
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 def _people(door: Door, ring: KeyRing, settings: ApiSettings, access: AccessSettings) -> tuple[object, ...]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from api.access.settings import AccessSettings
+from api.live.settings import LiveSettings
 from api.settings import ApiSettings
 from ingest.limits import LimitSettings
 from ingest.settings import IngestSettings, PacedSettings, ReplaySettings, SpoolSettings
@@ -83,6 +84,7 @@ GROUPS: Final = (
     ErasureSettings,
     RollupsSettings,
     ApiSettings,
+    LiveSettings,
     AccessSettings,
     MetricsSettings,
     LoggingSettings,

@@ -10,7 +10,7 @@ from typing import Final
 from aiohttp import hdrs
 
 ANY: Final = "*"
-_TAKES: Final = "Authorization, Content-Type, If-Match, Idempotency-Key, Prefer"
+_TAKES: Final = "Authorization, Content-Type, If-Match, Idempotency-Key, Last-Event-ID, Prefer"
 _SHOWS: Final = "ETag, X-Request-Id, Retry-After, Idempotency-Replayed"
 _PREFLIGHT_S: Final = 600
 

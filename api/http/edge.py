@@ -107,6 +107,7 @@ class _Runner:
                 _versions(request.headers.get(hdrs.IF_MATCH)),
                 address,
                 request.headers.get(hdrs.USER_AGENT, ""),
+                request.headers.get("Last-Event-ID", ""),
             )
             return await self._answer(operation, call, request.headers.get(HEADER))
 

@@ -112,6 +112,8 @@ class Call(Generic[P, Q, B]):
     """Where it comes from, through trusted proxies: as `runtime.addresses` has it."""
     agent: str = ""
     """What sends it, as it says itself (`User-Agent`)."""
+    last_event_id: str = ""
+    """Where a stream is to go on (`Last-Event-ID`)."""
 
     @property
     def organisation(self) -> UUID:

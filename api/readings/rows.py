@@ -15,14 +15,14 @@ _JSON_INTEGER: Final = re.compile(r"-?(0|[1-9]\d*)", re.ASCII)
 
 def render(rows: Sequence[Any], found: Found, next_cursor: str | None) -> bytes:
     """The answer's body."""
-    data = [_reading(row, found.series[row["series_id"]]) for row in rows]
+    data = [reading_of(row, found.series[row["series_id"]]) for row in rows]
     content: dict[str, Any] = {"data": data, "next_cursor": next_cursor}
     if found.removed_at is not None:
         content["removed_at"] = found.removed_at
     return orjson.dumps(content, option=orjson.OPT_UTC_Z)
 
 
-def _reading(row: Any, series: Series) -> dict[str, Any]:
+def reading_of(row: Any, series: Series) -> dict[str, Any]:
     quality = row["quality"]
     return {
         "device_id": series.device_id,

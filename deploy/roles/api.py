@@ -1,11 +1,15 @@
 """The role `api`: queries and the registry, over HTTP."""
 
 import socket
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Final
 
 from api.access.settings import AccessSettings
+from api.live.hub import Live
+from api.live.settings import LiveSettings
 from api.metrics import ApiMetrics
+from api.platform.live import LISTENS
 from api.server import create_app
 from api.serving import ApiFace
 from api.settings import ApiSettings
@@ -13,16 +17,22 @@ from deploy.process import Process
 from deploy.roles.role import Role, serve
 from deploy.settings import public_url
 from ingest.settings import IngestSettings
+from runtime.log.port import Log
 from runtime.secrets import KeyRing, SecretSettings
 
+OpenLog = Callable[[], Awaitable[Log]]
 
-async def make_api(process: Process, ring: KeyRing, ingest_address: str) -> ApiFace:
-    """The API on sessions of its own, started; it ends with the process."""
+
+async def make_api(process: Process, ring: KeyRing, ingest_address: str, open_log: OpenLog) -> tuple[ApiFace, Live]:
+    """The API on sessions of its own, started, and its streams; they end with the process."""
     settings = process.settings.get(ApiSettings)
     settings = replace(settings, public_url=public_url(process.settings, ingest_address))
     pool = await process.pool("sluice_app", statement_timeout=str(settings.api_statement_timeout_ms))
     process.watch_database(pool)
-    metrics = ApiMetrics()
+    metrics, limits = ApiMetrics(), process.settings.get(LiveSettings)
+    wait_s = settings.api_connection_wait_ms / 1000
+    live = Live(pool, ring, limits, metrics, open_log, needs=LISTENS, connection_wait_s=wait_s)
+    process.health.note("streams", lambda: live.trouble)
     app = create_app(
         pool=pool,
         ring=ring,
@@ -30,17 +40,50 @@ async def make_api(process: Process, ring: KeyRing, ingest_address: str) -> ApiF
         metrics=metrics,
         access=process.settings.get(AccessSettings),
         trusted_proxies=process.settings.get(IngestSettings).trusted_proxies,
+        live=live,
+        limits=limits,
     )
     face = ApiFace(app, metrics)
     await face.start()
     process.teardown.add("api", face.stop)
-    return face
+    return face, live
+
+
+def end_streams_first(process: Process, live: Live) -> None:
+    """Before the listener waits for what is in hand: a stream never ends by itself. To be called after `serve`."""
+
+    async def end() -> None:
+        live.end()
+
+    process.teardown.add("streams", end)
+
+
+class _OwnLog:
+    """A log that is only read: nothing holds its generation, so that it may be closed and followed by another."""
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+        self._log: Log | None = None
+
+    async def open(self) -> Log:
+        """Raises as `Process.open_log_alone`."""
+        await self.close()
+        self._log = await self._process.open_log_alone()
+        return self._log
+
+    async def close(self) -> None:
+        log, self._log = self._log, None
+        if log is not None:
+            await log.close()
 
 
 async def _work_api(process: Process, listeners: list[socket.socket]) -> None:
     ring = KeyRing.parse(process.settings.get(SecretSettings).secret_keys)
-    face = await make_api(process, ring, process.settings.get(IngestSettings).http_listen)
+    log = _OwnLog(process)
+    process.teardown.add("log", log.close)
+    face, live = await make_api(process, ring, process.settings.get(IngestSettings).http_listen, log.open)
     await serve(process, listeners[0], face.handler, face.refuse, face.request_factory)
+    end_streams_first(process, live)
 
 
 API: Final = Role(
