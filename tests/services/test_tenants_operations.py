@@ -54,6 +54,7 @@ OTHER: Final = {
     "metric", "label", "code", "request_id", "action", "model", "note", "payload", "password", "current_password",
     "new_password", "notes", "timezone", "address", "version", "from", "to", "effective_at", "expires_at", "by",
     "order", "state", "limit", "online", "attempts_max", "latitude", "longitude", "processCount", "role", "scopes",
+    "last_event_id",
 }  # fmt: skip
 NEUTRAL_TYPES: Final = {str, int, float, bool, datetime, type(None), msgspec.UnsetType, msgspec.Raw, Moment, Any}
 
@@ -90,13 +91,14 @@ BODIES: Final[Mapping[str, Any]] = {
 #: Queries without which an operation answers nothing, by the field they need.
 QUERIES: Final = {
     "platform.readings": "device_id", "platform.latest_readings": "device_id", "devices.list_devices": "account_id",
-    "platform.discard_found": "device_id",
+    "platform.discard_found": "device_id", "platform.stream_readings": "device_id",
 }  # fmt: skip
 #: How the paths of operations end after which something is not as it was found.
 ENDS: Final = {"logout", "change", "replay", "discard", "register-server"}
 #: What a right request is answered where that is no success, and why.
 NO_SUCCESS: Final = {
     "devices.identify_device": 409,  # no downlink exists
+    "platform.stream_readings": 503,  # no log is read here: a stream never ends (test_live)
     "platform.login": 401,  # as who has no account
     "platform.refresh": 401,
     "platform.reset_password": 422,
