@@ -13,7 +13,9 @@ import pytest
 from msgspec.structs import replace
 
 from api.live.events import EventIds, Mark
+from api.registry.organisations import acting_for
 from runtime.ids import uuid7
+from runtime.postgres import connect
 from schemas.record import PG_EPOCH_US, VERSION, Idempotency, Origin, Quality, Record, Refused, device_in, encode
 from tests.databases import Database
 from tests.landing_rig import DAY, NOW, SECOND, Device, Rig, channel, open_rig, record, sqlite_url, until
@@ -179,6 +181,33 @@ def test_a_reading_that_made_way_is_told_where_it_stands(database: Database, tmp
                 assert [row["ts"] for row in told] == [
                     ts.strftime("%Y-%m-%dT%H:%M:%S.%fZ").replace(".000000Z", "Z") for _, ts in stored
                 ]
+
+    run(test())
+
+
+def test_what_stands_is_asked_of_one_s_own_alone(any_database: Database, tmp_path: Path) -> None:
+    """The functions that act with the owner's rights."""
+
+    async def test() -> None:
+        async with open_rig(any_database, sqlite_url(tmp_path)) as rig:
+            (device,), (foreign,) = await rig.register(), await rig.register()
+            mode = channel("mode", [(NOW, "eco")], unit="")
+            await rig.land(
+                *(record(device, power(value, quality=Quality.TIME_STAMPED), mode) for value in (1.0, 2.0))
+            )
+            rows = await rig.fetch(
+                "SELECT series_id, ts, false FROM readings UNION ALL SELECT series_id, ts, true FROM text_readings"
+            )
+            keys = [list(column) for column in zip(*rows, strict=True)]
+            records = [row[0] for row in await rig.fetch("SELECT record_id FROM moved_readings")]
+            assert (len(rows), len(records)) == (3, 1)
+            app = await connect(rig.postgres, role="sluice_app", application="test")
+            for organisation, seen in ((device.organisation, (3, 1)), (foreign.organisation, (0, 0))):
+                async with acting_for(app, organisation):
+                    stored = await app.fetch("SELECT * FROM stored_readings($1, $2, $3)", *keys)
+                    moved = await app.fetch("SELECT * FROM readings_moved($1)", records)
+                    assert (len(stored), len(moved)) == seen
+            await app.close()
 
     run(test())
 
