@@ -108,6 +108,7 @@ class _Runner:
                 address,
                 request.headers.get(hdrs.USER_AGENT, ""),
                 request.headers.get("Last-Event-ID", ""),
+                lambda: request.transport is None,
             )
             return await self._answer(operation, call, request.headers.get(HEADER))
 

@@ -114,6 +114,8 @@ class Call(Generic[P, Q, B]):
     """What sends it, as it says itself (`User-Agent`)."""
     last_event_id: str = ""
     """Where a stream is to go on (`Last-Event-ID`)."""
+    is_gone: Callable[[], bool] = lambda: False
+    """Whether the client has closed its connection."""
 
     @property
     def organisation(self) -> UUID:

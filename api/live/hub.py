@@ -44,7 +44,7 @@ LIVE_UNAVAILABLE: Final = Kind(
 _EPOCH: Final = datetime(2000, 1, 1, tzinfo=UTC)
 _RETRY_S: Final = 1.0
 _BEAT_S: Final = 1.0
-_TURN_BYTES: Final = 500_000
+_TURN_BYTES: Final = 200_000
 """Of records that a pass takes at once: what comes of them is one event, and the other pass waits meanwhile."""
 _STALL_S: Final = 10.0
 """How long one that catches up may keep the others from it by not reading."""
@@ -134,16 +134,24 @@ class Live:
             raise Problem(RATE_LIMITED, message, headers={"Retry-After": str(RETRY_AFTER_S[1])})
 
     async def listen(
-        self, caller: Caller, organisation: UUID, wanted: Selection, members: Members, mark: Mark | None
+        self,
+        caller: Caller,
+        wanted: Selection,
+        members: Members,
+        mark: Mark | None,
+        is_gone: Callable[[], bool],
     ) -> AsyncIterator[bytes]:
-        """What the listener is sent, from now on until it is let go or leaves."""
+        """What a caller for an organisation is sent, from now on until it is let go or leaves."""
+        organisation = caller.organisation
+        if organisation is None:
+            raise TypeError("nobody may listen for no organisation")
         yield retry()
         try:
             self.check_room(organisation, members)  # others may have come since it was let in
         except Problem as problem:
             yield event("end", {"reason": problem.kind.code})
             return
-        listener = Listener(self._watches.enter(organisation, wanted, members), caller, mark, self._queues)
+        listener = Listener(self._watches.enter(organisation, wanted, members), caller, mark, self._queues, is_gone)
         listener.watch.listeners.add(listener)
         listener.beat_at = time.monotonic() + self._settings.live_heartbeat_s
         self._listeners.add(listener)
@@ -484,9 +492,11 @@ class Live:
             now = time.monotonic()
             ids: dict[Pass, str] = {}
             for listener in list(self._listeners):
-                if now >= listener.beat_at:
+                if listener.is_gone():
+                    listener.close()
+                elif now >= listener.beat_at and not listener.ended:
                     listener.beat_at = now + every_s
-                    self._put(listener, heartbeat(self._beat_id(listener, ids)))
+                    listener.put(heartbeat(self._beat_id(listener, ids)))  # needs none while it has something to read
             self._metrics.live_queued_bytes.set(self._queues.bytes)
 
     def _beat_id(self, listener: Listener, ids: dict[Pass, str]) -> str:

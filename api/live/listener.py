@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from api.http.operations import Caller
@@ -24,9 +25,13 @@ class Queues:
 class Listener:
     """`put` never waits. An event larger than the bound goes through where nothing else waits."""
 
-    def __init__(self, watch: "Watch", caller: Caller, mark: Mark | None, queues: Queues) -> None:
+    def __init__(
+        self, watch: "Watch", caller: Caller, mark: Mark | None, queues: Queues, is_gone: Callable[[], bool]
+    ) -> None:
         self.watch = watch
         self.caller = caller
+        self.is_gone = is_gone
+        """Whether its connection is closed: what does not write would not notice."""
         self.mark = mark
         """Up to where it had been told when it came; None for one that begins."""
         self.reads: Pass | None = None

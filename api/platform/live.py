@@ -88,5 +88,5 @@ class LiveOperations:
         if members is None or len(members.devices) > self._limits.live_devices_max:
             raise invalid_parameter("device_id", f"more than {self._limits.live_devices_max} devices: name fewer")
         self._live.check_room(call.organisation, members)
-        chunks = self._live.listen(call.caller, call.organisation, wanted, members, mark)
+        chunks = self._live.listen(call.caller, wanted, members, mark, call.is_gone)
         return Reply(chunks, headers=_HEADERS)

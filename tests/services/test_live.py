@@ -313,7 +313,8 @@ def test_who_reads_too_slowly_is_let_go_and_goes_on_by_its_id(database: Database
                 slow.answer.connection.transport.pause_reading()  # type: ignore[union-attr]
                 for first in range(0, count, 500):
                     some = [float(number) for number in range(first, first + 500)]
-                    await rig.append(record(device, power(*some, at=NOW - DAY + first * SECOND)))
+                    # More than sockets hold: an event repeats the label with every reading.
+                    await rig.append(record(device, power(*some, at=NOW - DAY + first * SECOND, label="L" * 250)))
                 await rig.landed()
 
                 async def dropped() -> bool:
