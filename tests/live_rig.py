@@ -166,7 +166,7 @@ async def api_on(rig: Rig, *, postgres: PostgresSettings | None = None, **limits
     listener = listen("TEST", "127.0.0.1:0")
     server = HttpServer(listener, face.handler, HttpSettings(), face.refuse, face.request_factory)
     await server.start()
-    async with ClientSession(timeout=ClientTimeout(total=None), read_bufsize=2**22) as session:
+    async with ClientSession(timeout=ClientTimeout(total=None), read_bufsize=2**24) as session:
         here = Api(rig, f"http://{address_of(listener)}", session, live, registry)
 
         async def is_open() -> bool:
