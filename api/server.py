@@ -1,6 +1,8 @@
 """The API as an application: every operation of every face. Left out: the listener (`api.serving`), the process."""
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 
 import asyncpg
@@ -16,6 +18,8 @@ from api.faces import FACES
 from api.http.edge import create_app as create_app_of
 from api.http.operations import Operation, operations_of
 from api.http.repeats import Repeats
+from api.live.hub import Live
+from api.live.settings import LiveSettings
 from api.metrics import ApiMetrics
 from api.platform.aggregates import AggregateOperations
 from api.platform.audit import AuditOperations
@@ -25,6 +29,7 @@ from api.platform.documents import DocumentOperations
 from api.platform.erasures import ErasureOperations
 from api.platform.keys import KeyOperations
 from api.platform.ledger import LedgerOperations
+from api.platform.live import LiveOperations
 from api.platform.organisations import OrganisationOperations
 from api.platform.quarantine import QuarantineOperations
 from api.platform.readings import ReadingOperations
@@ -38,6 +43,7 @@ from runtime.secrets import KeyRing, TokenHasher
 
 _ACCESS: Final = AccessSettings()
 _NO_ORIGINS: Final = Origins(())
+_LIMITS: Final = LiveSettings()
 
 
 def create_app(
@@ -50,18 +56,33 @@ def create_app(
     trusted_proxies: tuple[str, ...] = (),
     origins: Origins = _NO_ORIGINS,
     described: Sequence[Mapping[str, Any]] = (),
+    live: Live | None = None,
+    limits: LiveSettings = _LIMITS,
 ) -> web.Application:
-    """The application, to be served through `api.serving`; `described` are others' parts of its OpenAPI document."""
+    """The application, to be served through `api.serving`; what `live` does goes on as long as it.
+
+    `described` are others' parts of its OpenAPI document.
+    """
     door = Door(pool, ring, settings, access)
     documents = DocumentOperations(described)
     operations = [
         *_operations(door, ring, settings, metrics),
         *operations_of(*_people(door, ring, settings, access), documents),
+        *operations_of(LiveOperations(live, settings, limits)),
     ]
     documents.operations = operations
     app = create_app_of(operations, door.authority, Repeats(ring), Proxies(trusted_proxies), FACES, origins, metrics)
     app.on_cleanup.append(door.close)
+    if live is not None:
+        app.cleanup_ctx.append(partial(_beside, live))
     return app
+
+
+async def _beside(live: Live, _: web.Application) -> AsyncIterator[None]:
+    task = asyncio.create_task(live.run(), name="live")
+    yield
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 def _people(door: Door, ring: KeyRing, settings: ApiSettings, access: AccessSettings) -> tuple[object, ...]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from api.access.settings import AccessSettings
+from api.live.settings import LiveSettings
 from api.settings import ApiSettings
 from ingest.limits import LimitSettings
 from ingest.settings import IngestSettings, PacedSettings, ReplaySettings, SpoolSettings
@@ -87,6 +88,7 @@ GROUPS: Final = (
     RetentionSettings,
     ApiSettings,
     CorsSettings,
+    LiveSettings,
     AccessSettings,
     MetricsSettings,
     LoggingSettings,

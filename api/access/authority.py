@@ -31,7 +31,7 @@ from api.http.problems import (
 from runtime.secrets import API_KEY_PREFIX, GATEWAY_PREFIX, TokenHasher, plausible_jwt, plausible_token
 
 _AUTHENTICATE: Final = "SELECT credential_id, organisation_id, scopes, unused FROM authenticate_api_key($1)"
-_AUTHENTICATE_SESSION: Final = "SELECT role, super_admin FROM authenticate_session($1, $2, $3)"
+AUTHENTICATE_SESSION: Final = "SELECT role, super_admin FROM authenticate_session($1, $2, $3)"
 _USED: Final = """
 UPDATE credentials SET last_used_at = now()
 WHERE credential_id = $1 AND (last_used_at IS NULL OR last_used_at < now() - interval '1 hour')
@@ -126,7 +126,7 @@ class Authority:
         wanted = claims.organisation if organisation is None else _uuid(organisation)
         if needs.audience is Audience.USER:
             wanted = None
-        row = await connection.fetchrow(_AUTHENTICATE_SESSION, claims.session, claims.user, wanted)
+        row = await connection.fetchrow(AUTHENTICATE_SESSION, claims.session, claims.user, wanted)
         if row is None:
             raise token_invalid()
         person = Caller(None, None, None, claims.user, session=claims.session, super_admin=row["super_admin"])

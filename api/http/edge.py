@@ -111,6 +111,8 @@ class _Runner:
                 request.headers.get(hdrs.USER_AGENT, ""),
                 ", ".join(request.headers.getall(hdrs.ACCEPT, ())),
                 _held(request.headers.get(hdrs.IF_NONE_MATCH, "")),
+                request.headers.get("Last-Event-ID", ""),
+                lambda: request.transport is None,
             )
             return await self._answer(operation, call, request)
 

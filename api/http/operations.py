@@ -119,6 +119,10 @@ class Call(Generic[P, Q, B]):
     """Which forms it takes, as it says itself (`Accept`)."""
     held_versions: tuple[str, ...] = ()
     """What `If-None-Match` names: versions that the client has; `*` is any."""
+    last_event_id: str = ""
+    """Where a stream is to go on (`Last-Event-ID`)."""
+    is_gone: Callable[[], bool] = lambda: False
+    """Whether the client has closed its connection."""
 
     def known(self, version: str) -> bool:
         """Whether the client has it: then `unchanged(version)` is the answer, before anything is computed."""

@@ -9,8 +9,10 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
-from api.readings.forms.table import Block, Column, Digits, Kind, Table, each, micros
-from api.readings.series import Found
+import orjson
+
+from api.readings.forms.table import Block, Column, Digits, Kind, Table, each, flag_names, micros
+from api.readings.series import Found, Series
 from schemas.record import Quality
 
 #: Of a raw reading, beside its series.
@@ -44,6 +46,17 @@ def _page_blocks(rows: Sequence[Any], found: Found) -> Iterator[Block]:
     for series_id, run in groupby(rows, itemgetter("series_id")):
         cells = [(row["ts"], _value(row["value"], row["text_value"], row["quality"]), row["quality"]) for row in run]
         yield Block(found.series[series_id], list(zip(*cells, strict=True)))
+
+
+def reading_of(row: Any, series: Series) -> dict[str, Any]:
+    """One reading as JSON by rows has it, for orjson."""
+    value = _value(row["value"], row["text_value"], row["quality"])
+    return {
+        **series._asdict(),
+        "ts": row["ts"],
+        "value": orjson.Fragment(str(value)) if isinstance(value, Digits) else value,
+        "flags": flag_names(row["quality"]),
+    }
 
 
 def _value(number: float | None, text: str | None, quality: int) -> Any:

@@ -340,6 +340,9 @@ ASKING = {
     " ARRAY['2100-01-01'::timestamptz], ARRAY['1990-01-01'::timestamptz, '2100-01-01'], ARRAY[0.5])",
     "readings_version": "(SELECT readings_version(ARRAY[$2::int], 'infinity') AS v) o"
     " WHERE v <> readings_version('{}', 'infinity')",
+    # Which reading and which record is another's, test_live knows.
+    "stored_readings": "stored_readings(ARRAY[$2::int], ARRAY[now()], ARRAY[false])",
+    "readings_moved": "readings_moved(ARRAY[$1::uuid])",
     "begin_site_erasure": "begin_site_erasure($3::uuid) b WHERE b",
     "discard_quarantined": "discard_quarantined(ARRAY[$4::uuid], 'x') n WHERE n > 0",
 }

@@ -55,7 +55,7 @@ OTHER: Final = {
     "new_password", "notes", "timezone", "address", "version", "from", "to", "effective_at", "expires_at", "by",
     "order", "state", "limit", "online", "attempts_max", "latitude", "longitude", "processCount", "role", "scopes",
     "format", "bucket", "fn", "fill", "tz", "ref", "raw_retention_days", "rollups_5m_days", "rollups_1h_days",
-    "rollups_1d_days",
+    "rollups_1d_days", "last_event_id",
 }  # fmt: skip
 NEUTRAL_TYPES: Final = {str, int, float, bool, datetime, type(None), msgspec.UnsetType, msgspec.Raw, Moment, Any}
 
@@ -94,7 +94,7 @@ BODIES: Final[Mapping[str, Any]] = {
 QUERIES: Final = {
     "platform.readings": "device_id", "platform.latest_readings": "device_id", "devices.list_devices": "account_id",
     "platform.discard_found": "device_id", "platform.aggregated_readings": "device_id",
-    "platform.reading_statistics": "device_id",
+    "platform.reading_statistics": "device_id", "platform.stream_readings": "device_id",
 }  # fmt: skip
 SPAN: Final = {"from": "2026-11-01T00:00:00Z", "to": "2026-11-02T00:00:00Z"}
 #: And what is nobody's, without which they answer nothing either.
@@ -104,6 +104,7 @@ ENDS: Final = {"logout", "change", "replay", "discard", "register-server"}
 #: What a right request is answered where that is no success, and why.
 NO_SUCCESS: Final = {
     "devices.identify_device": 409,  # no downlink exists
+    "platform.stream_readings": 503,  # no log is read here: a stream never ends (test_live)
     "platform.login": 401,  # as who has no account
     "platform.refresh": 401,
     "platform.reset_password": 422,
