@@ -188,14 +188,15 @@ def faults(
 
 
 @bench.command()
-@click.option("--listeners", type=click.IntRange(1, 10_000), default=1_000, show_default=True)
+@click.option("--listeners", type=click.IntRange(1, 10_000), default=1_000, show_default=True,
+              help="Streams, each of a device of its own.")  # fmt: skip
 @click.option("--readings-per-request", type=click.IntRange(1, 1_000), default=5, show_default=True,
               help="Each device sends one request a second.")  # fmt: skip
-@click.option("--seconds", type=click.IntRange(1, 600), default=20, show_default=True)
+@click.option("--seconds", type=click.IntRange(1, 600), default=20, show_default=True, help="How long it is sent.")
 @_json_option
 @_services_option
 def live(listeners: int, readings_per_request: int, seconds: int, as_json: bool, services: Path) -> None:
-    """How long after its acknowledgement a reading is told to its listener, and what that costs the API."""
+    """How soon an acknowledged reading is told, and at what cost."""
     figures = live_bench.measure(live_bench.Options(listeners, readings_per_request, seconds), services)
     click.echo(orjson.dumps(live_object(figures)).decode() if as_json else live_tables(figures))
 

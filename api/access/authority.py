@@ -4,6 +4,7 @@ The look-up is one indexed row beside a query for many; a cache would save littl
 every change. Left out: how credentials are made.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import asyncpg
 from api.access.background import Background
 from api.access.guesses import Guesses
 from api.access.scopes import OWNER
+from api.access.shares import Shares
 from api.access.tokens import AccessTokens, Claims, is_jwt
 from api.http.operations import Audience, Caller, Needs, Role
 from api.http.problems import (
@@ -69,6 +71,7 @@ class Authority:
         self._guesses = guesses
         self._background = background
         self._connection_wait_s = connection_wait_s
+        self._shares = Shares(pool, connection_wait_s)
         self._known: dict[bytes, None] = {}
         """Hashes of keys that were good of late: whose address makes guesses, too, may go on using his own."""
 
@@ -99,17 +102,43 @@ class Authority:
             yield Session(None, _NOBODY)
             return
         claims = await self._claims(presented, needs, address)
-        async with open_transaction(self._pool, self._connection_wait_s, writes=writes) as connection:
-            if claims is not None:
-                caller = await self._person(connection, claims, needs, organisation)
-            else:
-                caller = await self._stranger(connection, presented, needs, address)
-                if organisation is not None and _uuid(organisation) != caller.organisation:
-                    raise Problem(NOT_FOUND, "no such organisation")
-            if needs.keeps:
-                yield Session(connection, caller)
-                return
+        held: asyncio.Semaphore | None = None
+        try:
+            while True:
+                async with open_transaction(self._pool, self._connection_wait_s, writes=writes) as connection:
+                    caller = await self._caller(connection, presented, claims, needs, organisation, address)
+                    if not needs.keeps:
+                        break
+                    share = held or self._shares.of(caller.organisation)
+                    if held is None and not share.locked():
+                        await share.acquire()
+                        held = share
+                    if held is not None:
+                        yield Session(connection, caller)
+                        return
+                # Waited for without a session, which others may have meanwhile.
+                await self._shares.wait(share)
+                held = share
+        finally:
+            if held is not None:
+                held.release()
         yield Session(None, caller)
+
+    async def _caller(
+        self,
+        connection: Any,
+        presented: str,
+        claims: Claims | None,
+        needs: Needs,
+        organisation: str | None,
+        address: bytes,
+    ) -> Caller:
+        if claims is not None:
+            return await self._person(connection, claims, needs, organisation)
+        caller = await self._stranger(connection, presented, needs, address)
+        if organisation is not None and _uuid(organisation) != caller.organisation:
+            raise Problem(NOT_FOUND, "no such organisation")
+        return caller
 
     async def _claims(self, token: str, needs: Needs, address: bytes) -> Claims | None:
         """What an access token says; None for a credential of another kind."""

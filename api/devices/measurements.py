@@ -35,7 +35,7 @@ from schemas.catalogue import metric_name
 _READS: Final = needs(Role.VIEWER, READINGS_READ)
 LIMIT_MAX: Final = 5_000
 CHANNELS_MAX: Final = 32
-_CHANNEL_CHARACTERS: Final = 560
+_CHANNELS_CHARACTERS_MAX: Final = 4_000
 _NAMES: Final = ("device_id", "type", "label", "unit")
 _FORMS: Final = (Form.ROWS, Form.CSV)
 
@@ -72,9 +72,9 @@ class OfChannels(Taken, kw_only=True):
     channels: Annotated[
         str,
         msgspec.Meta(
-            max_length=CHANNELS_MAX * _CHANNEL_CHARACTERS,
-            description="Up to 32 of `device:type` or `device:type:label`, with commas; of an empty label "
-            "`device:type:`.",
+            max_length=_CHANNELS_CHARACTERS_MAX,
+            description="Up to 32, with commas: `device:type`, `device:type:label` (`device:type:` of an empty "
+            "label), or `device` for all of its channels.",
         ),
     ]
 
@@ -159,6 +159,8 @@ class MeasurementOperations:
             if channel.device not in known:
                 raise Problem(DEVICE_NOT_FOUND)
             series |= known[channel.device].narrowed(channel.metric, channel.label).series
+        if len(series) > CHANNELS_MAX:
+            raise _too_many()
         return await self._answer(call, Found(series), tuple(map(str, channels)))
 
     async def _answer(self, call: Call[Any, Any, Nothing], found: Found, of: tuple[Any, ...]) -> Reply[Measurements]:
@@ -183,7 +185,8 @@ class MeasurementOperations:
         after = self._buckets.take(mark, query.cursor)
         asked = Asked(start, end, query.agg, query.fn, "none", "UTC")
         question = asked.question(len(found.series), self._settings.api_aggregate_cells_max)
-        some = _from(found, after, 1 + query.limit // (len(question.edges) - 1))
+        # One more than may be full: that at which the page before ended may have nothing left.
+        some = _from(found, after, 2 + query.limit // (len(question.edges) - 1))
         answer = await answer_of(call.connection, some, question, self._settings)
         blocks, last = _page(answer, some, question, after, query.limit)
         if last is None and list(some.series)[-1:] != list(found.series)[-1:]:
@@ -194,18 +197,22 @@ class MeasurementOperations:
 
 
 class _Channel(NamedTuple):
-    """Of a device: None as the label stands for all."""
+    """Of a device: None stands for all."""
 
     device: UUID
-    metric: str
+    metric: str | None
     label: str | None
+
+
+def _too_many() -> Problem:
+    return invalid_parameter("channels", f"are {CHANNELS_MAX} at most")
 
 
 def _channels(text: str) -> list[_Channel]:
     """Raises the problem of what is none, and of too many."""
     parts = text.split(",")
     if len(parts) > CHANNELS_MAX:
-        raise invalid_parameter("channels", f"are {CHANNELS_MAX} at most")
+        raise _too_many()
     channels = []
     for part in parts:
         device, _, rest = part.strip().partition(":")
@@ -214,9 +221,9 @@ def _channels(text: str) -> list[_Channel]:
             identity = DeviceId.parse(device)
         except ValueError:
             raise Problem(DEVICE_NOT_FOUND) from None
-        if not metric:
-            raise invalid_parameter("channels", "is a list of device:type or device:type:label")
-        channels.append(_Channel(identity.value, metric_name(metric), label if has_label else None))
+        channels.append(
+            _Channel(identity.value, metric_name(metric) if metric else None, label if has_label else None)
+        )
     return channels
 
 

@@ -10,7 +10,7 @@ from deploy.retention import print_retention, run_retention
 
 @click.group()
 def retention() -> None:
-    """Look at what is kept and for how long, or let go now what is not."""
+    """Look at what is kept for how long, or let the rest go."""
 
 
 @retention.command("show")

@@ -92,9 +92,10 @@ def test_channels_of_several_devices_in_one_call(any_database: Database) -> None
             one = f"{face.device}:temperature:inside"
             rows = await face.pages("/measurements", channels=one, limit=200, **SPAN)
             assert [len(rows), {row["label"] for row in rows}] == [288, {"inside"}]
+            rows = await face.pages("/measurements", channels=face.device, agg="1d", fn="count", **SPAN)
+            assert len(rows) == 3
             for channels, status, code in (
                 (",".join([one] * 33), 400, "invalid_parameter"),
-                (face.device, 400, "invalid_parameter"),
                 (f"{DeviceId(UUID(str(other.device)))}:power", 404, "device_not_found"),
                 (f"{DeviceId(uuid4())}:power", 404, "device_not_found"),
                 ("nonsense:power", 404, "device_not_found"),

@@ -302,7 +302,7 @@ def test_a_chunk_that_is_being_read_is_let_go_and_landing_goes_on(any_database: 
             assert registry.get_sample_value("sluice_retention_chunks_total", {"tier": "raw"}) == len(foretold)
             assert await rig.value("SELECT count(*) FROM readings WHERE ts > now() - interval '1 day'") > 0
 
-    run(test())
+    run(test(), timeout_s=180)
 
 
 def test_partitions_are_made_ahead(embedded_database: Database, tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ IDS: Final = {
     "orgId": "organisation", "organisation_id": "organisation", "account_id": "organisation", "siteId": "site",
     "site_id": "site", "to_site_id": "site", "deviceId": "device", "device_id": "device", "userId": "user",
     "user_id": "user", "invitationId": "invitation", "credential_id": "key", "edgeId": "edge", "subject": "site",
-    "email": "email", "group_id": "group", "series_id": "series",
+    "email": "email", "group_id": "group", "series_id": "series", "channels": "device",
 }  # fmt: skip
 ID_UNDER: Final = {
     "/v1/devices/": "device",
@@ -55,7 +55,7 @@ OTHER: Final = {
     "new_password", "notes", "timezone", "address", "version", "from", "to", "effective_at", "expires_at", "by",
     "order", "state", "limit", "online", "attempts_max", "latitude", "longitude", "processCount", "role", "scopes",
     "format", "bucket", "fn", "fill", "tz", "ref", "raw_retention_days", "rollups_5m_days", "rollups_1h_days",
-    "rollups_1d_days", "last_event_id",
+    "rollups_1d_days", "last_event_id", "agg", "type",
 }  # fmt: skip
 NEUTRAL_TYPES: Final = {str, int, float, bool, datetime, type(None), msgspec.UnsetType, msgspec.Raw, Moment, Any}
 
@@ -95,6 +95,7 @@ QUERIES: Final = {
     "platform.readings": "device_id", "platform.latest_readings": "device_id", "devices.list_devices": "account_id",
     "platform.discard_found": "device_id", "platform.aggregated_readings": "device_id",
     "platform.reading_statistics": "device_id", "platform.stream_readings": "device_id",
+    "devices.channel_measurements": "channels",
 }  # fmt: skip
 SPAN: Final = {"from": "2026-11-01T00:00:00Z", "to": "2026-11-02T00:00:00Z"}
 #: And what is nobody's, without which they answer nothing either.

@@ -290,7 +290,7 @@ def _complete_query(operation: str, case: Any, query: dict[str, Any]) -> None:
         query["from"], query["to"] = "2000-01-01T00:00:00Z", _FUTURE
     if operation in ("GET /api/v1/readings/aggregated", "GET /api/v1/readings/stats"):
         query.update(_DAY, **{name: value for name, value in _PUT_TOGETHER.items() if name in query})
-    if operation == "GET /v1/measurements":
+    if operation == "GET /v1/measurements" and "channels" in query:
         query["channels"] = f"{_stage['device']}:temperature"
     if query.get("agg", "raw") != "raw":
         query.update(_DAY)
