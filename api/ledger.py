@@ -34,9 +34,10 @@ SELECT min(hour) AS start, source, {sums} FROM ledger
 WHERE hour >= coalesce($1::timestamptz, '-infinity') AND hour < coalesce($2::timestamptz, 'infinity')
 GROUP BY source ORDER BY start, source LIMIT $3
 """)
-# A partition in which nothing has landed yet says nothing.
+# What has landed of each partition, or, where nothing comes any more, what the workers saw to be all of it.
 _COMPLETE: Final = """
-SELECT min(p.received_through) FROM log_positions p JOIN log_generations g USING (source) WHERE g.closed_at IS NULL
+SELECT greatest(min(p.received_through), (SELECT nullif(landed_through, '-infinity') FROM rollup_state))
+FROM log_positions p JOIN log_generations g USING (source) WHERE g.closed_at IS NULL
 """
 
 

@@ -31,3 +31,28 @@ class ApiMetrics:
             registry=registry,
         )
         self.readings = Counter("sluice_api_readings_total", "Readings handed out.", registry=registry)
+        self.live_listeners = Gauge(
+            "sluice_api_live_listeners",
+            "Streams of readings that are open.",
+            multiprocess_mode="livesum",
+            registry=registry,
+        )
+        self.live_events = Counter("sluice_api_live_events_total", "Events with readings sent.", registry=registry)
+        self.live_queued_bytes = Gauge(
+            "sluice_api_live_queued_bytes",
+            "Waiting for listeners to read them.",
+            multiprocess_mode="livesum",
+            registry=registry,
+        )
+        self.live_ended = Counter(
+            "sluice_api_live_ended_total",
+            "Streams that ended: `gone` by the client, `slow` for one that did not read, or by what `end` told it.",
+            ["reason"],
+            registry=registry,
+        )
+        self.live_delay = Histogram(
+            "sluice_api_live_delay_seconds",
+            "From a record's arrival at ingest to its event, of the last record of each turn.",
+            buckets=_SECONDS,
+            registry=registry,
+        )

@@ -13,6 +13,7 @@ GROUP_NOT_FOUND: Final = Kind("device_group_not_found", 404, "The organisation h
 SERIES_NOT_FOUND: Final = Kind("series_not_found", 404, "The organisation has no such series.")
 GROUP_NAME_TAKEN: Final = Kind("device_group_name_taken", 409, "Another group of devices has that name.")
 GROUP_LIMIT: Final = Kind("device_group_limit", 409, "The organisation has as many groups of devices as it may.")
+QUERY_TOO_LARGE: Final = Kind("query_too_large", 422, "The answer would be longer than one may be.")
 MOVE_LIMIT: Final = Kind("move_limit", 409, "The device has been moved as often as it may.")
 SITE_NOT_FOUND: Final = Kind("site_not_found", 404, "The organisation has no such site.")
 ERASURE_NOT_FOUND: Final = Kind("erasure_not_found", 404, "The organisation has deleted no such site.")

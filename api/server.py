@@ -1,6 +1,8 @@
 """The API as an application: every operation of every face. Left out: the listener (`api.serving`), the process."""
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 
 import asyncpg
@@ -10,12 +12,16 @@ from api.access.door import Door
 from api.access.settings import AccessSettings
 from api.access.signing import Signer
 from api.devices.downlink import NoDownlink
+from api.devices.measurements import MeasurementOperations
 from api.devices.operations import DeviceOperations
 from api.faces import FACES
 from api.http.edge import create_app as create_app_of
 from api.http.operations import Operation, operations_of
 from api.http.repeats import Repeats
+from api.live.hub import Live
+from api.live.settings import LiveSettings
 from api.metrics import ApiMetrics
+from api.platform.aggregates import AggregateOperations
 from api.platform.audit import AuditOperations
 from api.platform.auth import AuthOperations
 from api.platform.device_groups import DeviceGroupOperations
@@ -23,9 +29,11 @@ from api.platform.documents import DocumentOperations
 from api.platform.erasures import ErasureOperations
 from api.platform.keys import KeyOperations
 from api.platform.ledger import LedgerOperations
+from api.platform.live import LiveOperations
 from api.platform.organisations import OrganisationOperations
 from api.platform.quarantine import QuarantineOperations
 from api.platform.readings import ReadingOperations
+from api.readings.streams import Streams
 from api.settings import ApiSettings
 from api.sites.machines import MachineOperations
 from api.sites.sites import SiteOperations
@@ -35,6 +43,7 @@ from runtime.secrets import KeyRing, TokenHasher
 
 _ACCESS: Final = AccessSettings()
 _NO_ORIGINS: Final = Origins(())
+_LIMITS: Final = LiveSettings()
 
 
 def create_app(
@@ -47,18 +56,33 @@ def create_app(
     trusted_proxies: tuple[str, ...] = (),
     origins: Origins = _NO_ORIGINS,
     described: Sequence[Mapping[str, Any]] = (),
+    live: Live | None = None,
+    limits: LiveSettings = _LIMITS,
 ) -> web.Application:
-    """The application, to be served through `api.serving`; `described` are others' parts of its OpenAPI document."""
+    """The application, to be served through `api.serving`; what `live` does goes on as long as it.
+
+    `described` are others' parts of its OpenAPI document.
+    """
     door = Door(pool, ring, settings, access)
     documents = DocumentOperations(described)
     operations = [
-        *_operations(ring, settings, metrics),
+        *_operations(door, ring, settings, metrics),
         *operations_of(*_people(door, ring, settings, access), documents),
+        *operations_of(LiveOperations(live, settings, limits)),
     ]
     documents.operations = operations
     app = create_app_of(operations, door.authority, Repeats(ring), Proxies(trusted_proxies), FACES, origins, metrics)
     app.on_cleanup.append(door.close)
+    if live is not None:
+        app.cleanup_ctx.append(partial(_beside, live))
     return app
+
+
+async def _beside(live: Live, _: web.Application) -> AsyncIterator[None]:
+    task = asyncio.create_task(live.run(), name="live")
+    yield
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 def _people(door: Door, ring: KeyRing, settings: ApiSettings, access: AccessSettings) -> tuple[object, ...]:
@@ -70,15 +94,17 @@ def _people(door: Door, ring: KeyRing, settings: ApiSettings, access: AccessSett
     )
 
 
-def _operations(ring: KeyRing, settings: ApiSettings, metrics: ApiMetrics) -> list[Operation]:
+def _operations(door: Door, ring: KeyRing, settings: ApiSettings, metrics: ApiMetrics) -> list[Operation]:
     return [
         *operations_of(
-            ReadingOperations(ring, settings, metrics),
+            ReadingOperations(ring, settings, metrics, Streams(door.acting_for, settings, metrics)),
+            AggregateOperations(settings, metrics),
             LedgerOperations(ring, settings),
             QuarantineOperations(ring, settings),
             ErasureOperations(ring),
             SiteOperations(ring, settings),
             MachineOperations(Signer(ring, issuer=settings.public_url or "sluice"), TokenHasher(ring), settings),
+            MeasurementOperations(ring, settings, metrics),
             DeviceOperations(ring, TokenHasher(ring), settings.public_url, NoDownlink()),
             DeviceGroupOperations(ring),
         )

@@ -22,8 +22,36 @@ class ApiSettings:
     api_page_readings_default: int = setting(
         1_000, unit="readings", least=1, most=100_000, why="Of an answer whose request names no limit."
     )
+    api_stream_readings_max: int = setting(
+        10_000_000,
+        unit="readings",
+        least=1,
+        why="Of an answer without a limit, in another form than JSON by rows: a year of 19 series at one a minute.",
+    )
+    api_stream_block_readings: int = setting(
+        10_000, unit="readings", least=1, most=1_000_000, why="Read at once for a stream: bounds its memory."
+    )
+    api_streams_per_organisation_max: int = setting(
+        4, unit="streams", least=1, why="Per process: one that is read slowly stays for long."
+    )
     api_page_series_max: int = setting(
         5_000, unit="series", least=1, most=100_000, why="That one answer is put together from: a site may have many."
+    )
+    api_aggregate_cells_max: int = setting(
+        200_000,
+        unit="buckets",
+        least=1,
+        most=10_000_000,
+        why="Of one answer, over all its series: bounds its memory.",
+    )
+    api_aggregate_readings_max: int = setting(
+        5_000_000,
+        unit="readings",
+        least=1,
+        why="That one question goes through where no roll-up will do: percentiles, buckets below 5 minutes.",
+    )
+    api_batch_questions_max: int = setting(
+        200, unit="questions", least=1, most=10_000, why="Of one batch: a dashboard has some dozens of panels."
     )
     api_statement_timeout_ms: int = setting(
         10_000, unit="ms", least=100, why="A page takes milliseconds; whatever takes longer is given up."

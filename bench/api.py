@@ -107,7 +107,7 @@ async def _measure(devices: int, requests: int, parts: Parts) -> ApiFigures:
             await connection.execute(_ACT, str(registered.organisation))
             await connection.execute(_DESCRIBE, sorted(MODELS))
             site = await connection.fetchval(_SITE)
-            key = await _add_key(connection, registered, parts)
+            key = await add_key(connection, registered, parts)
         await _analyzed(parts)
         _make_admin(parts)
         async with workshop(parts) as shop:
@@ -122,7 +122,7 @@ async def _measure(devices: int, requests: int, parts: Parts) -> ApiFigures:
     return ApiFigures(devices, seconds, plans)
 
 
-async def _add_key(connection: Any, registered: Registered, parts: Parts) -> str:
+async def add_key(connection: Any, registered: Registered, parts: Parts) -> str:
     key = make_token(API_KEY_PREFIX)
     hasher = TokenHasher(KeyRing.parse(parts.environment["SLUICE_SECRET_KEYS"]))
     await connection.execute(_KEY, uuid7(), registered.organisation, hasher.digest(key))

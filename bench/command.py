@@ -9,6 +9,7 @@ import orjson
 
 from bench import api as api_bench
 from bench import hostile as hostile_bench
+from bench import live as live_bench
 from bench import memory as memory_bench
 from bench import pipeline as pipeline_bench
 from bench.errors import BenchError
@@ -20,6 +21,8 @@ from bench.report import (
     api_tables,
     hostile_object,
     hostile_tables,
+    live_object,
+    live_tables,
     memory_object,
     memory_tables,
     pipeline_object,
@@ -182,6 +185,20 @@ def faults(
     suite = faults_bench.measure(faults_bench.Options(seconds, hold, rate, names=names, logs=logs), services)
     click.echo(orjson.dumps(faults_object(suite)).decode() if as_json else faults_tables(suite))
     sys.exit(0 if suite.kept else 1)
+
+
+@bench.command()
+@click.option("--listeners", type=click.IntRange(1, 10_000), default=1_000, show_default=True,
+              help="Streams, each of a device of its own.")  # fmt: skip
+@click.option("--readings-per-request", type=click.IntRange(1, 1_000), default=5, show_default=True,
+              help="Each device sends one request a second.")  # fmt: skip
+@click.option("--seconds", type=click.IntRange(1, 600), default=20, show_default=True, help="How long it is sent.")
+@_json_option
+@_services_option
+def live(listeners: int, readings_per_request: int, seconds: int, as_json: bool, services: Path) -> None:
+    """How soon an acknowledged reading is told, and at what cost."""
+    figures = live_bench.measure(live_bench.Options(listeners, readings_per_request, seconds), services)
+    click.echo(orjson.dumps(live_object(figures)).decode() if as_json else live_tables(figures))
 
 
 if __name__ == "__main__":

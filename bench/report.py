@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from bench.api import ApiFigures
 from bench.hostile import MEMORY_GROWTH_MAX_BYTES, HostileFigures
+from bench.live import LiveFigures
 from bench.load import Load, percentiles_ms
 from bench.memory import MemoryFigures
 from bench.pipeline import EndToEnd, Figures
@@ -295,6 +296,38 @@ def api_tables(figures: ApiFigures) -> str:
             _table(("target", "measured", "wanted", ""), [target.row for target in api_targets(figures)]),
         ]
     )
+
+
+# ---------------------------------------------------------------- live
+
+
+def live_object(figures: LiveFigures) -> dict[str, Any]:
+    return {
+        "machine": machine(),
+        "live": {
+            "readings_per_s": figures.readings / figures.seconds,
+            "delay_ms": percentiles_ms(figures.delays_s, 50, 95, 99),
+            "api_cpu_share": figures.cpu_s_per_s,
+            "api_cpu_share_idle": figures.idle_cpu_s_per_s,
+            "api_cpu_us_per_reading": figures.cpu_s_per_s * figures.seconds * 1e6 / figures.readings,
+            "api_bytes_alone": figures.alone_bytes,
+            "api_bytes": figures.bytes,
+        },
+    }
+
+
+def live_tables(figures: LiveFigures) -> str:
+    found = live_object(figures)["live"]
+    rows = [
+        ("readings a second", f"{found['readings_per_s']:,.0f}"),
+        *((f"acknowledged to told, {name}", f"{ms:.0f} ms") for name, ms in found["delay_ms"].items()),
+        ("CPU of the API's process", f"{found['api_cpu_share']:.0%}"),
+        ("of it while nothing comes", f"{found['api_cpu_share_idle']:.0%}"),
+        ("CPU a reading", f"{found['api_cpu_us_per_reading']:.0f} µs"),
+        ("memory before the first stream", f"{found['api_bytes_alone'] / 1e6:.0f} MB"),
+        ("memory at the end", f"{found['api_bytes'] / 1e6:.0f} MB"),
+    ]
+    return _table(("streams of readings", ""), rows)
 
 
 # ---------------------------------------------------------------- hostile

@@ -94,6 +94,11 @@ def memory_bytes(root: int, field: str) -> int:
     return total
 
 
+def forget_peak(root: int) -> None:
+    """`VmHWM` of a process, whatever its start took, begins again from what it has now."""
+    (PROC / str(root) / "clear_refs").write_text("5")
+
+
 def listener(port: int) -> int:
     """The process that listens on TCP port `port` of this machine. Raises `BenchError` when there is none."""
     inodes = {f"socket:[{inode}]" for table in ("tcp", "tcp6") for inode in _listening(table, port)}

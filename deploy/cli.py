@@ -24,6 +24,7 @@ _COMMANDS: Final = {
         "limits": _OPERATORS,
         "migrate": _OPERATORS,
         "quarantine": "deploy.commands.quarantine",
+        "retention": "deploy.commands.retention",
         "rollups": "deploy.commands.rollups",
         "seed": _OPERATORS,
         "spool": _OPERATORS,

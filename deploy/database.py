@@ -6,6 +6,7 @@ With SLUICE_DATABASE_OWNER_URL it is brought there, by whichever role starts fir
 from importlib import resources
 from typing import Any
 
+from deploy.columnstore import check_columnstore, set_columnstore
 from deploy.generation import Generation, active_generation, ensure_generation
 from deploy.settings import DeploySettings
 from runtime.errors import ConfigurationError
@@ -13,6 +14,7 @@ from runtime.log import LogSettings
 from runtime.migrate import SESSION, Migration, assert_migrated, exclusively, migrate, read_migrations
 from runtime.postgres import OWNER_VARIABLE, PostgresSettings, check_role, connect
 from runtime.settings import Settings
+from workers.retention.settings import RetentionSettings
 
 
 def migrations() -> list[Migration]:
@@ -43,6 +45,7 @@ async def bring_up_to_date(settings: Settings) -> tuple[list[Migration], Generat
     try:
         async with exclusively(connection):
             applied = await migrate(connection, migrations())
+            await set_columnstore(connection, settings.get(RetentionSettings))
             generation = await ensure_generation(
                 connection, settings.get(LogSettings), settings.get(DeploySettings).log_partitions
             )
@@ -57,6 +60,7 @@ async def check_up_to_date(settings: Settings) -> None:
     try:
         await check_role(connection)
         await assert_migrated(connection, migrations())
+        await check_columnstore(connection, settings.get(RetentionSettings))
         await active_generation(connection, settings.get(LogSettings).log_url)
     finally:
         await connection.close()

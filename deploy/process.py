@@ -148,7 +148,7 @@ class Process:
         except UnavailableError as error:
             late = LateLog(self.settings.get(LogSettings), generation.expected, str(error))
             self._use_log(late)
-            self.run_beside("log", late.keep_opening(self._open_log_alone))
+            self.run_beside("log", late.keep_opening(self.open_log_alone))
             return late
         self._use_log(log)
         return log
@@ -178,7 +178,8 @@ class Process:
         finally:
             await connection.close()
 
-    async def _open_log_alone(self) -> Log:
+    async def open_log_alone(self) -> Log:
+        """For who only reads it, and lets it be closed meanwhile. Raises as `open_generation`."""
         return (await self._open_log())[1]
 
     async def _open_log(self) -> tuple[Generation, Log]:

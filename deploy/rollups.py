@@ -28,13 +28,23 @@ async def print_status(settings: Settings) -> None:
     async with open_session(settings.get(PostgresSettings), RollupsMetrics(CollectorRegistry())) as session:
         state = await session.connection.fetchrow(sql.STATE)
         waiting = await session.connection.fetchrow(sql.WAITING)
-    closing, computed = (_told(state[name]) for name in ("closing_through", "computed_through"))
+        gone = await session.connection.fetchval(sql.GONE)
+    dropped = None if gone is None else told(gone)
+    closing, computed = (told(state[name]) for name in ("closing_through", "computed_through"))
     marks, age = waiting["marks"], waiting["age"]
-    answer = {"closing_through": closing, "computed_through": computed, "marks": marks, "oldest_mark_s": age}
+    answer = {
+        "closing_through": closing,
+        "computed_through": computed,
+        "readings_dropped_through": dropped,
+        "marks": marks,
+        "oldest_mark_s": age,
+    }
     if settings.get(DeploySettings).json:
         click.echo(orjson.dumps(answer).decode())
         return
     click.echo(f"computed through {computed or 'nothing yet'}, closed through {closing or 'nothing yet'}")
+    if dropped is not None:
+        click.echo(f"readings are gone before {dropped} at the latest: see `sluice retention show`")
     oldest = "" if age is None else f", the oldest for {age:.0f} s"
     click.echo(f"{marks} marks wait for a repair{oldest}")
 
@@ -54,7 +64,7 @@ async def rebuild_all(
             through = done.series_id
             if not json:
                 resume = f"; resume with --after {done.series_id}" if done.is_last_span else ""
-                click.echo(f"series up to {done.series_id}: rebuilt up to {_told(done.until)}{resume}", err=True)
+                click.echo(f"series up to {done.series_id}: rebuilt up to {told(done.until)}{resume}", err=True)
     if json:
         click.echo(orjson.dumps({"through_series": through}).decode())
     else:
@@ -65,5 +75,6 @@ def _microseconds(time: datetime) -> int:
     return (time - _EPOCH) // _MICROSECOND
 
 
-def _told(time: Any) -> str | None:
+def told(time: Any) -> str | None:
+    """A time in microseconds since 2000 as RFC 3339, None for none."""
     return None if time in (NEVER, LATEST) else (_EPOCH + time * _MICROSECOND).isoformat()

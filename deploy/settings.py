@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from api.access.settings import AccessSettings
+from api.live.settings import LiveSettings
 from api.settings import ApiSettings
 from ingest.limits import LimitSettings
 from ingest.settings import IngestSettings, PacedSettings, ReplaySettings, SpoolSettings
@@ -22,6 +23,7 @@ from runtime.tls import TlsSettings
 from runtime.urls import check_query, check_server, split_url
 from schemas.topics import PARTITIONS_DEFAULT
 from workers.erasure.settings import ErasureSettings
+from workers.retention.settings import RetentionSettings
 from workers.rollups.settings import RollupsSettings
 from workers.settings import LandingSettings, LedgerSettings, PresenceSettings, QuarantineSettings
 from workers.verify.settings import VerifySettings
@@ -83,8 +85,10 @@ GROUPS: Final = (
     PresenceSettings,
     ErasureSettings,
     RollupsSettings,
+    RetentionSettings,
     ApiSettings,
     CorsSettings,
+    LiveSettings,
     AccessSettings,
     MetricsSettings,
     LoggingSettings,

@@ -19,13 +19,14 @@ from deploy.embedded import EmbeddedPostgres
 from deploy.operating import login, print_demo
 from deploy.operator import seed
 from deploy.process import Process
-from deploy.roles.api import make_api
+from deploy.roles.api import end_streams_first, make_api
 from deploy.roles.ingest import make_ingest
 from deploy.roles.role import serve
 from deploy.roles.worker import work_on
 from deploy.settings import DeploySettings, load, public_url
 from ingest.settings import IngestSettings
 from runtime.errors import ConfigurationError
+from runtime.log.port import Log
 from runtime.secrets import KeyRing, SecretSettings, TokenHasher, kept_keys
 from runtime.settings import CONFIG_VARIABLE, Settings
 from runtime.sockets import Address, address_of, listen, parse_address, reachable
@@ -74,12 +75,17 @@ async def _start(
     await process.prepare_database(may_change=True)
     ring = KeyRing.parse(process.settings.get(SecretSettings).secret_keys)
     _, log = await process.log()
-    api = await make_api(process, ring, str(reachable(address_of(listener))), beside_ingest=True)
+
+    async def opened() -> Log:
+        return log
+
+    api, live = await make_api(process, ring, str(reachable(address_of(listener))), opened, beside_ingest=True)
     ingest = await make_ingest(process, log, ring)
     await work_on(process, log)
     handler = beside(ingest.serves, ingest.handle, api.handler)
     refuse = refusing_beside(ingest.serves, ingest.refuse, api.refuse)
     server = await serve(process, listener, handler, refuse, api.request_factory)
+    end_streams_first(process, live)
     ingest.connections = server.count
     await _show_demo(process.settings, directory, TokenHasher(ring), listener, renew=postgres is not None)
 

@@ -187,6 +187,12 @@ _FIXARRAY: Final = 0x90
 #: By its first byte, where the first element of an array of 16 or more begins.
 _LONG_ARRAYS: Final = {0xDC: 3, 0xDD: 5}
 _POSITIVE_FIXINT_MAX: Final = 0x7F
+#: How 16 bytes begin, as record id, organisation and device stand one after the other.
+_BIN16: Final = b"\xc4\x10"
+_DEVICE_END: Final = 2 + 3 * 18
+_RECEIVED_MAX: Final = 200 * 8766 * 3_600_000_000
+"""The year 2200, in microseconds: no ingest's clock is that wrong."""
+_QUALITY_MAX: Final = 2**15 - 1
 _UINTS: Final = {0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8}
 
 
@@ -215,6 +221,26 @@ def decode(body: bytes) -> Record:
     if record.version != PLAIN_VERSION:
         _check_late_fields(record)
     return record
+
+
+def decode_sound(body: bytes) -> Record:
+    """The record in `body` if landing takes it as one; raises as `decode`."""
+    record = decode(body)
+    if not 0 <= record.received_at < _RECEIVED_MAX:
+        raise UndecodableError("not a record: its receive time is none")
+    for channel in record.channels:
+        if channel.quality and isinstance(channel.quality, int) and not 0 < channel.quality <= _QUALITY_MAX:
+            raise UndecodableError("not a record: flags that are none")
+    return record
+
+
+def device_in(body: bytes) -> bytes | None:
+    """Whose record it is, without decoding it; None where only `decode` can tell."""
+    if len(body) < _DEVICE_END or body[0] & 0xF0 != _FIXARRAY or body[1] not in _VERSIONS:
+        return None
+    if body[2:4] != _BIN16 or body[20:22] != _BIN16 or body[38:40] != _BIN16:
+        return None
+    return body[_DEVICE_END - 16 : _DEVICE_END]
 
 
 def _version(body: bytes) -> int:

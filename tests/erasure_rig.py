@@ -24,6 +24,7 @@ from tests.services.test_verify import verify
 from workers.erasure.eraser import Eraser
 from workers.erasure.metrics import ErasureMetrics
 from workers.erasure.settings import ErasureSettings
+from workers.rollups.metrics import RollupsMetrics
 from workers.verify.tally import Finding
 
 EPOCH: Final = datetime(2000, 1, 1, tzinfo=UTC)
@@ -90,7 +91,8 @@ class Estate:
             await sites.begin_erasure(connection, site)
 
     def eraser(self) -> Eraser:
-        return Eraser(self.rig.postgres, SETTINGS, self.rig.log, SystemClock(), self.metrics)
+        rollups = RollupsMetrics(CollectorRegistry())
+        return Eraser(self.rig.postgres, SETTINGS, self.rig.log, SystemClock(), self.metrics, rollups)
 
     async def state(self, site: UUID) -> str:
         found: str = await self.rig.value("SELECT state FROM erasures WHERE site_id = $1", site)

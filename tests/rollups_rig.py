@@ -5,15 +5,20 @@ Left out: what lands (`tests.landing_rig`).
 
 import asyncio
 import math
+from bisect import bisect_left
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
+import pytest
 from prometheus_client import CollectorRegistry
 
+from api.readings.aggregation import Aggregated, Question, aggregate
+from api.readings.series import Found as FoundSeries
+from api.readings.series import Series
 from runtime.clock import SystemClock
 from runtime.ids import uuid7
 from runtime.postgres import PostgresSettings, connect
@@ -35,10 +40,6 @@ BOUNDS: Final = Bounds(future_us=600 * SECOND, payload_max=1_000, move_max_us=10
 SETTINGS: Final = RollupsSettings(rollups_delay_s=0, rollups_settle_s=0.02, rollups_pause_ms=0)
 READINGS: Final = """
 SELECT series_id, ts, value FROM organisation_readings WHERE series_id = ANY ($1::int[]) ORDER BY series_id, ts"""
-ANSWERS: Final = """
-SELECT series_id, bucket, count, sum, min, max, first, first_ts, last, last_ts, delta, from_raw, from_rollups,
-       is_dirty
-FROM readings_aggregated($1::int[], $2, $3, $4)"""
 WIDTHS: Final = (MINUTES_5, 3 * MINUTES_5, HOUR, 5 * HOUR, DAY, 7 * DAY)
 
 
@@ -56,34 +57,69 @@ class Answer(NamedTuple):
     min: float
     max: float
     first: float
-    first_ts: int
     last: float
-    last_ts: int
     delta: float
+    delta_seconds: float
+    area: float
+    area_seconds: float
+    seconds_true: float
 
 
-def expected(readings: Iterable[tuple[int, int, float]], first: int, stop: int, width: int) -> list[Answer]:
-    """From (series, time, value) in order, by the plainest means."""
-    found: list[Answer] = []
-    for series_id, of_series in groupby(readings, key=lambda one: one[0]):
-        before: float | None = None
-        stepped: list[tuple[int, int, float, float]] = []
-        for _, time, value in of_series:
-            step = 0.0 if before is None else value - before if value >= before else value
-            before = value
-            if first <= time < stop:
-                stepped.append((time - (time - MONDAY) % width, time, value, step))
-        for bucket, rows in groupby(stepped, key=lambda one: one[0]):
-            group = list(rows)
-            values = [value for _, _, value, _ in group]
-            head, tail = group[0], group[-1]
-            found.append(
-                Answer(
-                    series_id, bucket, len(group), math.fsum(values), min(values), max(values), head[2], head[1],
-                    tail[2], tail[1], math.fsum(step for *_, step in group),
-                )
-            )  # fmt: skip
+class Stored(NamedTuple):
+    """A reading."""
+
+    time: int
+    value: float
+
+
+def expected(readings: Sequence[Stored], first: int, stop: int, edges: Sequence[int], series_id: int) -> list[Answer]:
+    """From the readings of a series in order, by the plainest means."""
+    found = []
+    times = [one.time for one in readings]
+    for low, high in pairwise(edges):
+        at = range(bisect_left(times, max(low, first)), bisect_left(times, min(high, stop)))
+        if at:
+            found.append(_expected(readings, at, max(low, first), min(high, stop), (series_id, low)))
     return found
+
+
+def _expected(readings: Sequence[Stored], at: range, low: int, high: int, name: tuple[int, int]) -> Answer:
+    values = [readings[index].value for index in at]
+    steps, seconds = [0.0], [0.0]
+    for index in at:
+        if index:
+            before, now = readings[index - 1], readings[index]
+            steps.append(now.value - before.value if now.value >= before.value else now.value)
+            seconds.append((now.time - before.time) / SECOND)
+    held = []  # each value until the next reading, as far as the bucket goes
+    for index in range(max(at[0] - 1, 0), at[-1] + 1):
+        if index + 1 < len(readings):
+            since, until = max(readings[index].time, low), min(readings[index + 1].time, high)
+            held.append((readings[index].value, (until - since) / SECOND))
+    area = math.fsum(value * lasted for value, lasted in held)
+    return Answer(
+        *name, len(at), math.fsum(values), min(values), max(values), values[0], values[-1], math.fsum(steps),
+        math.fsum(seconds), area, math.fsum(lasted for _, lasted in held),
+        math.fsum(lasted for value, lasted in held if value),
+    )  # fmt: skip
+
+
+def given(answer: Aggregated, edges: Sequence[int]) -> list[Answer]:
+    """What the engine told of everything, as rows."""
+    rows = []
+    for series_id, parts in sorted(answer.series.items()):
+        columns = (
+            parts.counts, parts.sums, parts.mins, parts.maxs, parts.firsts, parts.lasts, parts.deltas,
+            parts.deltas_seconds, parts.areas, parts.areas_seconds, parts.seconds_true,
+        )  # fmt: skip
+        told = zip(parts.buckets, *columns, strict=True)
+        rows += [Answer(series_id, edges[bucket], *values) for bucket, *values in told]
+    return rows
+
+
+def edges_between(first: int, stop: int, width: int) -> list[int]:
+    start = first - (first - MONDAY) % width
+    return list(range(start, stop + width, width))
 
 
 class Reader:
@@ -100,29 +136,44 @@ class Reader:
         """In one snapshot: for each `[first, stop)` and width, what is answered is what the readings come to."""
         async with self._connection.transaction(isolation="repeatable_read", readonly=True):
             rows = await self._connection.fetch(READINGS, self.series)
-            readings = [(row["series_id"], microseconds(row["ts"]), row["value"]) for row in rows]
+            readings = {
+                series_id: [Stored(microseconds(row["ts"]), row["value"]) for row in of_series]
+                for series_id, of_series in groupby(rows, key=lambda row: row["series_id"])
+            }
             for first, stop, width in spans:
-                wanted = expected(readings, first, stop, width)
-                self._compare(await self.ask(first, stop, width), wanted, (first, stop, width))
+                await self._check(readings, first, stop, width)
 
-    async def ask(self, first: int, stop: int, width: int) -> list[Any]:
-        """The engine's rows."""
-        asked = moment(first), moment(stop), timedelta(microseconds=width)
-        return list(await self._connection.fetch(ANSWERS, self.series, *asked))
-
-    def _compare(self, rows: Sequence[Any], wanted: list[Answer], asked: object) -> None:
-        got = [
-            Answer(*(microseconds(value) if isinstance(value, datetime) else value for value in tuple(row)[:11]))
-            for row in rows
+    async def _check(self, readings: Mapping[int, Sequence[Stored]], first: int, stop: int, width: int) -> None:
+        edges = edges_between(first, stop, width)
+        wanted = [
+            answer
+            for series_id, stored in readings.items()
+            for answer in expected(stored, first, stop, edges, series_id)
         ]
+        answer = await self.ask(first, stop, width)
+        self._compare(given(answer, edges), wanted, (first, stop, width))
+        narrow = await self.ask(first, stop, width, ("count", "sum", "min", "max"))
+        for series_id, parts in answer.series.items():
+            same = narrow.series[series_id]
+            assert (same.buckets, same.counts, same.mins, same.maxs) == (
+                parts.buckets, parts.counts, parts.mins, parts.maxs,
+            )  # fmt: skip
+            assert same.sums == pytest.approx(parts.sums, rel=1e-9, abs=1e-9)
+        assert answer.from_readings + answer.from_rollups == sum(one.readings for one in wanted)
+        self.compared += len(wanted)
+        self.from_rollups += answer.from_rollups
+
+    async def ask(self, first: int, stop: int, width: int, functions: tuple[str, ...] = ("last",)) -> Aggregated:
+        """The engine's answer."""
+        found = FoundSeries({series_id: Series("", "", "", "") for series_id in self.series})
+        edges = [moment(edge) for edge in edges_between(first, stop, width)]
+        return await aggregate(self._connection, found, Question(moment(first), moment(stop), edges, functions))
+
+    def _compare(self, got: Sequence[Answer], wanted: Sequence[Answer], asked: object) -> None:
         assert [one[:3] for one in got] == [one[:3] for one in wanted], asked
         for one, other in zip(got, wanted, strict=True):
             for name, left, right in zip(Answer._fields, one, other, strict=True):
                 assert math.isclose(left, right, rel_tol=1e-9, abs_tol=1e-9), (asked, name, one, other)
-        for row in rows:
-            assert row["from_raw"] + row["from_rollups"] == row["count"]
-        self.compared += len(rows)
-        self.from_rollups += sum(row["from_rollups"] for row in rows)
 
 
 @asynccontextmanager
@@ -242,20 +293,22 @@ class _GatedTransaction:
     """Stops once more before it is committed."""
 
     def __init__(self, block: Any, actor: Actor) -> None:
+        self._block = block
         self.start = block.start
         self.rollback = block.rollback
-        self._commit = block.commit
         self._actor = actor
 
     async def __aenter__(self) -> None:
-        await self.start()
+        await self._block.__aenter__()
 
-    async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        await (self.commit() if error is None else self.rollback())
+    async def __aexit__(self, *error: Any) -> None:
+        if error[0] is None:
+            await self._actor.gate()
+        await self._block.__aexit__(*error)
 
     async def commit(self) -> None:
         await self._actor.gate()
-        await self._commit()
+        await self._block.commit()
 
 
 class GatedCloser(Closer):

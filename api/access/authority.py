@@ -4,6 +4,7 @@ The look-up is one indexed row beside a query for many; a cache would save littl
 every change. Left out: how credentials are made.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import asyncpg
 from api.access.background import Background
 from api.access.guesses import Guesses
 from api.access.scopes import OWNER
+from api.access.shares import Shares
 from api.access.tokens import AccessTokens, Claims, is_jwt
 from api.http.operations import Audience, Caller, Needs, Role
 from api.http.problems import (
@@ -31,7 +33,7 @@ from api.http.problems import (
 from runtime.secrets import API_KEY_PREFIX, GATEWAY_PREFIX, TokenHasher, plausible_jwt, plausible_token
 
 _AUTHENTICATE: Final = "SELECT credential_id, organisation_id, scopes, unused FROM authenticate_api_key($1)"
-_AUTHENTICATE_SESSION: Final = "SELECT role, super_admin FROM authenticate_session($1, $2, $3)"
+AUTHENTICATE_SESSION: Final = "SELECT role, super_admin FROM authenticate_session($1, $2, $3)"
 _USED: Final = """
 UPDATE credentials SET last_used_at = now()
 WHERE credential_id = $1 AND (last_used_at IS NULL OR last_used_at < now() - interval '1 hour')
@@ -69,6 +71,7 @@ class Authority:
         self._guesses = guesses
         self._background = background
         self._connection_wait_s = connection_wait_s
+        self._shares = Shares(pool, connection_wait_s)
         self._known: dict[bytes, None] = {}
         """Hashes of keys that were good of late: whose address makes guesses, too, may go on using his own."""
 
@@ -99,17 +102,43 @@ class Authority:
             yield Session(None, _NOBODY)
             return
         claims = await self._claims(presented, needs, address)
-        async with open_transaction(self._pool, self._connection_wait_s, writes=writes) as connection:
-            if claims is not None:
-                caller = await self._person(connection, claims, needs, organisation)
-            else:
-                caller = await self._stranger(connection, presented, needs, address)
-                if organisation is not None and _uuid(organisation) != caller.organisation:
-                    raise Problem(NOT_FOUND, "no such organisation")
-            if needs.keeps:
-                yield Session(connection, caller)
-                return
+        held: asyncio.Semaphore | None = None
+        try:
+            while True:
+                async with open_transaction(self._pool, self._connection_wait_s, writes=writes) as connection:
+                    caller = await self._caller(connection, presented, claims, needs, organisation, address)
+                    if not needs.keeps:
+                        break
+                    share = held or self._shares.of(caller.organisation)
+                    if held is None and not share.locked():
+                        await share.acquire()
+                        held = share
+                    if held is not None:
+                        yield Session(connection, caller)
+                        return
+                # Waited for without a session, which others may have meanwhile.
+                await self._shares.wait(share)
+                held = share
+        finally:
+            if held is not None:
+                held.release()
         yield Session(None, caller)
+
+    async def _caller(
+        self,
+        connection: Any,
+        presented: str,
+        claims: Claims | None,
+        needs: Needs,
+        organisation: str | None,
+        address: bytes,
+    ) -> Caller:
+        if claims is not None:
+            return await self._person(connection, claims, needs, organisation)
+        caller = await self._stranger(connection, presented, needs, address)
+        if organisation is not None and _uuid(organisation) != caller.organisation:
+            raise Problem(NOT_FOUND, "no such organisation")
+        return caller
 
     async def _claims(self, token: str, needs: Needs, address: bytes) -> Claims | None:
         """What an access token says; None for a credential of another kind."""
@@ -126,7 +155,7 @@ class Authority:
         wanted = claims.organisation if organisation is None else _uuid(organisation)
         if needs.audience is Audience.USER:
             wanted = None
-        row = await connection.fetchrow(_AUTHENTICATE_SESSION, claims.session, claims.user, wanted)
+        row = await connection.fetchrow(AUTHENTICATE_SESSION, claims.session, claims.user, wanted)
         if row is None:
             raise token_invalid()
         person = Caller(None, None, None, claims.user, session=claims.session, super_admin=row["super_admin"])
@@ -205,6 +234,14 @@ async def open_transaction(
             yield connection
     finally:
         await pool.release(connection)
+
+
+@asynccontextmanager
+async def acting_for(pool: "asyncpg.Pool[asyncpg.Record]", wait_s: float, organisation: UUID) -> AsyncIterator[Any]:
+    """A short transaction that reads what is this organisation's, after the one that let its caller in."""
+    async with open_transaction(pool, wait_s, writes=False) as connection:
+        await act_for(connection, organisation=organisation)
+        yield connection
 
 
 async def act_for(connection: Any, *, organisation: UUID | None = None, user: UUID | None = None) -> None:

@@ -1,12 +1,14 @@
 """The parts that let callers in, put together. Left out: what each does, and what callers may ask for."""
 
-from typing import Final
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Final
+from uuid import UUID
 
 import asyncpg
 from aiohttp import web
 
 from api.access.accounts import Accounts
-from api.access.authority import Authority
+from api.access.authority import Authority, acting_for
 from api.access.background import Background
 from api.access.guesses import Guesses
 from api.access.mail import Mailer
@@ -31,6 +33,7 @@ class Door:
     ) -> None:
         clock, hasher = SystemClock(), TokenHasher(ring)
         wait_s = settings.api_connection_wait_ms / 1000
+        self._pool, self._wait_s = pool, wait_s
         guesses = Guesses(clock, per_minute=access.auth_guesses_per_minute, addresses_max=access.auth_addresses_max)
         logins = Guesses(clock, per_minute=access.auth_logins_per_minute, addresses_max=access.auth_addresses_max)
         self._passwords = Passwords(at_once=access.auth_hashes_at_once, waiting_max=access.auth_hashes_waiting_max)
@@ -43,6 +46,10 @@ class Door:
         self.accounts = Accounts(
             pool, hasher, self._passwords, self.tokens, guesses, logins, access, connection_wait_s=wait_s
         )
+
+    def acting_for(self, organisation: UUID) -> AbstractAsyncContextManager[Any]:
+        """A short transaction that reads for whoever was let in, after its request's own has ended."""
+        return acting_for(self._pool, self._wait_s, organisation)
 
     async def close(self, _: web.Application) -> None:
         await self.background.close()

@@ -19,6 +19,7 @@ from api.http import spelt
 from api.http.decoding import read_body, read_path, read_query, take_body
 from api.http.faces import Face, face_of
 from api.http.operations import Call, Operation, Reply
+from api.http.packing import Streamed, add_vary, pack, version_of
 from api.http.problems import (
     BAD_REQUEST,
     DATABASE_UNAVAILABLE,
@@ -108,10 +109,17 @@ class _Runner:
                 _versions(request.headers.get(hdrs.IF_MATCH)),
                 address,
                 request.headers.get(hdrs.USER_AGENT, ""),
+                ", ".join(request.headers.getall(hdrs.ACCEPT, ())),
+                _held(request.headers.get(hdrs.IF_NONE_MATCH, "")),
+                request.headers.get("Last-Event-ID", ""),
+                lambda: request.transport is None,
             )
-            return await self._answer(operation, call, request.headers.get(HEADER))
+            return await self._answer(operation, call, request)
 
-    async def _answer(self, operation: Operation, call: Call[Any, Any, Any], name: str | None) -> web.Response:
+    async def _answer(
+        self, operation: Operation, call: Call[Any, Any, Any], request: web.Request
+    ) -> web.StreamResponse:
+        name = request.headers.get(HEADER)
         if name is not None and operation.repeatable:
 
             async def answer() -> Rendered:
@@ -119,8 +127,10 @@ class _Runner:
 
             return _response(await self._repeats.once(operation, call, name, answer))
         reply = _reply(await operation.handler(call))
+        if reply.version is not None and (reply.status == 304 or (operation.versioned and call.known(reply.version))):
+            return _unchanged(reply, reply.version, request.headers[hdrs.IF_NONE_MATCH])
         if isinstance(reply.content, AsyncIterator):
-            return _streamed(operation, reply, reply.content)
+            return _streamed(operation, reply, reply.content, request)
         return _response(_rendered(operation, reply))
 
 
@@ -128,7 +138,18 @@ def _versions(header: str | None) -> tuple[str, ...] | None:
     if header is None or header.strip() == "*":
         return None
     # A weak tag never matches: what it stands for may differ.
-    return tuple(tag.strip().strip('"') for tag in header.split(",") if not tag.strip().startswith("W/"))
+    return tuple(version_of(tag) for tag in header.split(",") if not tag.strip().startswith("W/"))
+
+
+def _held(header: str) -> tuple[str, ...]:
+    """Compared weakly: what differs in its packing alone is known."""
+    return tuple(version_of(tag) for tag in header.split(",") if tag.strip())
+
+
+def _unchanged(reply: Reply[Any], version: str, held: str) -> web.Response:
+    """Under the tag that the client knows it by."""
+    known = [tag.strip() for tag in held.split(",") if version_of(tag) == version]
+    return web.Response(status=304, headers=_headers(reply) | ({hdrs.ETAG: known[0]} if known else {}))
 
 
 def _reply(result: Any) -> Reply[Any]:
@@ -142,10 +163,19 @@ def _rendered(operation: Operation, reply: Reply[Any]) -> Rendered:
     )
 
 
-def _streamed(operation: Operation, reply: Reply[Any], chunks: AsyncIterator[bytes]) -> web.Response:
-    content_type = reply.content_type or operation.content_type
-    status = reply.status or operation.status
-    return web.Response(status=status, body=chunks, content_type=content_type, headers=_headers(reply))
+def _streamed(
+    operation: Operation, reply: Reply[Any], chunks: AsyncIterator[bytes], request: web.Request
+) -> web.StreamResponse:
+    headers = _headers(reply) | {hdrs.CONTENT_TYPE: reply.content_type or operation.content_type}
+    return Streamed(
+        request, chunks, reply.status or operation.status, headers, functools.partial(_broke_off, request)
+    )
+
+
+def _broke_off(request: web.Request, error: Exception) -> None:
+    known = isinstance(error, (Problem, *UNAVAILABLE))
+    extra = {"request_id": request[_ID], "route": _route(request), "reason": str(error)}
+    _log.log(logging.WARNING if known else logging.ERROR, "an answer broke off", extra=extra, exc_info=not known)
 
 
 def _headers(reply: Reply[Any]) -> dict[str, str]:
@@ -155,9 +185,8 @@ def _headers(reply: Reply[Any]) -> dict[str, str]:
 def _response(rendered: Rendered) -> web.Response:
     if rendered.status == 204:
         return web.Response(status=204, headers=rendered.headers)
-    return web.Response(
-        status=rendered.status, body=rendered.body, content_type=rendered.content_type, headers=rendered.headers
-    )
+    headers = {**rendered.headers, hdrs.CONTENT_TYPE: rendered.content_type}
+    return web.Response(status=rendered.status, body=rendered.body, headers=headers)
 
 
 class _Edge:
@@ -177,6 +206,7 @@ class _Edge:
             response = await self._answered(request, handler, request_id)
         response.headers[REQUEST_ID] = request_id
         response.headers.setdefault(hdrs.CACHE_CONTROL, "no-store")
+        await pack(request, response)
         # Otherwise aiohttp names itself and Python, with their versions.
         response.headers[hdrs.SERVER] = "sluice"
         self._metrics.requests.labels(route, str(response.status)).inc()
@@ -194,7 +224,10 @@ class _Edge:
             else:
                 problem = _problem(error, request, request_id)
                 response = problem_response(face_of(self._faces, request.path), problem, request_id)
-        response.headers.update(self._origins.headers(request.headers, allowed))
+        headers = self._origins.headers(request.headers, allowed)
+        if name := headers.pop(hdrs.VARY, None):
+            add_vary(response, name)
+        response.headers.update(headers)
         return response
 
 

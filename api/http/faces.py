@@ -63,11 +63,12 @@ def _details(problem: Problem) -> list[dict[str, str]]:
 
 def _enveloped(problem: Problem, code: str, request_id: str) -> dict[str, Any]:
     error: dict[str, Any] = {"code": code, "message": problem.message, "request_id": request_id}
-    return {"error": error | ({"details": _details(problem)} if problem.details else {})}
+    return {"error": error | ({"details": _details(problem)} if problem.details else {}) | problem.members}
 
 
 def _detailed(problem: Problem, code: str, _: str) -> dict[str, Any]:
-    return {"error": {"code": code, "message": problem.message, "details": _details(problem)}}
+    error = {"code": code, "message": problem.message, "details": _details(problem)}
+    return {"error": error | problem.members}
 
 
 def _problem(problem: Problem, code: str, request_id: str) -> dict[str, Any]:
@@ -79,7 +80,7 @@ def _problem(problem: Problem, code: str, request_id: str) -> dict[str, Any]:
         "code": code,
         "request_id": request_id,
     }
-    return content | ({"errors": _details(problem)} if problem.details else {})
+    return content | ({"errors": _details(problem)} if problem.details else {}) | problem.members
 
 
 _TEXT: Final = {"type": "string"}

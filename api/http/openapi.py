@@ -22,6 +22,7 @@ from api.http.problems import (
     INVALID,
     INVALID_BODY,
     INVALID_PARAMETER,
+    NOT_ACCEPTABLE,
     NOT_FOUND,
     OVERLOADED,
     QUERY_TIMEOUT,
@@ -61,6 +62,7 @@ _KEY: Final = {
     "description": "The same again within a day is answered as it was, and done once.",
 }
 _VERSION: Final = {"type": "string", "description": "The `ETag` of the version that is to be changed."}
+_HELD: Final = {"type": "string", "description": "`ETag`s of versions that need not be sent again."}
 
 
 def document(
@@ -130,7 +132,7 @@ def schemas_of(operations: Iterable[Operation]) -> tuple[dict[Any, Any], dict[st
 
 
 def _types(operation: Operation) -> Iterator[Any]:
-    for kind in (operation.body_type, operation.answer_type):
+    for kind in (operation.body_type, operation.answer_type, *operation.other_types.values()):
         if _is_said(kind):
             yield kind
     for struct in (operation.path_type, operation.query_type):
@@ -171,6 +173,8 @@ def _parameters(operation: Operation, shapes: Mapping[Any, Any]) -> Iterator[dic
         yield {"name": field.encode_name, "in": "query", "required": field.required, "schema": schema}
     if operation.repeatable:
         yield {"name": HEADER, "in": "header", "required": False, "schema": _KEY}
+    if operation.versioned:
+        yield {"name": "If-None-Match", "in": "header", "required": False, "schema": _HELD}
     if STALE in operation.problems:
         yield {"name": "If-Match", "in": "header", "required": False, "schema": _VERSION}
 
@@ -190,8 +194,11 @@ def _responses(operation: Operation, shapes: Mapping[Any, Any]) -> dict[str, Any
         content: dict[str, Any] = {"schema": shapes[operation.answer_type]}
         if operation.example.answer is not None:
             content["example"] = operation.example.answer
-        answer["content"] = {operation.content_type: content}
+        others = {kind: {"schema": shapes[held]} if held else {} for kind, held in operation.other_types.items()}
+        answer["content"] = {operation.content_type: content} | others
     responses = {str(operation.status): answer}
+    if operation.versioned:
+        responses["304"] = {"description": "The version that `If-None-Match` names is the newest."}
     by_status: dict[int, list[Kind]] = {}
     for kind in kinds_of(operation):
         spelt_here = operation.face.kind(kind)
@@ -228,6 +235,8 @@ def kinds_of(operation: Operation) -> list[Kind]:
         kinds += _WITH_CALLER
     if operation.needs.scope:
         kinds.append(SCOPE_MISSING)
+    if operation.other_types:
+        kinds.append(NOT_ACCEPTABLE)
     if operation.repeatable:
         kinds += (INVALID_PARAMETER, IDEMPOTENCY_CONFLICT)
     return list(dict.fromkeys(kinds))

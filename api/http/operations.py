@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 from functools import partial
+from types import MappingProxyType
 from typing import Any, Final, Generic, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 from uuid import UUID
 
@@ -114,6 +115,18 @@ class Call(Generic[P, Q, B]):
     """Where it comes from, through trusted proxies: as `runtime.addresses` has it."""
     agent: str = ""
     """What sends it, as it says itself (`User-Agent`)."""
+    accept: str = ""
+    """Which forms it takes, as it says itself (`Accept`)."""
+    held_versions: tuple[str, ...] = ()
+    """What `If-None-Match` names: versions that the client has; `*` is any."""
+    last_event_id: str = ""
+    """Where a stream is to go on (`Last-Event-ID`)."""
+    is_gone: Callable[[], bool] = lambda: False
+    """Whether the client has closed its connection."""
+
+    def known(self, version: str) -> bool:
+        """Whether the client has it: then `unchanged(version)` is the answer, before anything is computed."""
+        return version in self.held_versions or "*" in self.held_versions
 
     @property
     def organisation(self) -> UUID:
@@ -133,9 +146,14 @@ class Reply(Generic[A]):
     content: A | bytes | AsyncIterator[bytes]
     status: int | None = None
     version: str | None = None
-    """For `ETag`."""
+    """For `ETag`, printable ASCII without quotes, commas and semicolons."""
     headers: Mapping[str, str] = field(default_factory=dict)
     content_type: str | None = None
+
+
+def unchanged(version: str) -> Reply[Any]:
+    """The answer to whom the version is known."""
+    return Reply(b"", status=304, version=version)
 
 
 Handler = Callable[[Any], Awaitable[Any]]
@@ -166,6 +184,10 @@ class Operation:
     repeatable: bool
     """Whether `Idempotency-Key` makes a repetition the same request."""
     content_type: str
+    other_types: Mapping[str, Any]
+    """Content types that it is answered in beside `content_type`, and what they hold if that is JSON, else None."""
+    versioned: bool
+    """Whether all of the answer is of its version, so that `If-None-Match` spares a client what it has."""
     example: Example
     path_type: type[msgspec.Struct]
     query_type: type[msgspec.Struct]
@@ -192,6 +214,8 @@ def operation(
     writes: bool | None = None,
     repeatable: bool = False,
     content_type: str = "application/json",
+    other_types: Mapping[str, Any] = MappingProxyType({}),
+    versioned: bool = False,
     example: Example = _NO_EXAMPLE,
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Declare a method `async def name(self, call: Call[Path, Query, Body]) -> Answer` to be an operation.
@@ -212,6 +236,8 @@ def operation(
         writes=method != "GET" if writes is None else writes,
         repeatable=repeatable,
         content_type=content_type,
+        other_types=other_types,
+        versioned=versioned,
         example=example,
     )
 

@@ -5,7 +5,7 @@ Left out: how a face words it (`api.http.faces`), and the ingest face's codes (`
 
 import random
 from collections.abc import Mapping, Sequence
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 RETRY_AFTER_S: Final = (1, 5)
 
@@ -34,6 +34,7 @@ FORBIDDEN: Final = Kind("forbidden", 403, "The caller's role does not allow it."
 SCOPE_MISSING: Final = Kind("scope_missing", 403, "The API key lacks the scope.")
 NOT_FOUND: Final = Kind("not_found", 404, "Nothing is at this path.")
 METHOD_NOT_ALLOWED: Final = Kind("method_not_allowed", 405, "The path does not take this method.")
+NOT_ACCEPTABLE: Final = Kind("not_acceptable", 406, "The answer has none of the forms that Accept names.")
 REQUEST_TIMEOUT: Final = Kind("request_timeout", 408, "The request did not come in time.")
 IDEMPOTENCY_CONFLICT: Final = Kind(
     "idempotency_conflict", 409, "Another request with this Idempotency-Key and another content came before."
@@ -64,12 +65,15 @@ class Problem(Exception):  # noqa: N818 - a problem in the sense of RFC 9457
         *,
         details: Sequence[Detail] = (),
         headers: Mapping[str, str] | None = None,
+        members: Mapping[str, Any] | None = None,
     ) -> None:
+        """`members` are what a program reads of it beside the code: JSON, by names of this kind of problem."""
         super().__init__(message or kind.meaning)
         self.kind = kind
         self.message = message or kind.meaning
         self.details = tuple(details)
         self.headers = dict(headers or {})
+        self.members = dict(members or {})
 
 
 def invalid_parameter(name: str, message: str) -> Problem:

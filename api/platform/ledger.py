@@ -46,7 +46,7 @@ class LedgerOperations:
         """What became of the organisation's readings
 
         By the hour in which they were received: how many were stored, were duplicates or conflicts, or stand in
-        quarantine, and what became of those later. A partition in which nothing comes holds `complete_through` back.
+        quarantine, and what became of those later.
         """
         query, limits = call.query, self._settings
         limit = limit_within(query.limit, limits.api_page_readings_default, limits.api_page_readings_max)

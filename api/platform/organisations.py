@@ -1,7 +1,7 @@
 """Organisations, their members and invitations, as operations. Left out: the rules (`api.registry`)."""
 
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Annotated, Any, Final
 from uuid import UUID
 
 import msgspec
@@ -32,6 +32,9 @@ PATH: Final = "/api/v1/organisations"
 _READS: Final = needs(Role.VIEWER, ORGANISATION_READ)
 _LEAVES: Final = needs(Role.VIEWER, ORGANISATION_WRITE)
 _CHANGES: Final = needs(Role.ADMIN, ORGANISATION_WRITE)
+
+RawDays = Annotated[int, msgspec.Meta(ge=1, le=36_600)]
+RollupDays = Annotated[int, msgspec.Meta(ge=0, le=36_600)]
 
 
 class Which(msgspec.Struct, rename="camel"):
@@ -66,9 +69,16 @@ class NewOrganisation(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class OrganisationChange(msgspec.Struct, forbid_unknown_fields=True):
-    """What is absent stays."""
+    """What is absent stays. All but the name are for an owner to change.
+
+    Days of roll-ups: 0 for ever, null as the installation has it; never less than what they are computed from.
+    """
 
     name: Name | msgspec.UnsetType = msgspec.UNSET
+    raw_retention_days: RawDays | msgspec.UnsetType = msgspec.UNSET
+    rollups_5m_days: RollupDays | msgspec.UnsetType | None = msgspec.UNSET
+    rollups_1h_days: RollupDays | msgspec.UnsetType | None = msgspec.UNSET
+    rollups_1d_days: RollupDays | msgspec.UnsetType | None = msgspec.UNSET
 
 
 class RoleChange(msgspec.Struct, forbid_unknown_fields=True):
@@ -90,6 +100,9 @@ class Organisation(msgspec.Struct):
     organisation_id: UUID
     name: str
     raw_retention_days: int
+    rollups_5m_days: int | None
+    rollups_1h_days: int | None
+    rollups_1d_days: int | None
     series_max: int
     version: int
     created_at: datetime
@@ -188,8 +201,16 @@ class OrganisationOperations:
     @operation(PLATFORM, "PATCH", f"{PATH}/{{orgId}}", _CHANGES, problems=[STALE])
     async def update_organisation(self, call: Call[Which, Nothing, OrganisationChange]) -> Reply[Organisation]:
         """Change an organisation"""
-        name = None if call.body.name is msgspec.UNSET else str(call.body.name)
-        return _whole(await organisations.rename(call.connection, call.organisation, call.versions, name))
+        given = msgspec.structs.asdict(call.body)
+        changes = {
+            name: str(value) if name == "name" else value
+            for name, value in given.items()
+            if value is not msgspec.UNSET
+        }
+        is_owner = members.may(call.caller) >= Role.OWNER
+        return _whole(
+            await organisations.change(call.connection, call.organisation, call.versions, changes, is_owner=is_owner)
+        )
 
     # ------------------------------------------------------------ members
 

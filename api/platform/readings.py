@@ -11,17 +11,20 @@ from api.faces import PLATFORM
 from api.http.lists import Cursors, CursorText
 from api.http.operations import Call, Nothing, Reply, Role, needs, operation
 from api.http.parameters import Count, Name, Span, limit_within
+from api.http.problems import invalid_parameter
 from api.metrics import ApiMetrics
-from api.problems import DEVICE_NOT_FOUND, GROUP_NOT_FOUND, SERIES_NOT_FOUND, SITE_NOT_FOUND
+from api.problems import DEVICE_NOT_FOUND, GROUP_NOT_FOUND, QUERY_TOO_LARGE, SERIES_NOT_FOUND, SITE_NOT_FOUND
+from api.readings.cells import page_table
+from api.readings.forms.answers import Form, FormName, form_of, other_types, streamed, whole
 from api.readings.raw import Place, SpanRead, read_latest, read_page
-from api.readings.rows import render
 from api.readings.series import Found, Selection, find
+from api.readings.streams import Streams
 from api.settings import ApiSettings
 from runtime.secrets import KeyRing, Seal
 from schemas.catalogue import metric_name
 
 _READS: Final = needs(Role.VIEWER, READINGS_READ)
-_MISSING: Final = (DEVICE_NOT_FOUND, SITE_NOT_FOUND, GROUP_NOT_FOUND, SERIES_NOT_FOUND)
+MISSING: Final = (DEVICE_NOT_FOUND, SITE_NOT_FOUND, GROUP_NOT_FOUND, SERIES_NOT_FOUND)
 
 
 SeriesId = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1, description="A series, as answers name it.")]
@@ -37,11 +40,17 @@ class Whose(Span, kw_only=True):
     series_id: SeriesId | None = None
     metric: Name | None = None
     label: Name | None = None
+    format: FormName | None = None
 
     @property
     def series(self) -> Selection:
-        metric = None if self.metric is None else metric_name(self.metric)
-        return Selection(self.device_id, self.site_id, self.group_id, self.series_id, metric, self.label)
+        return selection_of(self)
+
+
+def selection_of(query: Any) -> Selection:
+    """Whose series a query or question means by its fields."""
+    metric = None if query.metric is None else metric_name(query.metric)
+    return Selection(query.device_id, query.site_id, query.group_id, query.series_id, metric, query.label)
 
 
 class Page(Whose, kw_only=True):
@@ -73,22 +82,53 @@ class Readings(msgspec.Struct):
     """When their device was deleted, if it was."""
 
 
+class SeriesColumns(msgspec.Struct):
+    """Readings of a series. A long one comes in several of these, one after another."""
+
+    device_id: str
+    metric: str
+    label: str
+    unit: str
+    ts: list[int]
+    """Microseconds since 1970."""
+    value: list[float | int | bool | str]
+    flags: list[list[str]] | None
+    """Of each reading; null if none has any."""
+
+
+class ReadingColumns(msgspec.Struct):
+    """Readings, column by column."""
+
+    series: list[SeriesColumns]
+    next_cursor: str | None
+    removed_at: datetime | msgspec.UnsetType = msgspec.UNSET
+    """When their device was deleted, if it was."""
+
+
+_OTHERS: Final = other_types(ReadingColumns)
+
+
 class ReadingOperations:
     """`/api/v1/readings`."""
 
-    def __init__(self, ring: KeyRing, settings: ApiSettings, metrics: ApiMetrics) -> None:
+    def __init__(self, ring: KeyRing, settings: ApiSettings, metrics: ApiMetrics, streams: Streams) -> None:
         self._cursors: Cursors[Place] = Cursors(Seal(ring, "cursor"), Place)
         self._settings = settings
         self._metrics = metrics
+        self._streams = streams
 
-    @operation(PLATFORM, "GET", "/api/v1/readings", _READS, problems=_MISSING)
+    @operation(PLATFORM, "GET", "/api/v1/readings", _READS, problems=(*MISSING, QUERY_TOO_LARGE), other_types=_OTHERS)
     async def readings(self, call: Call[Nothing, Page, Nothing]) -> Reply[Readings]:
         """Readings of a device or a site, page after page
 
         Raw readings in `[from, to)`, by time, oldest first unless `order` says otherwise. A site's are those of the
-        devices that stood there, from when and until they did.
+        devices that stood there, from when and until they did. JSON by rows comes in pages; the other forms have the
+        whole span, series by series, or `limit` readings and the cursor as `Sluice-Next-Cursor`.
         """
         query, limits = call.query, self._settings
+        form = form_of(call.accept, query.format)
+        if form is not Form.ROWS and query.limit is None:
+            return await self._all(call, form)
         limit = limit_within(query.limit, limits.api_page_readings_default, limits.api_page_readings_max)
         read = SpanRead(query.start, query.end, query.order == "desc", limit)
         wanted = query.series
@@ -96,19 +136,35 @@ class ReadingOperations:
         after = self._cursors.take(mark, query.cursor)
         found = await find(call.connection, wanted, query.start, query.end, limits.api_page_series_max)
         page = await read_page(call.connection, found, read, after)
-        return self._reply(page.rows, found, None if page.end is None else self._cursors.give(mark, page.end))
+        return await self._reply(form, page.rows, found, self._cursors.give(mark, page.end) if page.end else None)
 
-    @operation(PLATFORM, "GET", "/api/v1/readings/latest", _READS, problems=_MISSING)
+    async def _all(self, call: Call[Nothing, Page, Nothing], form: Form) -> Reply[Readings]:
+        query = call.query
+        if query.cursor is not None:
+            raise invalid_parameter("cursor", "goes with a limit: without one, this form has no pages")
+        found = await find(call.connection, query.series, query.start, query.end, self._settings.api_page_series_max)
+        span = SpanRead(query.start, query.end, query.order == "desc", 0)
+        return streamed(
+            form, await self._streams.table(call.connection, call.organisation, found, span, _head(found, None))
+        )
+
+    @operation(PLATFORM, "GET", "/api/v1/readings/latest", _READS, problems=MISSING, other_types=_OTHERS)
     async def latest_readings(self, call: Call[Nothing, Whose, Nothing]) -> Reply[Readings]:
         """The newest reading of each series
 
         In `[from, to)`, if given. Of a site, without `to`: of the devices that stand there now.
         """
         query = call.query
+        form = form_of(call.accept, query.format)
         found = await find(call.connection, query.series, query.start, query.end, self._settings.api_page_series_max)
         rows = await read_latest(call.connection, found, query.start, query.end)
-        return self._reply(rows, found, None)
+        return await self._reply(form, rows, found, None)
 
-    def _reply(self, rows: Any, found: Found, next_cursor: str | None) -> Reply[Readings]:
+    async def _reply(self, form: Form, rows: Any, found: Found, next_cursor: str | None) -> Reply[Readings]:
         self._metrics.readings.inc(len(rows))
-        return Reply(render(rows, found, next_cursor))
+        table = page_table(rows, found, _head(found, next_cursor), by_series=form is not Form.ROWS)
+        return await whole(form, table)
+
+
+def _head(found: Found, next_cursor: str | None) -> dict[str, Any]:
+    return {"next_cursor": next_cursor} | ({} if found.removed_at is None else {"removed_at": found.removed_at})

@@ -4,7 +4,7 @@ Everything here runs in a transaction that acts for one organisation (`api.acces
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 from uuid import UUID
@@ -26,6 +26,11 @@ _NARROWED: Final = {
     "metric": "s.metric = ${}",
     "label": "s.label = ${}",
 }
+_EACH: Final = "SELECT series_id, device_id, metric, label, unit FROM series WHERE series_id = ANY ($1::int[])"
+_OF_DEVICES: Final = """
+SELECT d.device_id, d.deleted_at, s.series_id, s.metric, s.label, s.unit
+FROM devices d LEFT JOIN series s USING (device_id) WHERE d.device_id = ANY ($1::uuid[])
+ORDER BY d.device_id, s.metric, s.label"""
 _COLUMNS: Final = "s.series_id, s.device_id, s.metric, s.label, s.unit"
 _WHOLE: Final = f"""
 SELECT {_COLUMNS} FROM series s WHERE {{narrowed}} ORDER BY s.device_id, s.metric, s.label LIMIT $1
@@ -78,6 +83,33 @@ class Found:
     series: Mapping[int, Series]
     spans: Sequence[tuple[int, datetime, datetime]] | None = None
     removed_at: datetime | None = None
+
+    def narrowed(self, metric: str | None, label: str | None) -> "Found":
+        """What of it has that metric and label, where one is given."""
+        series = {
+            series_id: one
+            for series_id, one in self.series.items()
+            if metric in (None, one.metric) and label in (None, one.label)
+        }
+        return replace(self, series=series)
+
+
+async def find_each(connection: Any, series_ids: Sequence[int]) -> dict[int, Found]:
+    """Those that the organisation has, each by itself."""
+    rows = await connection.fetch(_EACH, series_ids) if series_ids else []
+    return {row["series_id"]: Found({row["series_id"]: _series(row)}) for row in rows}
+
+
+async def find_devices(connection: Any, devices: Sequence[UUID]) -> dict[UUID, Found]:
+    """All series of each device that the organisation has."""
+    rows = await connection.fetch(_OF_DEVICES, devices) if devices else []
+    series: dict[UUID, dict[int, Series]] = {}
+    for row in rows:
+        of_device = series.setdefault(row["device_id"], {})
+        if row["series_id"] is not None:
+            of_device[row["series_id"]] = _series(row)
+    removed = {row["device_id"]: row["deleted_at"] for row in rows}
+    return {device: Found(of_device, removed_at=removed[device]) for device, of_device in series.items()}
 
 
 async def find(connection: Any, wanted: Selection, start: datetime | None, end: datetime | None, most: int) -> Found:

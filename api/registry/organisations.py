@@ -1,11 +1,11 @@
 """Organisations, and acting for one."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final
 from uuid import UUID
 
-from api.http.problems import NOT_FOUND, Problem
+from api.http.problems import FORBIDDEN, NOT_FOUND, Problem
 from api.problems import ORGANISATION_LIMIT
 from api.registry import audit
 from api.registry.versions import check_version
@@ -16,7 +16,8 @@ ROLE: Final = "sluice_app"
 OWNED_MAX: Final = 20
 
 _COLUMNS: Final = (
-    "o.organisation_id, o.name, o.raw_retention_days, o.series_max, o.version, o.created_at, o.updated_at"
+    "o.organisation_id, o.name, o.raw_retention_days, o.rollups_5m_days, o.rollups_1h_days, o.rollups_1d_days, "
+    "o.series_max, o.version, o.created_at, o.updated_at"
 )
 # While no organisation is chosen, row-level security leaves those that the user is in; a super-admin, all.
 _MINE: Final = f"""
@@ -26,8 +27,10 @@ WHERE o.organisation_id > $2 ORDER BY o.organisation_id LIMIT $3
 """  # noqa: S608
 _ONE: Final = f"SELECT {_COLUMNS} FROM organisations o WHERE o.organisation_id = $1"  # noqa: S608
 _LOCK: Final = "SELECT version FROM organisations WHERE organisation_id = $1 FOR NO KEY UPDATE"
-_RENAME: Final = """
-UPDATE organisations SET name = $2, version = version + 1, updated_at = now() WHERE organisation_id = $1
+#: What a change may name.
+_CHANGEABLE: Final = ("name", "raw_retention_days", "rollups_5m_days", "rollups_1h_days", "rollups_1d_days")
+_CHANGE: Final = """
+UPDATE organisations SET {columns}, version = version + 1, updated_at = now() WHERE organisation_id = $1
 """
 _OWNED: Final = "SELECT count(*) FROM memberships WHERE user_id = $1 AND role = 'owner'"
 _HOLD_USER: Final = "SELECT user_id FROM users WHERE user_id = $1 FOR NO KEY UPDATE"
@@ -87,10 +90,24 @@ async def lock(connection: Any, organisation: UUID) -> int:
     return version
 
 
-async def rename(connection: Any, organisation: UUID, expected: Sequence[str] | None, name: str | None) -> Any:
-    """Raises the problem of a version that is not the one expected; None leaves the name."""
+async def change(
+    connection: Any,
+    organisation: UUID,
+    expected: Sequence[str] | None,
+    changes: Mapping[str, str | int | None],
+    *,
+    is_owner: bool,
+) -> Any:
+    """Raises the problems of a version that is not the one expected, and of what only owners change.
+
+    What is kept for less long is gone for good: all but the name are an owner's matter.
+    """
     check_version(await lock(connection, organisation), expected)
-    if name is not None:
-        await connection.execute(_RENAME, organisation, name)
-        await audit.record(connection, "organisation.updated", organisation, name=name)
+    if not is_owner and changes.keys() - {"name"}:
+        raise Problem(FORBIDDEN, "only an owner changes how long readings are kept")
+    names = [name for name in _CHANGEABLE if name in changes]
+    if names:
+        columns = ", ".join(f"{name} = ${number}" for number, name in enumerate(names, 2))
+        await connection.execute(_CHANGE.format(columns=columns), organisation, *(changes[name] for name in names))
+        await audit.record(connection, "organisation.updated", organisation, **changes)
     return await get(connection, organisation)

@@ -159,6 +159,21 @@ def use_organisation(organisation: str, json: bool | None) -> None:
     _print_done(f"organisation {organisation}", json, organisation_id=tokens["organisation_id"])
 
 
+@org.command("retention")
+@click.option("--raw", "raw_retention_days", type=click.IntRange(1, 36_600), metavar="DAYS", help="Readings.")
+@click.option(
+    "--5m", "rollups_5m_days", type=click.IntRange(0, 36_600), metavar="DAYS", help="Roll-ups of 5 minutes."
+)
+@click.option("--1h", "rollups_1h_days", type=click.IntRange(0, 36_600), metavar="DAYS", help="Roll-ups of an hour.")
+@click.option("--1d", "rollups_1d_days", type=click.IntRange(0, 36_600), metavar="DAYS", help="Roll-ups of a day.")
+@json_option
+def change_retention(json: bool | None, **days: int | None) -> None:
+    """Say how long it keeps its readings; roll-ups for ever with 0. What is older goes for good."""
+    remote = Remote(kept())
+    body = {name: value for name, value in days.items() if value is not None}
+    _print(remote.ask("PATCH", *_ORGANISATIONS, remote.organisation, body=body), json)
+
+
 @org.command("members")
 @json_option
 def list_members(json: bool | None) -> None:

@@ -1,11 +1,15 @@
 """The role `api`: queries and the registry, over HTTP."""
 
 import socket
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Final
 
 from api.access.settings import AccessSettings
+from api.live.hub import Live
+from api.live.settings import LiveSettings
 from api.metrics import ApiMetrics
+from api.platform.live import LISTENS
 from api.server import create_app
 from api.serving import ApiFace
 from api.settings import ApiSettings
@@ -15,11 +19,16 @@ from deploy.settings import public_url
 from ingest.http.description import described
 from ingest.settings import IngestSettings
 from runtime.http.cors import CorsSettings, Origins
+from runtime.log.port import Log
 from runtime.secrets import KeyRing, SecretSettings
 
+OpenLog = Callable[[], Awaitable[Log]]
 
-async def make_api(process: Process, ring: KeyRing, ingest_address: str, *, beside_ingest: bool) -> ApiFace:
-    """The API on sessions of its own, started; it ends with the process.
+
+async def make_api(
+    process: Process, ring: KeyRing, ingest_address: str, open_log: OpenLog, *, beside_ingest: bool
+) -> tuple[ApiFace, Live]:
+    """The API on sessions of its own, started, and its streams; they end with the process.
 
     Its document describes the ingest face too, which is served beside it or at an address of its own.
     """
@@ -27,7 +36,10 @@ async def make_api(process: Process, ring: KeyRing, ingest_address: str, *, besi
     settings = replace(settings, public_url=public_url(process.settings, ingest_address))
     pool = await process.pool("sluice_app", statement_timeout=str(settings.api_statement_timeout_ms))
     process.watch_database(pool)
-    metrics = ApiMetrics()
+    metrics, limits = ApiMetrics(), process.settings.get(LiveSettings)
+    wait_s = settings.api_connection_wait_ms / 1000
+    live = Live(pool, ring, limits, metrics, open_log, needs=LISTENS, connection_wait_s=wait_s)
+    process.health.note("streams", lambda: live.trouble)
     app = create_app(
         pool=pool,
         ring=ring,
@@ -37,17 +49,51 @@ async def make_api(process: Process, ring: KeyRing, ingest_address: str, *, besi
         trusted_proxies=process.settings.get(IngestSettings).trusted_proxies,
         described=[described(None if beside_ingest else settings.public_url)],
         origins=Origins(process.settings.get(CorsSettings).api_cors_origins),
+        live=live,
+        limits=limits,
     )
     face = ApiFace(app, metrics)
     await face.start()
     process.teardown.add("api", face.stop)
-    return face
+    return face, live
+
+
+def end_streams_first(process: Process, live: Live) -> None:
+    """Before the listener waits for what is in hand: a stream never ends by itself. To be called after `serve`."""
+
+    async def end() -> None:
+        live.end()
+
+    process.teardown.add("streams", end)
+
+
+class _OwnLog:
+    """A log that is only read: nothing holds its generation, so that it may be closed and followed by another."""
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+        self._log: Log | None = None
+
+    async def open(self) -> Log:
+        """Raises as `Process.open_log_alone`."""
+        await self.close()
+        self._log = await self._process.open_log_alone()
+        return self._log
+
+    async def close(self) -> None:
+        log, self._log = self._log, None
+        if log is not None:
+            await log.close()
 
 
 async def _work_api(process: Process, listeners: list[socket.socket]) -> None:
     ring = KeyRing.parse(process.settings.get(SecretSettings).secret_keys)
-    face = await make_api(process, ring, process.settings.get(IngestSettings).http_listen, beside_ingest=False)
+    log = _OwnLog(process)
+    process.teardown.add("log", log.close)
+    ingest_address = process.settings.get(IngestSettings).http_listen
+    face, live = await make_api(process, ring, ingest_address, log.open, beside_ingest=False)
     await serve(process, listeners[0], face.handler, face.refuse, face.request_factory)
+    end_streams_first(process, live)
 
 
 API: Final = Role(

@@ -22,6 +22,9 @@ from workers.ledger import LedgerTotals
 from workers.metrics import LandingMetrics, LedgerMetrics, QuarantineMetrics
 from workers.presence import Presence
 from workers.quarantine import Bounds
+from workers.retention.keeper import Retention
+from workers.retention.metrics import RetentionMetrics
+from workers.retention.settings import RetentionSettings
 from workers.rollups.metrics import RollupsMetrics
 from workers.rollups.rollups import Rollups
 from workers.rollups.settings import RollupsSettings
@@ -47,12 +50,17 @@ async def work_on(process: Process, log: Log) -> None:
     process.run_beside("quarantine bounds", make_bounds(process.settings).run())
     postgres, ledger = process.settings.get(PostgresSettings), process.settings.get(LedgerSettings)
     process.run_beside("ledger totals", LedgerTotals(postgres, ledger, LedgerMetrics()).run())
-    eraser = Eraser(postgres, process.settings.get(ErasureSettings), log, SystemClock(), ErasureMetrics())
+    rollups_metrics = RollupsMetrics()
+    erasure = process.settings.get(ErasureSettings)
+    eraser = Eraser(postgres, erasure, log, SystemClock(), ErasureMetrics(), rollups_metrics)
     process.health.note("erasure", lambda: eraser.doing)
     process.run_beside("erasure", eraser.run())
-    rollups = Rollups(postgres, process.settings.get(RollupsSettings), log, SystemClock(), RollupsMetrics())
+    rollups = Rollups(postgres, process.settings.get(RollupsSettings), log, SystemClock(), rollups_metrics)
     process.health.note("rollups", lambda: rollups.doing)
     process.run_beside("rollups", rollups.run())
+    retention = Retention(postgres, process.settings.get(RetentionSettings), RetentionMetrics(), rollups_metrics)
+    process.health.note("retention", lambda: retention.doing)
+    process.run_beside("retention", retention.run())
 
 
 def make_bounds(settings: Settings) -> Bounds:

@@ -14,10 +14,13 @@ from runtime.settings import setting
 
 ANY: Final = "*"
 _TAKES: Final = (
-    "Authorization, Content-Type, Content-Encoding, If-Match, Idempotency-Key, Prefer, X-Device-Id, X-Request-Id"
+    "Authorization, Content-Type, Content-Encoding, If-Match, If-None-Match, Idempotency-Key, Last-Event-ID, Prefer, "
+    "X-Device-Id, X-Request-Id"
 )
 _SHOWS: Final = (
-    "ETag, X-Request-Id, Retry-After, Idempotency-Replayed, Preference-Applied, RateLimit, RateLimit-Policy"
+    "ETag, X-Request-Id, Retry-After, Idempotency-Replayed, Preference-Applied, RateLimit, RateLimit-Policy, "
+    "Sluice-Next-Cursor, Sluice-Source, Sluice-Tier, Sluice-Complete-Through, Sluice-Dirty, Sluice-Kept-From, "
+    "Sluice-Removed-At"
 )
 _PREFLIGHT_S: Final = 600
 

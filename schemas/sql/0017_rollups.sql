@@ -74,7 +74,8 @@ CREATE TABLE rollup_state (
     only_row         boolean PRIMARY KEY DEFAULT true CHECK (only_row),
     closing_through  timestamptz NOT NULL DEFAULT '-infinity',
     closing_xid      xid8,
-    computed_through timestamptz NOT NULL DEFAULT '-infinity' CHECK (computed_through <= closing_through)
+    computed_through timestamptz NOT NULL DEFAULT '-infinity' CHECK (computed_through <= closing_through),
+    landed_through   timestamptz NOT NULL DEFAULT '-infinity'   -- what the log received before has landed
 ) WITH (fillfactor = 20);
 INSERT INTO rollup_state DEFAULT VALUES;
 
@@ -89,6 +90,12 @@ CREATE TABLE rollup_marks (
 );
 CREATE INDEX rollup_marks_by_series ON rollup_marks (series_id) INCLUDE (first_bucket, last_bucket);
 
+-- The sum of the ids of a series' marks that are repaired: with those that stand it tells whether it ever changed.
+CREATE TABLE rollup_changes (
+    series_id int PRIMARY KEY,
+    marks     numeric NOT NULL
+) WITH (fillfactor = 80);
+
 -- ---------------------------------------------------------------- what a bucket comes to
 
 -- Numbers that no sum, difference or product with seconds takes out of the range of float8: others are left out there.
@@ -102,7 +109,7 @@ $$ SELECT CASE WHEN addable(p_after) >= addable(p_before) THEN p_after - p_befor
 
 CREATE FUNCTION seconds_between(p_first timestamptz, p_last timestamptz) RETURNS float8
 LANGUAGE sql IMMUTABLE PARALLEL SAFE AS
-$$ SELECT extract(epoch FROM p_last - p_first)::float8 $$;
+$$ SELECT date_part('epoch', p_last - p_first) $$;
 
 -- Value times seconds. What is nearly nothing is nothing: a product below the range of float8 would be an error.
 CREATE FUNCTION area_of(p_value float8, p_seconds float8) RETURNS float8 LANGUAGE sql IMMUTABLE PARALLEL SAFE AS
@@ -160,83 +167,9 @@ $f$', v_tier);
     END LOOP;
 END $$;
 
--- ---------------------------------------------------------------- what is asked
-
--- Readings of p_series in [p_from, p_to) by buckets of p_width, a multiple of 5 minutes, an hour or a day: from
--- roll-ups of the coarsest tier that fits where those are computed and unmarked, from readings everywhere else. All of
--- it in the snapshot of the statement that asks. Every bucket is cut at p_from and p_to. `delta` is what the counter
--- rose from the reading before each of the bucket's, wherever that one stands; is_dirty: some of it has a mark.
-CREATE FUNCTION readings_aggregated(p_series int[], p_from timestamptz, p_to timestamptz, p_width interval)
-RETURNS TABLE (series_id int, bucket timestamptz, count bigint, sum float8, min float8, max float8, first float8,
-    first_ts timestamptz, last float8, last_ts timestamptz, delta float8, from_raw bigint, from_rollups bigint,
-    is_dirty boolean)
-LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = public, pg_temp
-SET enable_hashjoin = off SET enable_mergejoin = off AS $$
-DECLARE
-    v_seconds bigint := extract(epoch FROM p_width)::bigint;
-    v_tier text;
-    v_piece interval;
-    v_first timestamptz;
-    v_end timestamptz;
-BEGIN
-    IF v_seconds < 300 OR v_seconds % 300 <> 0 OR extract(epoch FROM p_width) <> v_seconds
-       OR NOT isfinite(p_from) OR NOT isfinite(p_to) THEN
-        RAISE invalid_parameter_value USING MESSAGE = 'buckets are multiples of 5 minutes within a finite span';
-    END IF;
-    IF v_seconds % 86400 = 0 THEN
-        v_tier := 'rollups_1d'; v_piece := '1 day';
-    ELSIF v_seconds % 3600 = 0 THEN
-        v_tier := 'rollups_1h'; v_piece := '1 hour';
-    ELSE
-        v_tier := 'rollups_5m'; v_piece := '5 minutes';
-    END IF;
-    SELECT least(s.computed_through, p_to) INTO v_end FROM rollup_state s;
-    v_first := bucket_of(v_piece, p_from);
-    v_first := CASE WHEN v_first < p_from THEN v_first + v_piece ELSE v_first END;
-    v_end := CASE WHEN isfinite(v_end) THEN greatest(bucket_of(v_piece, v_end), v_first) ELSE v_first END;
-    RETURN QUERY EXECUTE format('
-        WITH wanted AS MATERIALIZED (
-            SELECT s.series_id, d.dirty,
-                   tstzmultirange(tstzrange($2, $3)) - tstzmultirange(tstzrange($5, $6))
-                       + d.dirty * tstzmultirange(tstzrange($5, $6)) AS raw
-            FROM series s CROSS JOIN LATERAL (
-                SELECT coalesce(range_agg(tstzrange(bucket_of($7, m.first_bucket), bucket_of($7, m.last_bucket) + $7)),
-                                tstzmultirange()) AS dirty
-                FROM rollup_marks m
-                WHERE m.series_id = s.series_id AND m.last_bucket + $7 > $2 AND m.first_bucket < $3 + $7) d
-            WHERE s.series_id = ANY ($1)
-        ), pieces AS (
-            SELECT w.series_id, t.bucket, t.count, t.sum, t.min, t.max, t.first, t.first_ts, t.last, t.last_ts,
-                   t.increase, 0::bigint AS raw, t.count AS rolled, false AS dirty
-            FROM wanted w CROSS JOIN LATERAL (
-                SELECT x.* FROM %I x WHERE x.series_id = w.series_id AND x.bucket >= $5 AND x.bucket < $6 OFFSET 0) t
-            WHERE NOT w.dirty @> t.bucket
-            UNION ALL
-            SELECT w.series_id, a.bucket, a.count, a.sum, a.min, a.max, a.first, a.first_ts, a.last, a.last_ts,
-                   a.increase, a.count, 0, w.dirty @> a.bucket
-            FROM wanted w CROSS JOIN LATERAL unnest(w.raw) r
-            CROSS JOIN LATERAL aggregate_readings(w.series_id, lower(r), upper(r), $7) a
-        ), stepped AS (
-            SELECT p.*, bucket_of($4, p.bucket) AS wide, lag(p.last) OVER o AS before,
-                   coalesce(lag(bucket_of($4, p.bucket)) OVER o < bucket_of($4, p.bucket), true) AS is_first,
-                   coalesce(lead(bucket_of($4, p.bucket)) OVER o > bucket_of($4, p.bucket), true) AS is_last,
-                   row_number() OVER o = 1 AS is_start
-            FROM pieces p WINDOW o AS (PARTITION BY p.series_id ORDER BY p.bucket))
-        SELECT p.series_id, p.wide, sum(p.count)::bigint,
-               CASE WHEN addable(min(p.min)) IS NOT NULL AND addable(max(p.max)) IS NOT NULL THEN sum(p.sum) END,
-               min(p.min), max(p.max), min(p.first) FILTER (WHERE p.is_first), min(p.first_ts),
-               min(p.last) FILTER (WHERE p.is_last), max(p.last_ts),
-               sum(p.increase + counter_step(CASE WHEN p.is_start THEN (
-                   SELECT x.value FROM readings x WHERE x.series_id = p.series_id AND x.ts < $2
-                   ORDER BY x.ts DESC LIMIT 1) ELSE p.before END, p.first)),
-               sum(p.raw)::bigint, sum(p.rolled)::bigint, bool_or(p.dirty)
-        FROM stepped p GROUP BY 1, 2 ORDER BY 1, 2', v_tier)
-    USING p_series, p_from, p_to, p_width, v_first, v_end, v_piece;
-END $$;
-
-REVOKE ALL ON FUNCTION readings_aggregated, ensure_rollups FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION readings_aggregated TO sluice_app, sluice_reader;
+REVOKE ALL ON FUNCTION ensure_rollups FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION ensure_rollups TO sluice_worker;
 GRANT SELECT ON rollup_state TO sluice_app, sluice_reader;
 GRANT SELECT, UPDATE ON rollup_state TO sluice_worker;
+GRANT SELECT, INSERT, UPDATE ON rollup_changes TO sluice_worker;
 GRANT SELECT, INSERT, DELETE ON rollup_marks, rollups_5m, rollups_1h, rollups_1d TO sluice_worker;

@@ -110,7 +110,12 @@ class World:
 
 @asynccontextmanager
 async def world(
-    database: Database, *, origins: tuple[str, ...] = (), described: Sequence[Any] = (), **limits: Any
+    database: Database,
+    http: HttpSettings | None = None,
+    *,
+    origins: tuple[str, ...] = (),
+    described: Sequence[Any] = (),
+    **limits: Any,
 ) -> AsyncIterator[World]:
     registry = CollectorRegistry()
     pool = await open_pool(database.settings, role="sluice_app", application="test", size_max=4)
@@ -126,7 +131,7 @@ async def world(
     face = ApiFace(app, metrics)
     await face.start()
     listener = listen("TEST", "127.0.0.1:0")
-    http = HttpSettings(http_connections_max=CONNECTIONS_MAX)
+    http = http or HttpSettings(http_connections_max=CONNECTIONS_MAX)
     server = HttpServer(listener, face.handler, http, face.refuse, face.request_factory)
     await server.start()
     organisation, site, device, key = await tenant(database)
@@ -584,6 +589,40 @@ def test_too_many_at_once_are_told_to_come_back(database: Database) -> None:
     run(test())
 
 
+def test_one_organisation_leaves_sessions_to_others(database: Database) -> None:
+    async def test() -> None:
+        async with world(database, api_connection_wait_ms=5_000) as it:
+            _, _, device, key = await tenant(database)
+            locker = await asyncpg.connect(database.superuser_url)
+            watcher = await asyncpg.connect(database.superuser_url)  # what a transaction sees of others stands still
+            await locker.execute("BEGIN")
+            await locker.execute("SELECT FROM devices WHERE device_id = $1 FOR UPDATE", it.device)
+            headers = {"Authorization": f"Bearer {it.key}"}
+            url = f"{it.url}/v1/devices/dev_{it.device.hex}"
+
+            async def change() -> int:
+                async with it.session.patch(url, json={"name": "New"}, headers=headers) as answer:
+                    return answer.status
+
+            held = [asyncio.create_task(change()) for _ in range(8)]
+            waiting = (
+                "SELECT count(*) FROM pg_stat_activity"
+                " WHERE wait_event_type = 'Lock' AND datname = current_database()"
+            )
+            while await watcher.fetchval(waiting) < 3:  # noqa: ASYNC110 -- only the database knows
+                await asyncio.sleep(0.01)
+            for _ in range(3):
+                status, _, _ = await it.get(device_id=device, key=key)
+                assert status == 200
+            assert await watcher.fetchval(waiting) == 3
+            await locker.execute("COMMIT")
+            await locker.close()
+            await watcher.close()
+            assert await asyncio.gather(*held) == [200] * 8
+
+    run(test())
+
+
 # ---------------------------------------------------------------- plans
 
 
@@ -653,7 +692,7 @@ def test_options_and_head_and_pages_of_other_origins(any_database: Database) -> 
             for method, body in (("GET", True), ("HEAD", False)):
                 async with it.session.request(method, url, params={"device_id": str(it.device)}, headers=key) as got:
                     assert (got.status, got.headers["Access-Control-Allow-Origin"]) == (200, ours)
-                    assert (got.headers["Vary"], bool(await got.read())) == ("Origin", body)
+                    assert (got.headers["Vary"], bool(await got.read())) == ("Accept, Origin", body)
             async with it.session.options(f"{it.url}/api/v1/nothing") as answer:
                 assert answer.status == 404
 

@@ -109,6 +109,39 @@ def test_one_owns_so_many_organisations(database: Database) -> None:
     run(test())
 
 
+def test_how_long_readings_are_kept_is_an_owner_s_matter(any_database: Database) -> None:
+    async def test() -> None:
+        async with people(any_database) as here:
+            where = path(here.organisation)
+            owner, admin = [await here.token_as(role) for role in ("owner", "admin")]
+            wanted = {"raw_retention_days": 30, "rollups_5m_days": 90, "rollups_1h_days": 0, "rollups_1d_days": None}
+            given: list[dict[str, Any]] = [
+                {"raw_retention_days": 30},
+                {"rollups_1d_days": 0, "name": "Two"},
+                {"rollups_5m_days": None},
+            ]
+            for body in given:
+                assert (await here.ask("PATCH", where, admin, body)).code == (403, "forbidden")
+            changed = await here.ask("PATCH", where, owner, wanted, headers={"If-Match": '"1"'})
+            assert (changed.status, changed.body["version"]) == (200, 2)
+            assert {name: changed.body[name] for name in wanted} == wanted
+            key = await here.api_key("owner")
+            assert (await here.ask("PATCH", where, key, {"rollups_5m_days": None})).body["rollups_5m_days"] is None
+            key = await here.api_key("organisation:write")
+            assert (await here.ask("PATCH", where, key, {"rollups_5m_days": 7})).code == (403, "forbidden")
+            given = [
+                {"raw_retention_days": 0}, {"raw_retention_days": None}, {"raw_retention_days": 36_601},
+                {"rollups_5m_days": -1}, {"rollups_1h_days": "7"}, {"rollups_1d_days": 2.5},
+            ]  # fmt: skip
+            for body in given:
+                assert (await here.ask("PATCH", where, owner, body)).code == (422, "invalid")
+            entries = (await here.ask("GET", "/api/v1/audit", owner)).body["data"]
+            told = [one["details"] for one in entries if one["action"] == "organisation.updated"]
+            assert wanted in told
+
+    run(test())
+
+
 OPERATIONS = [
     # method, path under the organisation (or absolute), body, least role, scope
     ("GET", "", None, "viewer", "organisation:read"),

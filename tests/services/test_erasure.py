@@ -590,7 +590,8 @@ class Doomed(Eraser):
 
     def __init__(self, here: Estate, step: int, when: str) -> None:
         made = here.eraser()
-        super().__init__(made._postgres, made._settings, made._log, made._clock, made._metrics)
+        rollups = made._rollups_metrics
+        super().__init__(made._postgres, made._settings, made._log, made._clock, made._metrics, rollups)
         self._left, self._when = step, when
 
     async def _step(self, connection: Any, site: UUID, statement: str, *arguments: Any) -> Any:

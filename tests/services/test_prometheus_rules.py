@@ -153,6 +153,8 @@ CASES = [
          "10 passes within ten minutes gave up waiting for an older transaction.", "40m", {"instance": "a:1"}),
     Case("SluiceRollupRepairsSlow", {"sluice_rollups_oldest_mark_seconds": "90x10 0x10"}, "8m",
          "The first mark has waited 1m 30s; a minute is the promise.", "15m"),
+    Case("SluiceRetentionStuck", {'sluice_retention_waiting_chunks{why="locked"}': "6x2900 0x100"}, "2890m",
+         "6 chunks that nobody keeps any more have stood for two days (locked).", "2910m", {"why": "locked"}),
     Case("SluiceWorkersChange", {'sluice_worker_assignments_total{event="lost"}': "0+1x16 16x30"}, "16m",
          "15 partitions were lost to other workers within 15 minutes.", "40m"),
     Case("SluiceLostRecords", {'sluice_ledger_lost_records{where="log"}': "5 5 8x1600"}, "4m",

@@ -25,11 +25,14 @@ from tests.rollups_rig import (
     SETTINGS,
     WIDTHS,
     Actor,
+    Answer,
     GatedCloser,
     GatedRepairer,
     Lander,
     Reader,
+    edges_between,
     erase,
+    given,
     moment,
     open_reader,
 )
@@ -44,6 +47,8 @@ from workers.rollups.sql import MARK
 #: Of one walk; each is one call to the database of one of six sessions, or more.
 STEPS = int(os.environ.get("WALK_STEPS", "10000"))
 SEED = int(os.environ.get("WALK_SEED", "0")) or random.randrange(10**6)
+#: Of 20 ms each, in which a transaction of another test ends.
+PASSES_MAX = 500
 START = floored(NOW, DAY) - 6 * DAY
 METRICS = ("power", "energy", "state")
 METRICS_OF_NONE = RollupsMetrics(CollectorRegistry())
@@ -63,11 +68,15 @@ class World:
     def closer(self, actor: Actor) -> GatedCloser:
         return GatedCloser(self.rig, actor, lambda: self.now)
 
-    async def close(self) -> None:
-        """A whole pass."""
-        actor = Actor()
-        await actor.start(self.closer(actor).keep())
-        await actor.finish()
+    async def close(self, *, once: bool = False) -> None:
+        """A whole pass; another one where transactions of other tests held it up, unless one of ours does."""
+        for _ in range(PASSES_MAX):
+            actor = Actor()
+            closer = self.closer(actor)
+            await actor.start(closer.keep())
+            await actor.finish()
+            if once or closer.trouble is None:
+                return
 
     async def repair(self) -> None:
         actor = Actor()
@@ -89,8 +98,10 @@ class World:
         found: int = await self.rig.value("SELECT count(*) FROM rollup_marks")
         return found
 
-    async def answers(self, width: int) -> list[Any]:
-        return await self.reader.ask(START, START + DAY, width)
+    async def answers(self, width: int) -> list[Answer]:
+        answer = await self.reader.ask(START, START + DAY, width)
+        self.reader.from_rollups += answer.from_rollups
+        return given(answer, edges_between(START, START + DAY, width))
 
     async def check(self, first: int = START - 2 * DAY, stop: int = START + 8 * DAY) -> None:
         await self.reader.check((first, stop, width) for width in WIDTHS)
@@ -228,7 +239,7 @@ def test_at_any_moment_of_a_random_walk_the_answers_are_the_readings(any_databas
             assert here.reader.from_rollups > 0 < told
             print(f"{walk.kills} kills, {walk.ends} ends, {here.reader.compared} buckets compared")
 
-    run(test())
+    run(test(), timeout_s=300)
 
 
 # ---------------------------------------------------------------- each sentence of the design
@@ -249,7 +260,7 @@ def test_a_landing_that_is_open_across_the_closing_is_waited_for(any_database: D
                     await lander.actor.step()
                 before = here.now
                 here.now += HOUR
-                await here.close()
+                await here.close(once=True)
                 assert await here.state() == (here.now - START, before - START)
                 await lander.actor.finish()
                 assert await here.marks() == (calls == 3)
@@ -422,7 +433,7 @@ def test_an_erasing_under_way_is_waited_for_or_leaves_marks(any_database: Databa
                 while eraser.calls < calls:
                     await eraser.step()
                 here.now += HOUR
-                await here.close()
+                await here.close(once=True)
                 await eraser.finish()
                 await here.close()
                 await here.check()
@@ -442,11 +453,9 @@ def test_numbers_beyond_all_sums_stop_nothing(any_database: Database, tmp_path: 
             await here.close()
             assert await here.state() == (DAY, DAY)
             rolled = await here.answers(HOUR)
-            assert [row[:11] for row in rolled] == [row[:11] for row in raw]
-            assert [(row["count"], row["sum"], row["max"], row["from_raw"]) for row in rolled] == [
-                (7, None, 1.7e308, 0),
-                (1, 3.0, 3.0, 0),
-            ]
+            assert rolled == raw
+            assert [(row.readings, row.sum, row.max) for row in rolled] == [(7, None, 1.7e308), (1, 3.0, 3.0)]
+            assert here.reader.from_rollups == 8
 
     run(test())
 
@@ -461,7 +470,10 @@ def test_how_far_readings_have_landed(any_database: Database, tmp_path: Path) ->
             closer = Closer(rig.postgres, replace(SETTINGS, rollups_delay_s=60), rig.log, SystemClock(), metrics)
 
             async def closed() -> int:
-                await closer.keep()
+                for _ in range(PASSES_MAX):
+                    await closer.keep()
+                    if closer.trouble is None:
+                        break
                 return microseconds(await rig.value("SELECT closing_through FROM rollup_state"))
 
             await rig.append(record(device, channel("power", [(NOW, 1.0)]), received_at=NOW - 2 * HOUR))
@@ -549,6 +561,6 @@ def test_series_of_another_organisation_are_not_answered(any_database: Database,
             await here.close()
             assert len(await here.answers(DAY)) == 1
             async with open_reader(here.rig.postgres, uuid7(), here.reader.series) as stranger:
-                assert await stranger.ask(START, START + DAY, DAY) == []
+                assert (await stranger.ask(START, START + DAY, DAY)).series == {}
 
     run(test())

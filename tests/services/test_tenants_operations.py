@@ -35,7 +35,7 @@ IDS: Final = {
     "orgId": "organisation", "organisation_id": "organisation", "account_id": "organisation", "siteId": "site",
     "site_id": "site", "to_site_id": "site", "deviceId": "device", "device_id": "device", "userId": "user",
     "user_id": "user", "invitationId": "invitation", "credential_id": "key", "edgeId": "edge", "subject": "site",
-    "email": "email", "group_id": "group", "series_id": "series",
+    "email": "email", "group_id": "group", "series_id": "series", "channels": "device",
 }  # fmt: skip
 ID_UNDER: Final = {
     "/v1/devices/": "device",
@@ -54,6 +54,8 @@ OTHER: Final = {
     "metric", "label", "code", "request_id", "action", "model", "note", "payload", "password", "current_password",
     "new_password", "notes", "timezone", "address", "version", "from", "to", "effective_at", "expires_at", "by",
     "order", "state", "limit", "online", "attempts_max", "latitude", "longitude", "processCount", "role", "scopes",
+    "format", "bucket", "fn", "fill", "tz", "ref", "raw_retention_days", "rollups_5m_days", "rollups_1h_days",
+    "rollups_1d_days", "last_event_id", "agg", "type",
 }  # fmt: skip
 NEUTRAL_TYPES: Final = {str, int, float, bool, datetime, type(None), msgspec.UnsetType, msgspec.Raw, Moment, Any}
 
@@ -62,6 +64,7 @@ NEW: Final = "new"
 #: A right body of each operation that takes one.
 BODIES: Final[Mapping[str, Any]] = {
     "platform.discard_found": {"note": "gone"},
+    "platform.batch_of_readings": {"queries": [{"from": "2026-11-01T00:00:00Z", "to": "2026-11-02T00:00:00Z"}]},
     "platform.discard_quarantined": {"note": "gone"},
     "platform.edit_quarantined": {"payload": {"type": "temperature", "value": 1}},
     "sites.create_site": {"name": "Site", "slug": NEW},
@@ -90,13 +93,19 @@ BODIES: Final[Mapping[str, Any]] = {
 #: Queries without which an operation answers nothing, by the field they need.
 QUERIES: Final = {
     "platform.readings": "device_id", "platform.latest_readings": "device_id", "devices.list_devices": "account_id",
-    "platform.discard_found": "device_id",
+    "platform.discard_found": "device_id", "platform.aggregated_readings": "device_id",
+    "platform.reading_statistics": "device_id", "platform.stream_readings": "device_id",
+    "devices.channel_measurements": "channels",
 }  # fmt: skip
+SPAN: Final = {"from": "2026-11-01T00:00:00Z", "to": "2026-11-02T00:00:00Z"}
+#: And what is nobody's, without which they answer nothing either.
+PARAMETERS: Final = {"platform.aggregated_readings": SPAN, "platform.reading_statistics": SPAN}
 #: How the paths of operations end after which something is not as it was found.
 ENDS: Final = {"logout", "change", "replay", "discard", "register-server"}
 #: What a right request is answered where that is no success, and why.
 NO_SUCCESS: Final = {
     "devices.identify_device": 409,  # no downlink exists
+    "platform.stream_readings": 503,  # no log is read here: a stream never ends (test_live)
     "platform.login": 401,  # as who has no account
     "platform.refresh": 401,
     "platform.reset_password": 422,
@@ -194,7 +203,9 @@ class Request:
     def with_(self, position: Position, value: str) -> "Request":
         spelt = f"{position.prefix}{UUID(value).hex}" if position.prefix else value
         changed = replace(self, path=dict(self.path), query=dict(self.query), body=dict(self.body or {}) or None)
-        if position.where == "body":
+        if position.where == "body" and "queries" in (self.body or {}):
+            changed.body = {"queries": [{**BODIES[self.operation.name]["queries"][0], position.name: spelt}]}
+        elif position.where == "body":
             changed.body = {**(self.body or {}), position.name: spelt}
         else:
             (changed.path if position.where == "path" else changed.query)[position.name] = spelt
@@ -214,7 +225,7 @@ class Request:
 
 
 def right(operation: Operation, own: Tenant) -> Request:
-    request = Request(operation)
+    request = Request(operation, query=dict(PARAMETERS.get(operation.name, {})))
     if operation.body_type is not Nothing:
         assert operation.name in BODIES, f"{operation.name}: say what a right body of it is"
         request.body = {

@@ -165,14 +165,22 @@ _QUERY: Final[dict[str, _Supply]] = {
     "site_id": _known("site"),
     "account_id": _known("organisation"),
     "device_id": _known("device_uuid"),
+    "group_id": _known("group"),
     "code": lambda: "unknown_unit",
     "device": lambda: "fridge",
     "token": _known("device_token"),
     "temp": lambda: "4.2",
 }
+_WHOSE: Final = frozenset({"device_id", "site_id", "group_id"})
+_DAY: Final = {"from": "2026-11-01T00:00:00Z", "to": "2026-11-02T00:00:00Z"}
+#: What is asked of readings that are put together: their values bound each other.
+_PUT_TOGETHER: Final = {"bucket": "1h", "fn": "mean,delta,p95", "tz": "Europe/Prague"}
 #: One of several parameters is needed, which no OpenAPI document can say.
 _NEEDED: Final[dict[str, tuple[str, frozenset[str]]]] = {
-    "GET /api/v1/readings": ("device_id", frozenset({"device_id", "site_id"})),
+    "GET /api/v1/readings": ("device_id", _WHOSE),
+    "GET /api/v1/readings/latest": ("device_id", _WHOSE),
+    "GET /api/v1/readings/aggregated": ("device_id", _WHOSE),
+    "GET /api/v1/readings/stats": ("device_id", _WHOSE),
     "GET /v1/devices": ("account_id", frozenset({"account_id", "site_id"})),
     "GET /v1/ingest": ("temp", frozenset({"temp"})),
     "GET /v1/ingest/shelly/{token}": ("temp", frozenset({"temp"})),
@@ -261,38 +269,59 @@ def _tell() -> None:
 
 def _complete(operation: str, case: Any) -> None:
     """What a right request has besides, that its schema cannot say."""
-    query, body = case.query, case.body
-    if _is_right(case, In.QUERY):
-        name, enough = _NEEDED.get(operation, ("", query.keys()))
-        if not enough & query.keys() and name:
-            query[name] = _QUERY[name]()
-        if "limit" in query:
-            query["limit"] = min(int(query["limit"]), _LIMIT_MAX)
-        if "from" in query and "to" in query:
-            query["from"], query["to"] = "2000-01-01T00:00:00Z", _FUTURE
-        if "cursor" in query:
-            _lead_on(case)
+    case.query = case.query or {}
+    if _is_right(case, In.QUERY) or In.QUERY not in case.meta.components:
+        _complete_query(operation, case, case.query)
     if _is_right(case, In.HEADER) and "If-Match" in (case.headers or {}):
         case.headers["If-Match"] = "*"
     if _is_right(case, In.HEADER) and "X-Device-Id" in (case.headers or {}):
         case.headers["X-Device-Id"] = "fridge"
-    if _is_right(case, In.BODY) and isinstance(body, dict):
-        if body.get("expires_at") is not None:
-            body["expires_at"] = _FUTURE
-        if body.get("effective_at") is not None:
-            body["effective_at"] = _PAST
-        if operation in _SECRETS:
-            _SECRETS[operation](body)
+    if _is_right(case, In.BODY) and isinstance(case.body, dict):
+        _complete_body(operation, case.body)
+
+
+def _complete_query(operation: str, case: Any, query: dict[str, Any]) -> None:
+    name, enough = _NEEDED.get(operation, ("", query.keys()))
+    if not enough & query.keys() and name:
+        query[name] = _QUERY[name]()
+    if "limit" in query:
+        query["limit"] = min(int(query["limit"]), _LIMIT_MAX)
+    if "from" in query and "to" in query:
+        query["from"], query["to"] = "2000-01-01T00:00:00Z", _FUTURE
+    if operation in ("GET /api/v1/readings/aggregated", "GET /api/v1/readings/stats"):
+        query.update(_DAY, **{name: value for name, value in _PUT_TOGETHER.items() if name in query})
+    if operation == "GET /v1/measurements" and "channels" in query:
+        query["channels"] = f"{_stage['device']}:temperature"
+    if query.get("agg", "raw") != "raw":
+        query.update(_DAY)
+    if "/readings" in operation:
+        query.pop("series_id", None)  # there is none: nothing was sent
+    if "cursor" in query:
+        _lead_on(case)
+
+
+def _complete_body(operation: str, body: dict[str, Any]) -> None:
+    if body.get("expires_at") is not None:
+        body["expires_at"] = _FUTURE
+    if body.get("effective_at") is not None:
+        body["effective_at"] = _PAST
+    if operation in _SECRETS:
+        _SECRETS[operation](body)
+    if operation == "POST /api/v1/readings/batch":
+        questions = [one for one in body.get("queries", []) if isinstance(one, dict)][:_LIMIT_MAX]
+        body["queries"] = [one | _DAY | _PUT_TOGETHER for one in questions] or [dict(_DAY)]
 
 
 def _lead_on(case: Any) -> None:
     """A cursor is good for the list that it was given out for, so ask for one; without, the list has one page."""
     del case.query["cursor"]
-    url = f"{case.formatted_path}?{urlencode({**case.query, 'limit': 1})}"
+    plain = {name: value for name, value in case.query.items() if name != "format"}
+    url = f"{case.formatted_path}?{urlencode({**plain, 'limit': 1})}"
     page = ask(f"{_stage['url']}{url}", token=_stage["token"])
     found = page.json() if page.status == 200 else {}
     if cursor := found.get("next_cursor") or found.get("nextCursor"):
         case.query["cursor"] = cursor
+        case.query.setdefault("limit", 1)  # without one, some forms have no pages
 
 
 def _path_supplies(operation: str, path: str) -> dict[str, _Supply]:

@@ -1,5 +1,6 @@
 """Roles as processes of their own on real parts: starts that wait or are refused, processes replaced under load."""
 
+import http.client
 import json
 import os
 import re
@@ -233,3 +234,67 @@ def test_a_role_waits_for_a_database_that_is_away_and_says_so(place: Place) -> N
         assert probe.status == 503
         assert "the database cannot be reached" in probe.json()["not_ready"]["database"]
         assert api.end() == 0
+
+
+class Listening:
+    """A client of a stream, which notes the id of the last event that it was told."""
+
+    def __init__(self, api: Running, known: dict[str, Any], last_id: str) -> None:
+        headers = {"Authorization": f"Bearer {known['api_key']}"} | ({"Last-Event-ID": last_id} if last_id else {})
+        self._connection = http.client.HTTPConnection(urlsplit(api.url).netloc, timeout=END_S)
+        self._connection.request("GET", f"/api/v1/readings/stream?device_id={known['device_id']}", headers=headers)
+        self._answer = self._connection.getresponse()
+        assert self._answer.status == 200
+        self.last_id = last_id
+        self.values: list[float] = []
+
+    def close(self) -> None:
+        self._answer.close()
+        self._connection.close()
+
+    def event(self) -> str:
+        """The name of the next event; empty at the end."""
+        name = ""
+        for raw in self._answer:
+            field, _, value = raw.decode().rstrip("\n").partition(": ")
+            if field == "id":
+                self.last_id = value
+            elif field == "event":
+                name = value
+            elif field == "data" and name == "readings":
+                self.values += [reading["value"] for reading in json.loads(value)]
+            elif not field and name:
+                return name
+        return ""
+
+
+def test_a_stream_goes_on_where_it_was_after_the_api_was_started_again(place: Place) -> None:
+    """The end of a process does not wait for streams; what landed meanwhile is told by the next."""
+    known = seeded(place)
+
+    def send(before: int) -> int:
+        """Two more."""
+        for value in (before + 1, before + 2):
+            assert ask(f"{ingest.url}/v1/ingest?token={known['ingest_token']}&temp={value}").status == 202
+        return before + 2
+
+    with place.role("ingest") as ingest, place.role("worker") as worker:
+        ingest.ready()
+        worker.ready()
+        told: list[float] = []
+        last_id, sent = "", 0
+        for _ in range(3):
+            with place.role("api") as api:
+                api.ready()
+                stream = Listening(api, known, last_id)
+                assert stream.event() == "position"
+                sent = send(sent)
+                while len(told) + len(stream.values) < sent:
+                    assert stream.event() == "readings"
+                assert api.end() == 0
+                assert (stream.event(), stream.event()) == ("end", "")
+                told += stream.values
+                last_id = stream.last_id
+                stream.close()
+            sent = send(sent)
+        assert told == [float(value) for value in range(1, sent - 1)]

@@ -1,5 +1,6 @@
 """`sluice up` as a newcomer meets it: one command, a reading seen through the API, and an end without a trace."""
 
+import http.client
 import json
 import os
 import re
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -153,6 +155,25 @@ def test_it_lives_on_in_its_directory_and_leaves_nothing_running(data: Path) -> 
     assert not below(data)
 
 
+def test_an_open_stream_is_told_of_the_reading_and_of_the_end(data: Path) -> None:
+    """It never ends by itself: whoever stops the process does not wait for it."""
+    with up(data, "--json") as it:
+        known = it.json
+        connection = http.client.HTTPConnection(urlsplit(known["url"]).netloc, timeout=END_S)
+        headers = {"Authorization": f"Bearer {known['api_key']}"}
+        connection.request("GET", f"/api/v1/readings/stream?device_id={known['device_id']}", headers=headers)
+        answer = connection.getresponse()
+        assert answer.status == 200
+        lines = iter(answer)
+        assert b"event: position\n" in lines
+        assert send(known["url"], known["ingest_token"], 21.5) == 202
+        assert b"event: readings\n" in lines
+        assert b'"metric":"temperature"' in next(lines)
+        assert it.end() == 0
+        assert [*lines][-3:] == [b"event: end\n", b'data: {"reason":"shutdown"}\n', b"\n"]
+        connection.close()
+
+
 def test_what_was_acknowledged_before_a_kill_is_there_after_it(data: Path) -> None:
     with up(data, "--json") as it:
         known = it.json
@@ -179,7 +200,7 @@ def test_probes_and_metrics_of_every_role_on_a_port_of_their_own(data: Path) -> 
             return text if all(f"\n{name}" in text for name in names) else ""
 
         text = eventually("what every role counts", all_there)
-        assert "_live_" not in text
+        assert not re.search(r"[a-z]{2}_live_", text.replace("sluice_api_live_", "")), "no token"
         assert it.json["device_id"] not in text
 
 

@@ -45,7 +45,7 @@ def planned(
 
 def erased(first: int, end: int) -> Tombstones:
     found = Tombstones()
-    found.take([(3, DEVICE, first, end)])
+    found.take([(3, DEVICE, None, first, end)])
     return found
 
 
@@ -56,7 +56,7 @@ SPANS = st.lists(st.tuples(st.integers(0, 30), st.integers(1, 9)).map(lambda one
 def test_what_several_cover_together_they_cover(spans: list[tuple[int, int]], time: int) -> None:
     tombstones = Tombstones()
     for epoch, span in enumerate(spans, 1):
-        tombstones.take([(epoch, DEVICE, *span)])
+        tombstones.take([(epoch, DEVICE, None, *span)])
     assert tombstones.epoch == len(spans)
     found = tombstones.spans.get(DEVICE.bytes, ())
     assert within(found, time) == any(first <= time < end for first, end in spans)
@@ -65,8 +65,8 @@ def test_what_several_cover_together_they_cover(spans: list[tuple[int, int]], ti
 
 def test_an_epoch_without_others_moves_alone() -> None:
     tombstones = Tombstones()
-    tombstones.take([(7, None, 0, 0)])
-    assert (tombstones.epoch, tombstones.spans) == (7, {})
+    tombstones.take([(7, None, None, 0, 0)])
+    assert (tombstones.epoch, tombstones.spans, tombstones.horizons) == (7, {}, {})
 
 
 def test_a_record_of_erased_times_asks_for_no_series() -> None:

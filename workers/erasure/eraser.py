@@ -24,6 +24,9 @@ from workers.erasure.metrics import ErasureMetrics
 from workers.erasure.settings import ErasureSettings
 from workers.landing.quarantine import time_told
 from workers.landing.tombstones import Span, within
+from workers.rollups.metrics import RollupsMetrics
+from workers.rollups.session import DAY, HOUR, NEVER, Range, Session, floored
+from workers.rollups.sql import SLICE
 from workers.upkeep import OthersTurn, alone, repeat
 
 _log = logging.getLogger("sluice.erasure")
@@ -52,13 +55,20 @@ class Eraser:
     """One worker's part. `run` is all of it; it ends by being cancelled and never fails."""
 
     def __init__(
-        self, postgres: PostgresSettings, settings: ErasureSettings, log: Log, clock: Clock, metrics: ErasureMetrics
+        self,
+        postgres: PostgresSettings,
+        settings: ErasureSettings,
+        log: Log,
+        clock: Clock,
+        metrics: ErasureMetrics,
+        rollups_metrics: RollupsMetrics,
     ) -> None:
         self._postgres = postgres
         self._settings = settings
         self._log = log
         self._clock = clock
         self._metrics = metrics
+        self._rollups_metrics = rollups_metrics
         self._noticed: dict[UUID, float] = {}
         """When a site that waits was seen first, in monotonic seconds."""
         self._doing: str | None = None
@@ -110,7 +120,7 @@ class Eraser:
         site = row["site_id"]
         if row["state"] == "waiting" and not await self._may_begin(connection, row):
             return
-        await self._erase_readings(connection, site, row["erased_through"] or _NO_ID)
+        await self._erase_readings(connection, site, row["organisation_id"], row["erased_through"] or _NO_ID)
         await self._erase_quarantined(connection, site, row["organisation_id"])
         await self._erase_registered(connection, site, row["organisation_id"])
         _log.info("a site was erased", extra={"site_id": str(site)})
@@ -134,13 +144,14 @@ class Eraser:
 
     # ------------------------------------------------------------ erasing
 
-    async def _erase_readings(self, connection: Any, site: UUID, through: UUID) -> None:
+    async def _erase_readings(self, connection: Any, site: UUID, organisation: UUID, through: UUID) -> None:
         """Device by device. Raises `OthersTurn`."""
         while rows := await connection.fetch(sql.DEVICES, site, through, _DEVICES_AT_ONCE):
             for row in rows:
                 for span in map(Span, row["firsts"], row["ends"]):
                     for column in sql.COLUMNS:
                         await self._erase_span(connection, site, column, row["series"], span)
+                    await self._erase_rolled_up(connection, organisation, row["series"], span)
             through = rows[-1]["device_id"]
             await self._step(connection, site, sql.THROUGH, site, through)
 
@@ -158,6 +169,44 @@ class Eraser:
                 self._metrics.rows.labels(column).inc(gone)
                 await self._pause(gone)
             first = end
+
+    async def _erase_rolled_up(self, connection: Any, organisation: UUID, series: Sequence[int], span: Span) -> None:
+        """What is left of readings that retention has let go: of all others a mark leads to it.
+
+        Horizons are asked for once all marks of the span stand: none moves over them from then on.
+        """
+        horizons = dict(await connection.fetch(sql.WAIT_FOR_HORIZONS, organisation))
+        stop = min(span.end, horizons.get("raw", NEVER))
+        day = span.first if span.first == NEVER else floored(span.first, DAY)
+        session = Session(connection, self._rollups_metrics)
+        while series and day < stop:
+            found = await connection.fetchval(sql.NEXT_DAY, series, day, stop)
+            if found is None:
+                return
+            for number in {one // SLICE for one in series}:
+                of_slice = [one for one in series if one // SLICE == number]
+                async with session.holding(number):
+                    await self._erase_day(session, organisation, of_slice, span, found)
+            await self._pause(self._settings.erasure_step_rows)
+            day = found + DAY
+
+    async def _erase_day(
+        self, session: Session, organisation: UUID, series: Sequence[int], span: Span, day: int
+    ) -> None:
+        """Of each tier the buckets that the span touches and that nothing is left to compute from; then the next."""
+        horizons = dict(await session.connection.fetch(sql.HORIZONS, organisation))
+        ranges = {
+            1: [Range(one, day, day + DAY - HOUR) for one in series],
+            2: [Range(one, day, day) for one in series],
+        }
+        for tier, below in enumerate(sql.TIERS):
+            if tier:
+                await session.compute(tier, ranges[tier])
+            stop = min(span.end, day + DAY, horizons.get(below, NEVER))
+            if day < stop:
+                erase = sql.ERASE_ROLLED_UP[tier]
+                done = await session.connection.execute(erase, series, span.first, day, stop)
+                self._metrics.rows.labels("rollups").inc(int(done.rpartition(" ")[2]))
 
     async def _erase_quarantined(self, connection: Any, site: UUID, organisation: UUID) -> None:
         spans: dict[UUID, list[Span]] = {}

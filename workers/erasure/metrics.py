@@ -15,7 +15,8 @@ class ErasureMetrics:
         )
         self.rows = Counter(
             "sluice_erasure_rows_total",
-            "Rows erased with sites. kind: readings, text_readings, notes, quarantined.",
+            "Rows erased with sites. kind: readings, text_readings, notes, quarantined, rollups (whose readings were "
+            "beyond retention).",
             ["kind"],
             registry=registry,
         )

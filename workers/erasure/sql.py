@@ -49,10 +49,30 @@ NEXT: Final = {column: _NEXT.format(table=table) for column, table in COLUMNS.it
 _MARKED: Final = LEAVE.format(found="gone", closing="(SELECT closing_through FROM rollup_state)")
 ERASE: Final = {
     column: _ERASE.format(
-        table=table, column=column, marked=f", marked AS ({_MARKED}\n)" if table == "readings" else ""
+        table=table, column=column, marked="" if table == "reading_notes" else f", marked AS ({_MARKED}\n)"
     )
     for column, table in COLUMNS.items()
 }
+
+#: What each tier of roll-ups is computed from, from the finest tier on.
+TIERS: Final = ("raw", "5m", "1h")
+HORIZONS: Final = "SELECT tier, dropped_through FROM retention_horizons WHERE organisation_id = $1"
+#: The same once nobody is about to move one.
+WAIT_FOR_HORIZONS: Final = f"{HORIZONS} FOR SHARE"
+#: The first day from one on that has any roll-up, which has one of the day.
+NEXT_DAY: Final = """
+SELECT min(n.bucket) FROM unnest($1::int[]) AS s (series_id) CROSS JOIN LATERAL (
+    SELECT r.bucket FROM rollups_1d r
+    WHERE r.series_id = s.series_id AND r.bucket >= $2 AND r.bucket < $3 ORDER BY r.bucket LIMIT 1) n"""
+_ERASE_ROLLED_UP: Final = """
+DELETE FROM {table} r
+WHERE r.series_id = ANY ($1::int[]) AND r.bucket > $2::timestamptz - interval '{width}'
+  AND r.bucket >= $3 AND r.bucket < $4"""
+#: By tier: the buckets of a day from $3 on, before $4, that end after $2.
+ERASE_ROLLED_UP: Final = tuple(
+    _ERASE_ROLLED_UP.format(table=table, width=width)
+    for table, width in (("rollups_5m", "5 minutes"), ("rollups_1h", "1 hour"), ("rollups_1d", "1 day"))
+)
 
 _QUARANTINED: Final = """
 SELECT q.quarantine_id, q.device_id, q.received_at, q.item, coalesce(q.original_payload, q.payload) AS payload

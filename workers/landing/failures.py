@@ -27,7 +27,7 @@ class Cause(Enum):
     POSITION = "position"
     """A position was not where it was expected: go on from where it is."""
     TOMBSTONES = "tombstones"
-    """A site began to be erased since the batch was planned: plan it again."""
+    """A site began to be erased, or a horizon moved, since the batch was planned: plan it again."""
     LOG = "log"
     """The log no longer has what comes next."""
     DATABASE = "database"
@@ -39,7 +39,7 @@ class PositionMovedError(SluiceError):
 
 
 class TombstonesMovedError(SluiceError):
-    """The plan was made without knowing every tombstone."""
+    """The plan was made without knowing every tombstone and horizon."""
 
 
 class LeaseLapsedError(SluiceError):

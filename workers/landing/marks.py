@@ -1,7 +1,8 @@
 """Marks for the roll-ups: where a landing stores readings behind what they have closed.
 
 A landing asks how far that is in a statement of its own, after its transaction has its id: either it sees that time
-and leaves its marks, or it is older than the time and the roll-ups wait for it. Left out: what the marks lead to
+and leaves its marks, or it is older than the time and the roll-ups wait for it. The same statement tells what may not
+be stored any more, and retention waits alike. Left out: what the marks lead to
 (`workers.rollups`).
 """
 
@@ -12,7 +13,7 @@ from typing import Any, Final
 from workers.landing.columns import Runs
 from workers.landing.plan import Plan
 
-CLOSING: Final = "SELECT closing_through FROM rollup_state"
+CLOSING: Final = "SELECT s.closing_through, e.epoch FROM rollup_state s, tombstone_epoch e"
 
 _BUCKET_US: Final = 300_000_000
 _LATEST: Final = 2**63 - 1
@@ -37,8 +38,13 @@ _LEAVE: Final = LEAVE.format(found=_STORED, closing="$3")
 
 async def leave(connection: Any, plan: Plan, closing: int) -> None:
     """Within the landing's transaction, once its readings are written; `closing` is what `CLOSING` gave in it."""
-    if min(_oldest(plan.fresh), _oldest(plan.suspects)) < closing:
-        await connection.execute(_LEAVE, *_late(plan.fresh, closing), closing)
+    texts = [text for text in plan.texts if text.ts < closing]
+    if texts or min(_oldest(plan.fresh), _oldest(plan.suspects)) < closing:
+        series_ids, late = _late(plan.fresh, closing)
+        # Texts have no roll-ups, but answers with them have versions, which follow the marks.
+        series_ids += [text.series_id for text in texts]
+        late += [text.ts for text in texts]
+        await connection.execute(_LEAVE, series_ids, late, closing)
 
 
 def _oldest(runs: Runs) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from operator import lt
 from typing import Final, NamedTuple
 
-from schemas.record import PLAIN_VERSION, TIME_MADE_UP, Channel, Note, Record, UndecodableError, decode
+from schemas.record import PLAIN_VERSION, TIME_MADE_UP, Channel, Note, Record, UndecodableError, decode_sound
 from workers.landing import quarantine
 from workers.landing.columns import Runs, StagedRuns
 from workers.landing.late import Answers, Late, Memory, Question, hold_again
@@ -20,8 +20,6 @@ from workers.landing.tombstones import NONE, Spans, Tombstones, within
 _HOUR_US: Final = 3_600_000_000
 _MONDAY_US: Final = 48 * _HOUR_US  # 2000-01-03, the first Monday of record times
 _WEEK_US: Final = 168 * _HOUR_US
-_RECEIVED_MAX: Final = 200 * 8766 * _HOUR_US  # the year 2200: no ingest's clock is that wrong
-_QUALITY_MAX: Final = 2**15 - 1
 _ENDS: Final = struct.Struct(">2q").unpack
 
 # What others cost against a fresh reading, in memory and in the database: a flood of them makes batches smaller.
@@ -206,6 +204,7 @@ class Plan:
         self._limits = limits
         self._bounds = bounds
         self._tombstones = tombstones.spans
+        self._horizons = tombstones.horizons
         self.epoch = tombstones.epoch
         """Which tombstones it knows."""
         self.parts: dict[int, Part] = {}
@@ -256,7 +255,7 @@ class Plan:
     def add(self, part: Part, body: bytes, now: int) -> None:
         """Take the next record of `part`. Raises `UnknownVersionError` and `SpoolJumpError` with nothing taken."""
         try:
-            record = _decoded(body)
+            record = decode_sound(body)
             if record.version == PLAIN_VERSION:
                 self._take(part, record, part.position)
             else:
@@ -376,6 +375,8 @@ class Plan:
         is_doubted = place is not None and record.in_doubt
         if limits is not None and not (record.notes or part.rejected or is_doubted) and at >= part.careful_until:
             slots, oldest = part.cache.slots, received_at - limits.retention_us
+            if self._horizons:
+                oldest = max(oldest, self._horizons.get(record.organisation, oldest))
         if self._tombstones and (spans := self._tombstones.get(device)) is not None:
             slots = _NO_SLOTS
             self._count_erased(part, at, place or Place(part.partition, at), record, spans)
@@ -439,7 +440,9 @@ class Plan:
         elif slot is None or limits is None:
             self._wait(spot, key if slot is None else None)
         else:
-            window = record.received_at - limits.retention_us, record.received_at + self._bounds.future_us
+            oldest = record.received_at - limits.retention_us
+            oldest = max(oldest, self._horizons.get(record.organisation, oldest))
+            window = oldest, record.received_at + self._bounds.future_us
             by_one = spot.is_careful or record.notes or record.in_doubt or erased
             if by_one or not self._take_fresh(part, spot.channel, slot, *window):
                 self._take_each(spot, slot, *window, erased)
@@ -572,16 +575,6 @@ class Plan:
             number = self._outcome_of[place] = len(self.outcomes)
             self.outcomes.append(Outcome(part, at, place, record))
         return number
-
-
-def _decoded(body: bytes) -> Record:
-    record = decode(body)
-    if not 0 <= record.received_at < _RECEIVED_MAX:
-        raise UndecodableError("not a record: its receive time is none")
-    for channel in record.channels:
-        if channel.quality and isinstance(channel.quality, int) and not 0 < channel.quality <= _QUALITY_MAX:
-            raise UndecodableError("not a record: flags that are none")
-    return record
 
 
 def _within(spans: Spans, channel: Channel) -> frozenset[int]:

@@ -120,6 +120,7 @@ class Registry:
         """Read the limits of every organisation in use again, when their time has come."""
         if self._clock.monotonic() >= self._limits_until:
             self._series_counts.clear()
+            self._weeks.clear()  # retention drops those that nobody keeps
             await self.learn(list(self.limits))
             self._limits_until = self._clock.monotonic() + self._settings.landing_registry_refresh_s
 

@@ -58,7 +58,7 @@ FROM standing
 JOIN unnest($2::int[], $3::bigint[], $4::bigint[], $5::timestamptz[], $6::timestamptz[])
     AS w (partition, expected, position, high_water, received_through) USING (partition)
 WHERE p.source = $1 AND p.partition = w.partition AND p.position = w.expected
-RETURNING (SELECT epoch FROM tombstone_epoch) AS epoch"""
+RETURNING p.partition"""
 
 _SKIP: Final = """
 WITH skipped AS (
@@ -277,9 +277,10 @@ class Store:
     async def _advance(self, connection: Any, plan: Plan) -> int:
         """First of all: nothing is written unless every partition stands where the plan begins.
 
-        Nor unless the plan knows every tombstone. One that is committed after the statement began is not seen; but
-        then this plan's records stood in the log before it, and whoever erases waits until those have landed.
-        Gives the time before which the roll-ups are closed, asked for once the transaction has its id.
+        Nor unless the plan knows every tombstone and horizon. A tombstone that is committed after they were asked for
+        is not seen; but then this plan's records stood in the log before it, and whoever erases waits until those
+        have landed. A horizon is waited for like the time before which the roll-ups are closed, which is what this
+        gives: both are asked for once the transaction has its id.
         """
         parts = list(plan.parts.values())
         moved = await connection.fetch(
@@ -293,11 +294,10 @@ class Store:
         )
         if len(moved) != len(parts):
             raise PositionMovedError(f"{len(moved)} of {len(parts)} positions stand where this worker left them")
-        if moved[0]["epoch"] != plan.epoch:
-            raise TombstonesMovedError(
-                f"tombstones are at {moved[0]['epoch']}, the plan knows those up to {plan.epoch}"
-            )
-        closing: int = await connection.fetchval(marks.CLOSING)
+        closing: int
+        closing, epoch = await connection.fetchrow(marks.CLOSING)
+        if epoch != plan.epoch:
+            raise TombstonesMovedError(f"tombstones are at {epoch}, the plan knows those up to {plan.epoch}")
         return closing
 
 

@@ -65,10 +65,12 @@ class Closer:
     # ------------------------------------------------------------ how far
 
     async def _close(self, connection: Any) -> None:
+        landed = await self._landed(connection)
+        if landed is not None:
+            await connection.execute(sql.LANDED_THROUGH, landed)
         state = await connection.fetchrow(sql.STATE)
         if state["computed_through"] < state["closing_through"]:
             return  # what was closed is computed first: an id that is waited for is not given up for a younger one
-        landed = await self._landed(connection)
         if landed is not None:
             end = floored(landed - round(self._settings.rollups_delay_s * 1e6))
             await connection.execute(sql.CLOSE, end)

@@ -19,7 +19,10 @@ LANDED: Final = """
 SELECT p.partition, p.position, p.received_through
 FROM log_positions p JOIN log_generations g USING (source)
 WHERE p.source = $1 AND g.closed_at IS NULL"""
+#: Before which readings are gone, of the organisation that keeps the least.
+GONE: Final = "SELECT max(dropped_through) FROM retention_horizons WHERE tier = 'raw'"
 CLOSE: Final = "UPDATE rollup_state SET closing_through = $1, closing_xid = NULL WHERE closing_through < $1"
+LANDED_THROUGH: Final = "UPDATE rollup_state SET landed_through = $1 WHERE landed_through < $1"
 # Only what has been read as committed is numbered: the id is then younger than the closing.
 NUMBER: Final = """
 UPDATE rollup_state SET closing_xid = pg_current_xact_id() WHERE closing_through = $1 AND closing_xid IS NULL"""
@@ -39,31 +42,40 @@ MARKED: Final = "SELECT series_id / $1 FROM rollup_marks WHERE mark_id <= $2 ORD
 _MARKS: Final = "SELECT mark_id, series_id, first_bucket, last_bucket FROM rollup_marks WHERE"
 MARKS: Final = f"{_MARKS} series_id >= $1 AND series_id < $2 ORDER BY mark_id LIMIT $3"
 STILL_MARKED: Final = f"{_MARKS} mark_id = ANY ($1::bigint[])"
-UNMARK: Final = "DELETE FROM rollup_marks WHERE mark_id = ANY ($1::bigint[])"
+UNMARK: Final = """
+WITH gone AS (DELETE FROM rollup_marks WHERE mark_id = ANY ($1::bigint[]) RETURNING series_id, mark_id)
+INSERT INTO rollup_changes AS c (series_id, marks) SELECT series_id, sum(mark_id) FROM gone GROUP BY series_id
+ON CONFLICT (series_id) DO UPDATE SET marks = c.marks + EXCLUDED.marks"""
 WAITING: Final = """
 SELECT (SELECT count(*) FROM (SELECT FROM rollup_marks LIMIT 100001) m) AS marks,
        (SELECT max(mark_id) FROM rollup_marks) AS newest,
        (SELECT extract(epoch FROM now() - m.marked_at)::float8 FROM rollup_marks m ORDER BY mark_id LIMIT 1) AS age"""
 
-#: Marks on all of [$2, $3) of some series, day by day.
+#: Marks on all of [$2, $3) of some series, day by day; none where readings are gone.
 MARK: Final = """
 INSERT INTO rollup_marks (series_id, first_bucket, last_bucket)
 SELECT s.series_id, greatest(d, $2), least(d + interval '1 day', $3) - interval '5 minutes'
-FROM unnest($1::int[]) AS s (series_id)
-CROSS JOIN generate_series(bucket_of('1 day', $2), $3::timestamptz - interval '5 minutes', interval '1 day') AS d"""
+FROM unnest($1::int[]) AS n (series_id) JOIN series s USING (series_id)
+LEFT JOIN retention_horizons h ON h.organisation_id = s.organisation_id AND h.tier = 'raw'
+CROSS JOIN generate_series(bucket_of('1 day', $2), $3::timestamptz - interval '5 minutes', interval '1 day') AS d
+WHERE d >= coalesce(h.dropped_through, '-infinity')"""
 CHOSEN: Final = """
 SELECT series_id FROM series
 WHERE series_id > $1 AND ($2::int IS NULL OR series_id = $2) AND ($3::uuid IS NULL OR device_id = $3)
 ORDER BY series_id LIMIT $4"""
 
-# Ranges that overlap, as those of marks may, are computed once.
+# Ranges that overlap, as those of marks may, are computed once; never where what they are computed from is gone.
 _RANGES: Final = """
 WITH ranges AS MATERIALIZED (
     SELECT w.series_id, lower(r.span) AS first, upper(r.span) AS stop
     FROM (SELECT series_id, range_agg(tstzrange(bucket_of('{width}', first), bucket_of('{width}', last) + '{width}'))
               AS spans
           FROM unnest($1::int[], $2::timestamptz[], $3::timestamptz[]) AS n (series_id, first, last)
-          GROUP BY series_id) w CROSS JOIN LATERAL unnest(w.spans) AS r (span)
+          GROUP BY series_id) w
+    LEFT JOIN series s USING (series_id)
+    LEFT JOIN retention_horizons h ON h.organisation_id = s.organisation_id AND h.tier = '{below}'
+    CROSS JOIN LATERAL unnest(
+        w.spans - tstzmultirange(tstzrange(NULL, coalesce(h.dropped_through, '-infinity')))) AS r (span)
 )"""
 _FORGET: Final = """
 DELETE FROM {table} t USING ranges r
@@ -75,8 +87,8 @@ SELECT r.series_id, a.* FROM ranges r CROSS JOIN LATERAL {aggregate}(r.series_id
 {only}"""
 
 
-def _tier(name: str, width: str, aggregate: str) -> tuple[str, str, str]:
-    ranges, table = _RANGES.format(width=width), f"rollups_{name}"
+def _tier(name: str, width: str, below: str, aggregate: str) -> tuple[str, str, str]:
+    ranges, table = _RANGES.format(width=width, below=below), f"rollups_{name}"
     only = "WHERE a.bucket >= $4 AND a.bucket < $5"
     compute = _COMPUTE.format(table=table, aggregate=aggregate, width=width, only=only)
     return name, ranges + _FORGET.format(table=table), ranges + compute
@@ -85,7 +97,7 @@ def _tier(name: str, width: str, aggregate: str) -> tuple[str, str, str]:
 #: By tier, from the finest on: what removes the roll-ups of (series, first bucket, last bucket), and what computes
 #: them out of the tier before. Both look only at buckets of [$4, $5).
 TIERS: Final = (
-    _tier("5m", "5 minutes", "aggregate_readings"),
-    _tier("1h", "1 hour", "aggregate_rollups_5m"),
-    _tier("1d", "1 day", "aggregate_rollups_1h"),
+    _tier("5m", "5 minutes", "raw", "aggregate_readings"),
+    _tier("1h", "1 hour", "5m", "aggregate_rollups_5m"),
+    _tier("1d", "1 day", "1h", "aggregate_rollups_1h"),
 )

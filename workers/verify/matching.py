@@ -193,7 +193,8 @@ class Matching:
         if differing:
             await self._learn()
         for claim, noted, matter in differing:
-            if not self._is_erased(claim.series_id.to_bytes(4, "big") + turned(claim.ts)):
+            is_erased = self._is_erased(claim.series_id.to_bytes(4, "big") + turned(claim.ts))
+            if not is_erased and not self._is_retired(claim):
                 self._tell_altered(claim, noted.value, matter)
 
     # ------------------------------------------------------------ what is erased
@@ -250,8 +251,7 @@ class Matching:
             self._notes.expect(claim, noted)
 
     def _judge_missing(self, claim: Claim, value: bytes, standing: bytes | None) -> None:
-        series = self._series.get(claim.series_id)
-        if standing is None and series is not None and claim.ts < self._now - series.retention_days * _DAY_US:
+        if standing is None and self._is_retired(claim):
             self._tally.add(claim.group, tally.RETIRED)
             return
         self._tally.add(claim.group, tally.LOST)
@@ -260,6 +260,14 @@ class Matching:
             shown = self._shown(standing[:-TAIL_BYTES])
             message = f"not in quarantine, and another value is stored: {shown!r}"
         self._tell("lost", claim, value, message)
+
+    def _is_retired(self, claim: Claim) -> bool:
+        """Whether its organisation does not keep readings of its time, or has let them go once."""
+        series = self._series.get(claim.series_id)
+        if series is None:
+            return False
+        horizon = self._store.tombstones.horizons.get(series.organisation.bytes, NEVER)
+        return claim.ts < max(horizon, self._now - series.retention_days * _DAY_US)
 
     def _tell_altered(self, claim: Claim, value: bytes, message: str) -> None:
         self._tally.add(claim.group, tally.ALTERED)

@@ -1,0 +1,115 @@
+"""What readings come to, bucket by bucket: from roll-ups where those may be believed, from readings elsewhere.
+
+The work is the database's (`readings_aggregated`), in one snapshot; here it is asked, and what it gives is put
+together by series. Everything runs in a transaction that acts for one organisation. Left out: which series
+(`api.readings.series`), where buckets begin (`api.readings.buckets`), how answers are written.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Final, Literal, NamedTuple
+
+from api.readings.buckets import tier_of
+from api.readings.functions import COLUMNS, FUNCTIONS, Parts
+from api.readings.series import Found
+
+_STATE: Final = """
+SELECT nullif(landed_through, '-infinity') AS landed_through,
+       (SELECT nullif(dropped_through, '-infinity') FROM retention_horizons WHERE tier = 'raw') AS kept_from
+FROM rollup_state"""
+_AGGREGATED: Final = """
+SELECT slot, buckets, counts, sums, mins, maxs, firsts, firsts_ts, lasts, lasts_ts, deltas, deltas_seconds, areas,
+       areas_seconds, seconds_true, from_raw, from_rollups, is_dirty
+FROM readings_aggregated($1, $2, $3, $4, $5, $6)"""
+_PERCENTILES: Final = """
+SELECT series_id, bucket, percentiles FROM readings_percentiles($1, $2, $3, $4, $5)"""
+Source = Literal["rollups", "readings", "both", "none"]
+
+
+class Question(NamedTuple):
+    """Buckets between edges, of the readings in `[start, end)`, and the functions that are asked of each."""
+
+    start: datetime
+    end: datetime
+    edges: Sequence[datetime]
+    functions: tuple[str, ...]
+
+
+@dataclass
+class Aggregated:
+    """What was asked, by series that have anything, and where it comes from."""
+
+    series: dict[int, Parts] = field(default_factory=dict)
+    tier: str | None = None
+    """The roll-up that was asked, if one was."""
+    from_readings: int = 0
+    """Of how many readings was told by themselves, and of how many by roll-ups."""
+    from_rollups: int = 0
+    dirty: bool = False
+    """Whether some of it waits to be rolled up again, and was told from readings meanwhile."""
+    percentiles: bool = False
+    """Whether there are such, which readings alone tell of."""
+    complete_through: datetime | None = None
+    """What was received until then is in it."""
+    kept_from: datetime | None = None
+    """Readings before are no longer kept: of those times roll-ups alone tell."""
+
+    @property
+    def source(self) -> Source:
+        if self.from_rollups:
+            return "both" if self.from_readings or self.percentiles else "rollups"
+        return "readings" if self.from_readings else "none"
+
+
+async def aggregate(connection: Any, found: Found, question: Question, *, raw: bool = False) -> Aggregated:
+    """All of the question; `raw` asks readings alone, which gives the same and takes longer."""
+    tier = None if raw else tier_of(question.edges)
+    state = await connection.fetchrow(_STATE)
+    answer = Aggregated(tier=tier, complete_through=state["landed_through"], kept_from=state["kept_from"])
+    slots = slots_of(found, question.start, question.end)
+    wanted = [FUNCTIONS[name] for name in question.functions]
+    if not slots[0]:
+        return answer
+    whole = any(function.whole for function in wanted)
+    for row in await connection.fetch(_AGGREGATED, *slots, list(question.edges), tier, whole):
+        _take(answer, slots[0][row["slot"] - 1], row)
+    fractions = {name: fraction for name in question.functions if (fraction := FUNCTIONS[name].fraction) is not None}
+    if fractions:
+        await _percentiles(connection, answer, slots, question, fractions)
+    return answer
+
+
+def slots_of(found: Found, start: datetime, end: datetime) -> tuple[list[int], list[datetime], list[datetime]]:
+    """Series and the spans of each within `[start, end)`, those of one series in order of time."""
+    if found.spans is None:
+        number = len(found.series)
+        return list(found.series), [start] * number, [end] * number
+    spans = [(series_id, max(first, start), min(stop, end)) for series_id, first, stop in found.spans]
+    kept = [span for span in spans if span[1] < span[2]]
+    return [span[0] for span in kept], [span[1] for span in kept], [span[2] for span in kept]
+
+
+def _take(answer: Aggregated, series_id: int, row: Any) -> None:
+    columns: dict[str, Any] = {name: row[name] or [] for name in COLUMNS}
+    parts = Parts([bucket - 1 for bucket in row["buckets"]], **columns)
+    before = answer.series.setdefault(series_id, parts)
+    if before is not parts:
+        before.follow(parts)
+    answer.from_readings += row["from_raw"]
+    answer.from_rollups += row["from_rollups"]
+    answer.dirty = answer.dirty or row["is_dirty"]
+
+
+async def _percentiles(
+    connection: Any, answer: Aggregated, slots: tuple[Any, ...], question: Question, fractions: Mapping[str, float]
+) -> None:
+    """Of the buckets that the answer has: readings may have come since it was made."""
+    rows = await connection.fetch(_PERCENTILES, *slots, list(question.edges), list(fractions.values()))
+    found = {(row["series_id"], row["bucket"] - 1): row["percentiles"] for row in rows}
+    nothing = [None] * len(fractions)
+    for series_id, parts in answer.series.items():
+        values = [found.get((series_id, bucket), nothing) for bucket in parts.buckets]
+        columns = zip(*values, strict=True) if values else [[]] * len(fractions)
+        parts.percentiles = {name: list(column) for name, column in zip(fractions, columns, strict=True)}
+    answer.percentiles = True

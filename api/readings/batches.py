@@ -1,0 +1,126 @@
+"""Many questions at once: looked up together, and those with the same buckets asked together. One that cannot be
+answered does not stop the others.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from api.http.problems import Problem
+from api.problems import QUERY_TOO_LARGE
+from api.readings.aggregation import Aggregated, Question
+from api.readings.questions import Asked, answer_of, zone_named
+from api.readings.series import Found, Selection, find, find_devices, find_each
+from api.settings import ApiSettings
+
+
+class Item(NamedTuple):
+    """One question."""
+
+    wanted: Selection
+    asked: Asked
+
+
+class Answered(NamedTuple):
+    """The answer to one: `answer` may hold series that were others'."""
+
+    found: Found
+    question: Question
+    answer: Aggregated
+
+
+async def answer_all(connection: Any, items: Sequence[Item], settings: ApiSettings) -> list[Answered | Problem]:
+    """In the order of the items."""
+    known = await _looked_up(connection, items)
+    budget = _Budget(settings)
+    results: list[Answered | Problem | None] = [None] * len(items)
+    together: defaultdict[tuple[Any, ...], list[tuple[int, Found, Question]]] = defaultdict(list)
+    for index, item in enumerate(items):
+        try:
+            found = await _found(connection, item, known, settings)
+            question = await _question(connection, item, found, budget)
+        except Problem as problem:
+            results[index] = problem
+            continue
+        # Spans of stays are a question's own; so are readings that have to be gone through.
+        own = index if found.spans is not None else None
+        together[question.start, question.end, tuple(question.edges), own].append((index, found, question))
+    for group in together.values():
+        await _answer_group(connection, group, results, settings)
+    return [result if result is not None else Problem(QUERY_TOO_LARGE) for result in results]
+
+
+async def _answer_group(
+    connection: Any,
+    group: Sequence[tuple[int, Found, Question]],
+    results: list[Answered | Problem | None],
+    settings: ApiSettings,
+) -> None:
+    """All of the series and functions of questions with the same buckets, in one."""
+    series = {series_id: one for _, found, _ in group for series_id, one in found.series.items()}
+    functions = tuple(dict.fromkeys(name for _, _, question in group for name in question.functions))
+    everything = Found(series, group[0][1].spans)
+    try:
+        answer = await answer_of(connection, everything, group[0][2]._replace(functions=functions), settings)
+    except Problem as problem:
+        for index, _, _ in group:
+            results[index] = problem
+        return
+    for index, found, question in group:
+        results[index] = Answered(found, question, answer)
+
+
+class _Budget:
+    """What one batch may come to."""
+
+    def __init__(self, settings: ApiSettings) -> None:
+        self._series = settings.api_page_series_max
+        self._cells = settings.api_aggregate_cells_max
+
+    def question(self, asked: Asked, series: int) -> Question:
+        """Raises the problem of what is too large for what is left."""
+        question = asked.question(series, self._cells)
+        if series > self._series:
+            raise Problem(QUERY_TOO_LARGE, "the questions of the batch before it have used up its series: ask again")
+        self._series -= series
+        self._cells -= series * (len(question.edges) - 1)
+        return question
+
+
+async def _question(connection: Any, item: Item, found: Found, budget: _Budget) -> Question:
+    zone = await zone_named(connection, item.asked.zone, found, item.wanted.site_id)
+    return budget.question(item.asked._replace(zone=zone), len(found.series))
+
+
+class _Known(NamedTuple):
+    """Series and devices that questions name by themselves."""
+
+    series: Mapping[int, Found]
+    devices: Mapping[UUID, Found]
+
+
+async def _looked_up(connection: Any, items: Sequence[Item]) -> _Known:
+    series = {item.wanted.series_id for item in items if _names_only(item.wanted, "series_id")}
+    devices = {item.wanted.device_id for item in items if _names_only(item.wanted, "device_id")}
+    return _Known(
+        await find_each(connection, [one for one in series if one is not None]),
+        await find_devices(connection, [one for one in devices if one is not None]),
+    )
+
+
+def _names_only(wanted: Selection, thing: str) -> bool:
+    given = {name for name, value in wanted._asdict().items() if value is not None}
+    return given - {"metric", "label"} == {thing}
+
+
+async def _found(connection: Any, item: Item, known: _Known, settings: ApiSettings) -> Found:
+    wanted = item.wanted
+    found = None
+    if wanted.series_id is not None and _names_only(wanted, "series_id"):
+        found = known.series.get(wanted.series_id)
+    elif wanted.device_id is not None and _names_only(wanted, "device_id"):
+        found = known.devices.get(wanted.device_id)
+    if found is not None:
+        return found.narrowed(wanted.metric, wanted.label)
+    return await find(connection, wanted, item.asked.start, item.asked.end, settings.api_page_series_max)

@@ -1,0 +1,193 @@
+"""From what a request asks to a question that may be put to the engine, and to a table of its answer.
+
+What an answer would cost is known before it is asked for: how many buckets of how many series, and where readings
+themselves have to be gone through, how many those are.
+"""
+
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime, timedelta
+from hashlib import blake2b
+from typing import Any, Final, Literal, NamedTuple
+
+from api.http.problems import Problem, invalid_parameter
+from api.problems import QUERY_TOO_LARGE
+from api.readings.aggregation import Aggregated, Question, aggregate, slots_of
+from api.readings.buckets import Bucket, count_of, edges_of, tier_of, zone_of
+from api.readings.forms.table import Block, Column, Kind, Table, each, micros
+from api.readings.functions import FUNCTIONS, filled, functions_of
+from api.readings.series import Found
+from api.settings import ApiSettings
+
+Fill = Literal["none", "null", "previous", "linear"]
+
+_ESTIMATED: Final = "SELECT readings, fits_until FROM readings_estimated($1, $2, $3, $4)"
+_VERSION: Final = "SELECT readings_version($1, $2)"
+#: The longest spans for which these are the buckets where none are asked for.
+_BY_SPAN: Final = ((timedelta(hours=2), "1m"), (timedelta(days=1), "5m"), (timedelta(days=7), "1h"))
+_DIGEST_BYTES: Final = 16
+_ZONE: Final = """
+SELECT timezone FROM sites WHERE site_id = coalesce($1, (
+    SELECT h.site_id FROM device_sites h WHERE h.device_id = $2::uuid AND h.valid_from <= now()
+    ORDER BY h.valid_from DESC LIMIT 1))"""
+
+
+class Asked(NamedTuple):
+    """What a request says of how readings are to be put together."""
+
+    start: datetime
+    end: datetime
+    bucket: str | None
+    functions: str
+    fill: Fill
+    zone: str
+
+    def question(self, series: int, cells_max: int) -> Question:
+        """Raises the problems of a span, bucket, function or zone that is none, and of too many buckets."""
+        functions = functions_of(self.functions)
+        bucket = Bucket.parse(self.bucket or _by_span(self.end - self.start))
+        zone = zone_of(self.zone)
+        self._check_size(bucket, series, cells_max)
+        return Question(self.start, self.end, edges_of(self.start, self.end, bucket, zone), functions)
+
+    def _check_size(self, bucket: Bucket, series: int, most: int) -> None:
+        buckets = count_of(self.start, self.end, bucket)
+        if buckets * max(series, 1) <= most:
+            return
+        seconds = max(1, most // max(series, 1) - 2) * bucket.least_s
+        fits = {"from": _text(self.start), "to": _text(self.start + timedelta(seconds=seconds))}
+        message = (
+            f"these are about {buckets} buckets of {series} series, and an answer has up to {most} in all: "
+            f"ask for longer ones, or for from={fits['from']}&to={fits['to']} first"
+        )
+        raise Problem(QUERY_TOO_LARGE, message, members={"estimate": buckets * series, "most": most, "fits": fits})
+
+
+def span_of(start: datetime | None, end: datetime | None) -> tuple[datetime, datetime]:
+    """Raises the problem of a span that is open or empty."""
+    for name, value in (("from", start), ("to", end)):
+        if value is None:
+            raise invalid_parameter(name, "is missing: a span has a beginning and an end")
+    if start is None or end is None or start >= end:
+        raise invalid_parameter("from", "lies not before `to`")
+    return start, end
+
+
+def _by_span(span: timedelta) -> str:
+    return next((bucket for longest, bucket in _BY_SPAN if span <= longest), "1d")
+
+
+def _text(ts: datetime) -> str:
+    return ts.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
+# ---------------------------------------------------------------- asking
+
+
+async def version_of(connection: Any, found: Found, asked: tuple[Any, ...], end: datetime) -> str:
+    """Another one whenever the answer to `asked` may be: for `ETag`."""
+    changes = await connection.fetchval(_VERSION, list(found.series), end)
+    content = repr((asked, sorted(found.series.items()), found.spans, found.removed_at, changes))
+    return blake2b(content.encode(), digest_size=_DIGEST_BYTES).hexdigest()
+
+
+async def answer_of(connection: Any, found: Found, question: Question, settings: ApiSettings) -> Aggregated:
+    """Raises the problem of a question for which too many readings would have to be gone through."""
+    if tier_of(question.edges) is None or any(FUNCTIONS[name].fraction for name in question.functions):
+        most = settings.api_aggregate_readings_max
+        row = await connection.fetchrow(_ESTIMATED, *slots_of(found, question.start, question.end), most)
+        if row["readings"] > most:
+            fits = {"from": _text(question.start), "to": _text(row["fits_until"])}
+            message = (
+                f"this goes through {row['readings']} readings or more, and a question through up to {most}: ask for "
+                f"buckets of 5 minutes or a multiple and no percentiles, or for from={fits['from']}&to={fits['to']}"
+            )
+            raise Problem(QUERY_TOO_LARGE, message, members={"estimate": row["readings"], "most": most, "fits": fits})
+    return await aggregate(connection, found, question)
+
+
+# ---------------------------------------------------------------- telling
+
+
+def columns_of(functions: tuple[str, ...]) -> list[Column]:
+    return [Column("bucket", Kind.TIME), *(Column(name, _kind(name)) for name in functions)]
+
+
+def _kind(function: str) -> Kind:
+    return Kind.INTEGER if function == "count" else Kind.NUMBER
+
+
+def blocks_of(answer: Aggregated, found: Found, question: Question, fill: Fill, now: datetime) -> Iterator[Block]:
+    """Of each series in the order of `found`: buckets that hold readings, or all that have begun if any is filled."""
+    starts = [micros(edge) for edge in question.edges[:-1]]
+    begun = range(sum(edge < now for edge in question.edges[:-1]))
+    for series_id, series in found.series.items():
+        parts = answer.series.get(series_id)
+        if parts is None:
+            continue
+        columns = [FUNCTIONS[name].of(parts) for name in question.functions]
+        buckets: list[int] | range = parts.buckets
+        if fill != "none":
+            buckets = range(max(begun.stop, parts.buckets[-1] + 1))
+            columns = [
+                filled(fill, name, parts.buckets, column, buckets)
+                for name, column in zip(question.functions, columns, strict=True)
+            ]
+        yield Block(series, [[starts[bucket] for bucket in buckets], *columns])
+
+
+def table_of(answer: Aggregated, found: Found, question: Question, fill: Fill, now: datetime) -> Table:
+    blocks = blocks_of(answer, found, question, fill, now)
+    return Table(columns_of(question.functions), each(blocks), head_of(answer, found, question))
+
+
+def head_of(answer: Aggregated, found: Found, question: Question) -> dict[str, Any]:
+    """Where an answer comes from, and how fresh it is."""
+    head: dict[str, Any] = {
+        "source": answer.source,
+        "tier": answer.tier,
+        "complete_through": answer.complete_through,
+        "dirty": answer.dirty,
+    }
+    if answer.kept_from is not None and answer.kept_from > question.start:
+        head["kept_from"] = answer.kept_from
+    return head | ({} if found.removed_at is None else {"removed_at": found.removed_at})
+
+
+#: Of one series over a whole span.
+STATISTICS: Final[Mapping[str, Kind]] = {
+    "count": Kind.INTEGER, "sum": Kind.NUMBER, "mean": Kind.NUMBER, "min": Kind.NUMBER, "max": Kind.NUMBER,
+    "first": Kind.NUMBER, "first_ts": Kind.TIME, "last": Kind.NUMBER, "last_ts": Kind.TIME, "delta": Kind.NUMBER,
+    "rate": Kind.NUMBER, "time_weighted_mean": Kind.NUMBER, "time_in_state": Kind.NUMBER,
+}  # fmt: skip
+
+
+def statistics_question(start: datetime, end: datetime) -> Question:
+    """The span as one bucket."""
+    return Question(start, end, [start, end], tuple(name for name in STATISTICS if name in FUNCTIONS))
+
+
+def statistics_table(answer: Aggregated, found: Found, question: Question) -> Table:
+    blocks = [
+        Block(series, [_statistic(name, answer.series[series_id]) for name in STATISTICS])
+        for series_id, series in found.series.items()
+        if series_id in answer.series
+    ]
+    columns = [Column(name, kind) for name, kind in STATISTICS.items()]
+    return Table(columns, each(blocks), head_of(answer, found, question))
+
+
+def _statistic(name: str, parts: Any) -> Any:
+    if name in FUNCTIONS:
+        return FUNCTIONS[name].of(parts)
+    return [micros(ts) for ts in (parts.firsts_ts if name == "first_ts" else parts.lasts_ts)]
+
+
+async def zone_named(connection: Any, name: str, found: Found, site: Any) -> str:
+    """`site` stands for the zone of the site that is asked about, or where the one device stands now."""
+    if name != "site":
+        return name
+    devices = {series.device_id for series in found.series.values()}
+    zone = await connection.fetchval(_ZONE, site, devices.pop() if site is None and len(devices) == 1 else None)
+    if zone is None:
+        raise invalid_parameter("tz", "`site` is of a site, or of one device that stands at one: name a zone")
+    return str(zone)

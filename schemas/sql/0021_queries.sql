@@ -1,0 +1,279 @@
+-- What readings come to, bucket by bucket: from roll-ups where those may be believed, from readings where these are kept.
+
+-- A series in a span: from head to tail roll-ups tell but for what is dirty; what is raw, readings. What is gone should
+-- be told by readings that are no longer kept.
+CREATE TYPE readings_wanted AS (slot int, series_id int, first timestamptz, stop timestamptz, head timestamptz,
+    tail timestamptz, dirty tstzmultirange, raw tstzmultirange, gone tstzmultirange);
+
+-- Readings of one series in [p_from, p_to), by the buckets between p_edges (ascending; the n-th begins at the n-th):
+-- what they come to, and what happened between them inside each bucket.
+CREATE FUNCTION readings_between(p_series int, p_from timestamptz, p_to timestamptz, p_edges timestamptz[])
+RETURNS TABLE (bucket int, count bigint, sum float8, min float8, max float8, first float8,
+    first_ts timestamptz, last float8, last_ts timestamptz, increase float8, area float8, seconds_true float8)
+LANGUAGE sql STABLE AS $$
+    SELECT b.bucket, count(*), coalesce(sum(addable(b.value)), 0), min(b.value), max(b.value),
+           min(b.value) FILTER (WHERE b.is_first), min(b.ts), min(b.value) FILTER (WHERE b.is_last), max(b.ts),
+           coalesce(sum(counter_step(b.before, b.value)) FILTER (WHERE NOT b.is_first), 0),
+           coalesce(sum(area_of(b.before, b.seconds)) FILTER (WHERE NOT b.is_first), 0),
+           coalesce(sum(b.seconds) FILTER (WHERE NOT b.is_first AND b.before <> 0), 0)
+    FROM (SELECT r.ts, r.value, r.bucket, lag(r.value) OVER w AS before,
+                 seconds_between(lag(r.ts) OVER w, r.ts) AS seconds,
+                 coalesce(lag(r.bucket) OVER w < r.bucket, true) AS is_first,
+                 coalesce(lead(r.bucket) OVER w > r.bucket, true) AS is_last
+          FROM (SELECT x.ts, x.value, width_bucket(x.ts, p_edges) AS bucket FROM readings x
+                WHERE x.series_id = p_series AND x.ts >= p_from AND x.ts < p_to) r
+          WINDOW w AS (ORDER BY r.ts)) b
+    GROUP BY b.bucket
+$$;
+
+-- What readings_aggregated asks of a tier, whole and short: functions of their own, so that a session plans each once.
+-- The bounds that all series share, beside their own, let the executor leave out every chunk beyond them.
+DO $$
+DECLARE v_tier text;
+BEGIN
+    FOREACH v_tier IN ARRAY ARRAY['rollups_5m', 'rollups_1h', 'rollups_1d'] LOOP
+        EXECUTE format('
+CREATE FUNCTION whole_of_%1$s(p_wanted readings_wanted[], p_edges timestamptz[], p_low timestamptz, p_high timestamptz,
+    p_raw_low timestamptz, p_raw_high timestamptz, p_horizon timestamptz)
+RETURNS TABLE (slot int, buckets int[], counts bigint[], sums float8[], mins float8[], maxs float8[], firsts float8[],
+    firsts_ts timestamptz[], lasts float8[], lasts_ts timestamptz[], deltas float8[], deltas_seconds float8[],
+    areas float8[], areas_seconds float8[], seconds_true float8[], from_raw bigint, from_rollups bigint,
+    is_dirty boolean)
+LANGUAGE plpgsql STABLE SET plan_cache_mode = force_generic_plan AS $f$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+        WITH wanted AS MATERIALIZED (SELECT * FROM unnest(p_wanted)), flat AS MATERIALIZED (SELECT p_edges AS edges),
+        pieces AS (
+            SELECT w.slot, width_bucket(t.bucket, (SELECT edges FROM flat)) AS bucket, t.count, t.sum, t.min, t.max, t.first, t.first_ts,
+                   t.last, t.last_ts, t.increase, t.area, t.seconds_true, 0::bigint AS raw, t.count AS rolled
+            FROM wanted w CROSS JOIN LATERAL (
+                SELECT x.* FROM %1$I x WHERE x.series_id = w.series_id AND x.bucket >= w.head AND x.bucket < w.tail
+                  AND x.bucket >= p_low AND x.bucket < p_high OFFSET 0) t
+            WHERE NOT w.dirty @> t.bucket
+            UNION ALL
+            SELECT w.slot, width_bucket(x.bucket, (SELECT edges FROM flat)), x.count, x.sum, x.min, x.max, x.first,
+                   x.first_ts, x.last, x.last_ts, x.increase, x.area, x.seconds_true, 0, x.count
+            FROM wanted w CROSS JOIN LATERAL unnest(w.gone) r JOIN rollups_5m x ON x.series_id = w.series_id
+                AND x.bucket >= lower(r) AND x.bucket <= upper(r) - interval ''5 minutes''
+            UNION ALL
+            SELECT w.slot, a.*, a.count, 0
+            FROM wanted w CROSS JOIN flat f CROSS JOIN LATERAL unnest(w.raw) r
+            CROSS JOIN LATERAL readings_between(w.series_id, lower(r), upper(r), f.edges) a
+        ), stepped AS (
+            SELECT p.*, row_number() OVER o = 1 AS is_start, row_number() OVER o = count(*) OVER s AS is_end,
+                   lag(p.last) OVER o AS before, lag(p.last_ts) OVER o AS before_ts, lead(p.first_ts) OVER o AS after_ts,
+                   coalesce(lag(p.bucket) OVER o < p.bucket, true) AS is_first,
+                   coalesce(lead(p.bucket) OVER o > p.bucket, true) AS is_last
+            FROM pieces p WINDOW s AS (PARTITION BY p.slot),
+                 o AS (PARTITION BY p.slot ORDER BY p.first_ts ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW)
+        ), neighbours AS MATERIALIZED (
+            SELECT w.slot, w.first, w.stop, coalesce(b.value, e.last) AS before, coalesce(b.ts, e.last_ts) AS before_ts,
+                   least(a.ts, c.first_ts) AS after_ts
+            FROM wanted w
+            LEFT JOIN LATERAL (SELECT x.value, x.ts FROM readings x WHERE x.series_id = w.series_id AND x.ts < w.first
+                               ORDER BY x.ts DESC LIMIT 1) b ON true
+            LEFT JOIN LATERAL (SELECT x.last, x.last_ts FROM rollups_5m x
+                               WHERE b.ts IS NULL AND isfinite(p_horizon) AND x.series_id = w.series_id
+                                 AND x.bucket < w.first AND x.last_ts < w.first ORDER BY x.bucket DESC LIMIT 1) e ON true
+            LEFT JOIN LATERAL (SELECT x.ts FROM readings x WHERE x.series_id = w.series_id AND x.ts >= w.stop
+                               ORDER BY x.ts LIMIT 1) a ON true
+            LEFT JOIN LATERAL (SELECT x.first_ts FROM rollups_5m x
+                               WHERE w.stop < p_horizon AND x.series_id = w.series_id AND x.bucket >= w.stop
+                               ORDER BY x.bucket LIMIT 1) c ON true
+        ), joined AS (
+            SELECT p.*, CASE WHEN p.is_start THEN n.before ELSE p.before END AS value_before,
+                   CASE WHEN p.is_start THEN n.before_ts ELSE p.before_ts END AS ts_before,
+                   CASE WHEN p.is_end THEN n.after_ts ELSE p.after_ts END AS ts_after,
+                   greatest(p_edges[p.bucket], n.first) AS low, least(p_edges[p.bucket + 1], n.stop) AS high
+            FROM stepped p JOIN neighbours n ON n.slot = p.slot
+        ), held AS (
+            SELECT j.*,
+                   CASE WHEN j.ts_before IS NOT NULL
+                        THEN seconds_between(greatest(j.ts_before, j.low), j.first_ts) ELSE 0 END AS seconds_in,
+                   CASE WHEN j.is_last AND j.ts_after IS NOT NULL
+                        THEN seconds_between(j.last_ts, least(j.ts_after, j.high)) ELSE 0 END AS seconds_out
+            FROM joined j
+        ), told AS (
+            SELECT h.slot, h.bucket, sum(h.count)::bigint AS count,
+                   CASE WHEN addable(min(h.min)) IS NOT NULL AND addable(max(h.max)) IS NOT NULL THEN sum(h.sum) END AS sum,
+                   min(h.min) AS min, max(h.max) AS max, min(h.first) FILTER (WHERE h.is_first) AS first,
+                   min(h.first_ts) AS first_ts, min(h.last) FILTER (WHERE h.is_last) AS last, max(h.last_ts) AS last_ts,
+                   sum(h.increase + counter_step(h.value_before, h.first)) AS delta,
+                   sum(seconds_between(coalesce(h.ts_before, h.first_ts), h.last_ts)) AS delta_seconds,
+                   CASE WHEN addable(min(h.min)) IS NOT NULL AND addable(max(h.max)) IS NOT NULL
+                        THEN sum(h.area + coalesce(area_of(h.value_before, h.seconds_in), 0)
+                                 + area_of(h.last, h.seconds_out)) END AS area,
+                   sum(seconds_between(h.first_ts, h.last_ts) + h.seconds_in + h.seconds_out) AS area_seconds,
+                   sum(h.seconds_true + CASE WHEN h.value_before <> 0 THEN h.seconds_in ELSE 0 END
+                       + CASE WHEN h.last <> 0 THEN h.seconds_out ELSE 0 END) AS seconds_true,
+                   sum(h.raw)::bigint AS raw, sum(h.rolled)::bigint AS rolled
+            FROM held h GROUP BY h.slot, h.bucket ORDER BY h.slot, h.bucket
+        )
+        SELECT t.slot, array_agg(t.bucket), array_agg(t.count), array_agg(t.sum), array_agg(t.min), array_agg(t.max),
+               array_agg(t.first), array_agg(t.first_ts), array_agg(t.last), array_agg(t.last_ts), array_agg(t.delta),
+               array_agg(t.delta_seconds), array_agg(t.area), array_agg(t.area_seconds), array_agg(t.seconds_true),
+               sum(t.raw)::bigint, sum(t.rolled)::bigint,
+               (SELECT NOT isempty(w.dirty) FROM wanted w WHERE w.slot = t.slot)
+        FROM told t GROUP BY t.slot ORDER BY t.slot;
+END $f$', v_tier);
+        EXECUTE format('
+CREATE FUNCTION short_of_%1$s(p_wanted readings_wanted[], p_edges timestamptz[], p_low timestamptz, p_high timestamptz,
+    p_raw_low timestamptz, p_raw_high timestamptz, p_horizon timestamptz)
+RETURNS TABLE (slot int, buckets int[], counts bigint[], sums float8[], mins float8[], maxs float8[], firsts float8[],
+    firsts_ts timestamptz[], lasts float8[], lasts_ts timestamptz[], deltas float8[], deltas_seconds float8[],
+    areas float8[], areas_seconds float8[], seconds_true float8[], from_raw bigint, from_rollups bigint,
+    is_dirty boolean)
+LANGUAGE plpgsql STABLE SET plan_cache_mode = force_generic_plan AS $f$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+        WITH wanted AS MATERIALIZED (SELECT * FROM unnest(p_wanted)), flat AS MATERIALIZED (SELECT p_edges AS edges),
+        pieces AS (
+            SELECT w.slot, width_bucket(t.bucket, (SELECT edges FROM flat)) AS bucket, t.count, t.sum, t.min, t.max, t.first, t.first_ts,
+                   t.last, t.last_ts, t.increase, t.area, t.seconds_true, 0::bigint AS raw, t.count AS rolled
+            FROM wanted w CROSS JOIN LATERAL (
+                SELECT x.* FROM %1$I x WHERE x.series_id = w.series_id AND x.bucket >= w.head AND x.bucket < w.tail
+                  AND x.bucket >= p_low AND x.bucket < p_high OFFSET 0) t
+            WHERE NOT w.dirty @> t.bucket
+            UNION ALL
+            SELECT w.slot, width_bucket(x.bucket, (SELECT edges FROM flat)), x.count, x.sum, x.min, x.max, x.first,
+                   x.first_ts, x.last, x.last_ts, x.increase, x.area, x.seconds_true, 0, x.count
+            FROM wanted w CROSS JOIN LATERAL unnest(w.gone) r JOIN rollups_5m x ON x.series_id = w.series_id
+                AND x.bucket >= lower(r) AND x.bucket <= upper(r) - interval ''5 minutes''
+            UNION ALL
+            SELECT w.slot, a.*, a.count, 0
+            FROM wanted w CROSS JOIN LATERAL unnest(w.raw) r CROSS JOIN LATERAL (
+                SELECT width_bucket(x.ts, (SELECT edges FROM flat)), count(*) AS count, coalesce(sum(addable(x.value)), 0), min(x.value),
+                       max(x.value), NULL::float8, NULL::timestamptz, NULL::float8, NULL::timestamptz, NULL::float8,
+                       NULL::float8, NULL::float8
+                FROM readings x WHERE x.series_id = w.series_id AND x.ts >= lower(r) AND x.ts < upper(r)
+                  AND x.ts >= p_raw_low AND x.ts < p_raw_high GROUP BY 1) a
+        ), told AS (
+            SELECT p.slot, p.bucket, sum(p.count)::bigint AS count,
+                   CASE WHEN addable(min(p.min)) IS NOT NULL AND addable(max(p.max)) IS NOT NULL THEN sum(p.sum) END AS sum,
+                   min(p.min) AS min, max(p.max) AS max, sum(p.raw)::bigint AS raw, sum(p.rolled)::bigint AS rolled
+            FROM pieces p GROUP BY p.slot, p.bucket ORDER BY p.slot, p.bucket
+        )
+        SELECT t.slot, array_agg(t.bucket), array_agg(t.count), array_agg(t.sum), array_agg(t.min), array_agg(t.max),
+               NULL::float8[], NULL::timestamptz[], NULL::float8[], NULL::timestamptz[], NULL::float8[], NULL::float8[],
+               NULL::float8[], NULL::float8[], NULL::float8[], sum(t.raw)::bigint, sum(t.rolled)::bigint,
+               (SELECT NOT isempty(w.dirty) FROM wanted w WHERE w.slot = t.slot)
+        FROM told t GROUP BY t.slot ORDER BY t.slot;
+END $f$', v_tier);
+        EXECUTE format('REVOKE ALL ON FUNCTION whole_of_%1$s, short_of_%1$s FROM PUBLIC', v_tier);
+    END LOOP;
+END $$;
+
+-- The n-th series in the n-th span [p_from, p_to), by the buckets between p_edges: from roll-ups of p_tier where those
+-- are computed and unmarked, from readings everywhere else (everywhere, without a tier). All edges inside the spans are
+-- multiples of the tier's width. All of it in the snapshot of the statement that asks. A row for each span in which
+-- there is anything, with an element for each bucket that holds readings:
+--   delta, delta_seconds   what a counter rose from the reading before each of the bucket's, wherever that one stands,
+--                          and how long that took
+--   area, area_seconds     value times seconds and seconds, each value until the next reading, as far as the bucket goes
+--   seconds_true           the seconds of those during which the value was not 0
+-- Without p_whole only count, sum, min and max. Sums are null where a number is beyond all of them. is_dirty: some of
+-- it has a mark. Where readings are no longer kept, spans are cut at multiples of 5 minutes.
+CREATE FUNCTION readings_aggregated(p_series int[], p_from timestamptz[], p_to timestamptz[], p_edges timestamptz[],
+    p_tier text, p_whole boolean)
+RETURNS TABLE (slot int, buckets int[], counts bigint[], sums float8[], mins float8[], maxs float8[], firsts float8[],
+    firsts_ts timestamptz[], lasts float8[], lasts_ts timestamptz[], deltas float8[], deltas_seconds float8[],
+    areas float8[], areas_seconds float8[], seconds_true float8[], from_raw bigint, from_rollups bigint,
+    is_dirty boolean)
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = public, pg_temp
+SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off AS $$
+DECLARE
+    v_piece interval := CASE p_tier WHEN '5m' THEN interval '5 minutes' WHEN '1h' THEN interval '1 hour'
+                                    WHEN '1d' THEN interval '1 day' END;
+    v_computed timestamptz := '-infinity';
+    v_horizon timestamptz := coalesce(
+        (SELECT h.dropped_through FROM retention_horizons h WHERE h.tier = 'raw'), '-infinity');
+    v_kept tstzmultirange := tstzmultirange(tstzrange(v_horizon, NULL));
+    v_wanted readings_wanted[];
+    v_low timestamptz;
+    v_high timestamptz;
+    v_raw_low timestamptz;
+    v_raw_high timestamptz;
+BEGIN
+    IF p_tier IS NOT NULL THEN
+        IF v_piece IS NULL THEN
+            RAISE invalid_parameter_value USING MESSAGE = 'there is no such tier';
+        END IF;
+        SELECT s.computed_through INTO v_computed FROM rollup_state s;
+    END IF;
+    SELECT array_agg(w), min(w.head), max(w.tail), min(lower(w.raw)), max(upper(w.raw))
+    INTO v_wanted, v_low, v_high, v_raw_low, v_raw_high
+    FROM (
+        SELECT u.slot::int, s.series_id, u.first, u.stop, h.head, t.tail, d.dirty,
+               (tstzmultirange(tstzrange(u.first, u.stop)) - tstzmultirange(tstzrange(h.head, t.tail))
+                   + d.dirty * tstzmultirange(tstzrange(h.head, t.tail))) * v_kept AS raw,
+               CASE WHEN p_tier IS NULL THEN '{}' ELSE
+                   tstzmultirange(tstzrange(u.first, u.stop)) - tstzmultirange(tstzrange(h.head, t.tail)) - v_kept
+               END AS gone
+        FROM unnest(p_series, p_from, p_to) WITH ORDINALITY AS u (series_id, first, stop, slot)
+        JOIN series s ON s.series_id = u.series_id
+        CROSS JOIN LATERAL (
+            SELECT CASE WHEN p_tier IS NULL THEN u.first
+                        WHEN bucket_of(v_piece, u.first) < u.first THEN bucket_of(v_piece, u.first) + v_piece
+                        ELSE u.first END AS head) h
+        CROSS JOIN LATERAL (
+            SELECT CASE WHEN isfinite(v_computed)
+                        THEN greatest(bucket_of(v_piece, least(u.stop, v_computed)), h.head) ELSE h.head END AS tail) t
+        CROSS JOIN LATERAL (
+            SELECT coalesce(range_agg(tstzrange(bucket_of(v_piece, m.first_bucket),
+                                                bucket_of(v_piece, m.last_bucket) + v_piece)), '{}') * v_kept AS dirty
+            FROM rollup_marks m
+            WHERE p_tier IS NOT NULL AND m.series_id = s.series_id
+              AND m.last_bucket + v_piece > u.first AND m.first_bucket < u.stop + v_piece) d
+        WHERE u.first < u.stop AND isfinite(u.first) AND isfinite(u.stop)) w;
+    CASE WHEN p_whole AND p_tier = '1d' THEN
+        RETURN QUERY SELECT * FROM whole_of_rollups_1d(v_wanted, p_edges, v_low, v_high, v_raw_low, v_raw_high, v_horizon);
+    WHEN p_whole AND p_tier = '1h' THEN
+        RETURN QUERY SELECT * FROM whole_of_rollups_1h(v_wanted, p_edges, v_low, v_high, v_raw_low, v_raw_high, v_horizon);
+    WHEN p_whole THEN
+        RETURN QUERY SELECT * FROM whole_of_rollups_5m(v_wanted, p_edges, v_low, v_high, v_raw_low, v_raw_high, v_horizon);
+    WHEN p_tier = '1d' THEN
+        RETURN QUERY SELECT * FROM short_of_rollups_1d(v_wanted, p_edges, v_low, v_high, v_raw_low, v_raw_high, v_horizon);
+    WHEN p_tier = '1h' THEN
+        RETURN QUERY SELECT * FROM short_of_rollups_1h(v_wanted, p_edges, v_low, v_high, v_raw_low, v_raw_high, v_horizon);
+    ELSE
+        RETURN QUERY SELECT * FROM short_of_rollups_5m(v_wanted, p_edges, v_low, v_high, v_raw_low, v_raw_high, v_horizon);
+    END CASE;
+END $$;
+
+-- Of the same series, spans and buckets, from readings: the values at p_fractions of each bucket's readings in order,
+-- on the line between two where none stands there.
+CREATE FUNCTION readings_percentiles(p_series int[], p_from timestamptz[], p_to timestamptz[], p_edges timestamptz[],
+    p_fractions float8[])
+RETURNS TABLE (series_id int, bucket int, percentiles float8[])
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = public, pg_temp
+SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off AS $$
+BEGIN
+    RETURN QUERY EXECUTE '
+        SELECT u.series_id, width_bucket(x.ts, $4) AS bucket, percentile_cont($5) WITHIN GROUP (ORDER BY x.value)
+        FROM unnest($1, $2, $3) u (series_id, first, stop) JOIN series s ON s.series_id = u.series_id
+        JOIN readings x ON x.series_id = u.series_id AND x.ts >= u.first AND x.ts < u.stop
+            AND x.ts >= $6 AND x.ts < $7
+        GROUP BY 1, 2'
+    USING p_series, p_from, p_to, p_edges, p_fractions, (SELECT min(f) FROM unnest(p_from) f),
+        (SELECT max(t) FROM unnest(p_to) t);
+END $$;
+
+-- What changes whenever readings of these series before p_to do: every mark that was ever left on them counts, and
+-- beyond what is rolled up, where no mark is left, how far everything has landed and what was erased.
+CREATE FUNCTION readings_version(p_series int[], p_to timestamptz) RETURNS text
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp AS $$
+    SELECT concat_ws('.',
+        (SELECT coalesce(sum(c.marks), 0) FROM series s JOIN rollup_changes c ON c.series_id = s.series_id
+         WHERE s.series_id = ANY (p_series))
+        + (SELECT coalesce(sum(m.mark_id), 0) FROM series s JOIN rollup_marks m ON m.series_id = s.series_id
+           WHERE s.series_id = ANY (p_series)),
+        CASE WHEN p_to > t.computed_through THEN concat_ws('.',
+            (SELECT coalesce(sum(p.position), 0) FROM log_positions p),
+            (SELECT coalesce(sum(e.readings + e.text_readings), 0) FROM erasures e)) END)
+    FROM rollup_state t
+$$;
+
+REVOKE ALL ON FUNCTION readings_aggregated, readings_percentiles, readings_version FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION readings_aggregated, readings_percentiles, readings_version TO sluice_app, sluice_reader;

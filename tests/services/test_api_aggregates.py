@@ -1,0 +1,301 @@
+"""What readings come to, over HTTP and on both databases: buckets by a zone's clock, functions, fills, refusals."""
+
+import csv
+import io
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from typing import Any
+from uuid import uuid4
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from api.http.problems import Problem
+from api.readings.buckets import Bucket, edges_of, tier_of, zone_of
+from api.registry.organisations import acting_for
+from api.registry.sites import add_site
+from runtime.postgres import connect
+from tests.databases import Database
+from tests.services.test_api_readings import World, world
+from tests.support import run
+
+T0 = datetime(2026, 11, 2, tzinfo=UTC)
+MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
+EACH_5_MINUTES = """
+INSERT INTO readings SELECT $1, 0, ts, 1
+FROM generate_series($2::timestamptz, $3::timestamptz - interval '1 second', interval '5 minutes') ts"""
+STAY = "INSERT INTO device_sites (device_id, site_id, organisation_id, valid_from) VALUES ($1, $2, $3, $4)"
+ROLL_UP = """
+INSERT INTO rollups_{name} SELECT s.series_id, a.* FROM series s
+CROSS JOIN LATERAL aggregate_{finer}(s.series_id, '2000-01-03', bucket_of('{width}', $1), '{width}') a
+ON CONFLICT DO NOTHING"""
+TIERS = (("5m", "readings", "5 minutes"), ("1h", "rollups_5m", "1 hour"), ("1d", "rollups_1h", "1 day"))
+
+
+async def write(database: Database, sql: str, *values: object) -> Any:
+    connection = await connect(database.settings, role="sluice_worker", application="test")
+    try:
+        return await connection.fetchval(sql, *values)
+    finally:
+        await connection.close()
+
+
+async def roll_up(it: World, through: datetime) -> None:
+    """As a worker does, all at once."""
+    await write(it.database, "SELECT ensure_rollups($1, $2)", datetime(2026, 1, 1, tzinfo=UTC), through)
+    for name, finer, width in TIERS:
+        await write(it.database, ROLL_UP.format(name=name, finer=finer, width=width), through)
+    state = "UPDATE rollup_state SET closing_through = $1, computed_through = $1, landed_through = $1"
+    await write(it.database, state, through)
+
+
+async def fill(it: World, series: int, start: datetime, end: datetime) -> None:
+    week = start
+    while week < end + 7 * DAY:
+        await write(it.database, "SELECT ensure_week($1)", week)
+        week += 7 * DAY
+    await write(it.database, EACH_5_MINUTES, series, start, end)
+
+
+@pytest.mark.parametrize(
+    ("zone", "day", "buckets", "longest"),
+    [
+        ("Europe/Prague", "2026-03-29", 23, 12),
+        ("Europe/Prague", "2026-10-25", 25, 12),
+        ("Europe/Prague", "2026-06-01", 24, 12),
+        ("Australia/Lord_Howe", "2026-04-05", 24, 18),
+        ("Australia/Lord_Howe", "2026-10-04", 23, 18),
+    ],
+)
+@pytest.mark.parametrize("rolled", [False, True])
+def test_a_local_day_has_its_own_hours(
+    any_database: Database, zone: str, day: str, buckets: int, longest: int, rolled: bool
+) -> None:
+    async def test() -> None:
+        async with world(any_database) as it:
+            midnight = datetime.fromisoformat(day).replace(tzinfo=ZoneInfo(zone))
+            start, end = midnight.astimezone(UTC), (midnight + DAY).astimezone(UTC)
+            await fill(it, await it.series("power"), start - DAY, end + DAY)
+            if rolled:
+                await roll_up(it, end + DAY)
+            asked = {"from_": start.isoformat(), "to": end.isoformat(), "fn": "sum,count", "tz": zone}
+            hours = await it.data("/aggregated", bucket="1h", **asked)
+            assert len(hours) == buckets
+            readings = (end - start) // (5 * MINUTE)
+            assert sum(hour["sum"] for hour in hours) == readings
+            assert sorted({hour["count"] for hour in hours}) == sorted({12, longest})
+            (whole,) = await it.data("/aggregated", bucket="1d", **asked)
+            assert (whole["count"], whole["bucket"]) == (readings, start.isoformat().replace("+00:00", "Z"))
+            wide = {**asked, "from_": (start - DAY).isoformat(), "to": (end + DAY).isoformat()}
+            assert [one["count"] for one in await it.data("/aggregated", bucket="1d", **wide)][1] == readings
+            assert {one["sum"] for one in await it.data("/aggregated", bucket="15m", **wide)} == {3.0}
+
+    run(test())
+
+
+def test_edges_follow_the_clock_whatever_the_bucket() -> None:
+    prague = zone_of("Europe/Prague")
+    start, end = datetime(2026, 2, 10, 3, tzinfo=UTC), datetime(2026, 11, 20, tzinfo=UTC)
+    for text in ("5m", "1h", "6h", "1d", "2d", "1w", "1mo", "3mo"):
+        for zone in (UTC, prague):
+            edges = edges_of(start, end, Bucket.parse(text), zone)
+            assert edges[0] <= start < edges[1], (text, zone)
+            assert edges[-2] < end <= edges[-1], (text, zone)
+            assert all(one < other for one, other in pairwise(edges))
+    weeks = edges_of(start, end, Bucket.parse("1w"), prague)
+    assert {edge.astimezone(prague).strftime("%a %H:%M") for edge in weeks} == {"Mon 00:00"}
+    quarters = edges_of(start, end, Bucket.parse("3mo"), UTC)
+    assert [edge.month for edge in quarters] == [1, 4, 7, 10, 1]
+    assert tier_of(edges_of(start, end, Bucket.parse("1d"), UTC)) == "1d"
+    assert tier_of(edges_of(start, end, Bucket.parse("1d"), prague)) == "1h"
+    assert tier_of(edges_of(start, end, Bucket.parse("1d"), zone_of("Australia/Lord_Howe"))) == "5m"
+    assert tier_of(edges_of(start, start + DAY, Bucket.parse("1m"), UTC)) is None
+    with pytest.raises(Problem, match="divides a day"):
+        edges_of(start, end, Bucket.parse("7m"), prague)
+    assert len(edges_of(start, start + HOUR, Bucket.parse("7m"), UTC)) in (10, 11)
+
+
+def test_each_function_of_a_bucket_and_each_way_to_fill_it(any_database: Database) -> None:
+    async def test() -> None:
+        async with world(any_database) as it:
+            energy, state = await it.series("energy", unit="Wh"), await it.series("state")
+            for minute, value in ((-10, 90), (10, 100), (40, 130), (70, 5), (200, 25), (400, 30)):
+                await it.store(energy, T0 + minute * MINUTE, value)
+                await it.store(state, T0 + minute * MINUTE, minute % 20 == 10)
+            names = "count,sum,mean,min,max,first,last,delta,rate,time_weighted_mean,time_in_state,p50"
+            asked = {"from_": T0.isoformat(), "to": (T0 + 4 * HOUR).isoformat(), "bucket": "1h", "fn": names}
+            first, second, third = await it.data("/aggregated", metric="energy", **asked)
+            plain = {
+                "unit": "Wh", "count": 2, "sum": 230, "mean": 115, "min": 100, "max": 130, "first": 100, "last": 130,
+            }  # fmt: skip
+            assert {name: first[name] for name in plain} == plain
+            assert (first["delta"], first["p50"], second["delta"], third["delta"]) == (40, 115, 5, 20)
+            assert first["rate"] == pytest.approx(40 / 3_000)
+            assert first["time_weighted_mean"] == pytest.approx((90 * 10 + 100 * 30 + 130 * 20) / 60)
+            (of_state, *_) = await it.data("/aggregated", metric="state", **asked)
+            assert of_state["time_in_state"] == 40 * 60
+            buckets = {}
+            for how in ("none", "null", "previous", "linear"):
+                rows = await it.data("/aggregated", metric="energy", **{**asked, "fn": "last,count"}, fill=how)
+                buckets[how] = [(row["last"], row["count"]) for row in rows]
+            assert buckets == {
+                "none": [(130, 2), (5, 1), (25, 1)],
+                "null": [(130, 2), (5, 1), (None, 0), (25, 1)],
+                "previous": [(130, 2), (5, 1), (5, 0), (25, 1)],
+                "linear": [(130, 2), (5, 1), (15, 0), (25, 1)],
+            }
+            (stats,) = await it.data("/stats", metric="energy", from_=asked["from_"], to=asked["to"])
+            assert (stats["count"], stats["delta"], stats["first_ts"]) == (4, 65, "2026-11-02T00:10:00Z")
+            await roll_up(it, T0 + DAY)
+            again = await it.data("/aggregated", metric="energy", **asked)
+            assert again == [first, second, third]
+            status, body, _ = await it.get("/aggregated", **{**asked, "fn": "mean,rate"})
+            assert (status, body["source"], body["tier"], body["dirty"]) == (200, "rollups", "1h", False)
+            assert body["complete_through"] == "2026-11-03T00:00:00Z"
+
+    run(test())
+
+
+def test_a_bucket_that_a_move_cuts_is_right_for_each_site(any_database: Database) -> None:
+    async def test() -> None:
+        async with world(any_database) as it:
+            series = await it.series("energy")
+            await fill(it, series, T0, T0 + DAY)
+            moved = T0 + 10 * HOUR + 7 * MINUTE
+            connection = await connect(it.database.settings, role="sluice_app", application="test")
+            async with acting_for(connection, it.organisation):
+                other = await add_site(connection, it.organisation, "Other")
+                stay = (it.device, other, it.organisation, moved)
+                await connection.execute(STAY, *stay)
+            await connection.close()
+            asked = {"from_": T0.isoformat(), "to": (T0 + DAY).isoformat(), "bucket": "1h", "fn": "count,last"}
+            for _ in ("from readings", "from roll-ups"):
+                counts = []
+                for site in (it.site, other):
+                    asked = {
+                        "from_": T0.isoformat(),
+                        "to": (T0 + DAY).isoformat(),
+                        "bucket": "1h",
+                        "fn": "count,last",
+                    }
+                    rows = await it.data("/aggregated", device_id=None, site_id=site, **asked)
+                    counts.append({row["bucket"]: row["count"] for row in rows})
+                cut = "2026-11-02T10:00:00Z"
+                assert (len(counts[0]), counts[0][cut], len(counts[1]), counts[1][cut]) == (11, 2, 14, 10)
+                assert sum(counts[0].values()) + sum(counts[1].values()) == 288
+                await roll_up(it, T0 + DAY)
+
+    run(test())
+
+
+def test_an_answer_that_is_known_is_not_made_again_until_it_changes(any_database: Database) -> None:
+    async def test() -> None:
+        async with world(any_database) as it:
+            series = await it.series("power")
+            await fill(it, series, T0, T0 + DAY)
+            await roll_up(it, T0 + 2 * DAY)
+            url = f"{it.url}/api/v1/readings/aggregated"
+            query = {"series_id": str(series), "from": T0.isoformat(), "to": (T0 + DAY).isoformat(), "bucket": "1h"}
+            headers = {"Authorization": f"Bearer {it.key}"}
+            async with it.session.get(url, params=query, headers=headers) as answer:
+                assert answer.status == 200
+                version = answer.headers["ETag"]
+            known = headers | {"If-None-Match": version}
+            async with it.session.get(url, params=query, headers=known) as answer:
+                assert (answer.status, await answer.read()) == (304, b"")
+            mark = "INSERT INTO rollup_marks (series_id, first_bucket, last_bucket) VALUES ($1, $2, $2)"
+            await write(it.database, mark, series, T0)
+            await it.store(series, T0 + 1 * MINUTE, 50)
+            async with it.session.get(url, params=query, headers=known) as answer:
+                body = await answer.json()
+                assert (answer.status, body["dirty"], body["source"]) == (200, True, "both")
+            async with it.session.get(url, params=query | {"format": "csv"}, headers=headers) as answer:
+                rows = list(csv.DictReader(io.StringIO(await answer.text())))
+                assert [float(row["mean"]) for row in rows] == [row["mean"] for row in body["data"]]
+                assert answer.headers["Sluice-Source"] == "both"
+
+    run(test())
+
+
+def test_what_cannot_be_asked_is_refused_in_words(any_database: Database) -> None:
+    async def test() -> None:
+        async with world(any_database, api_aggregate_cells_max=100, api_aggregate_readings_max=50) as it:
+            await fill(it, await it.series("power"), T0, T0 + DAY)
+            right = {"from_": T0.isoformat(), "to": (T0 + HOUR).isoformat()}
+            for wrong, status, code, words in (
+                ({"from_": None}, 400, "invalid_parameter", "from: is missing"),
+                ({"to": None}, 400, "invalid_parameter", "to: is missing"),
+                ({"to": T0.isoformat()}, 400, "invalid_parameter", "not before"),
+                ({"from_": "2027-01-01T00:00:00Z"}, 400, "invalid_parameter", "after"),
+                ({"bucket": "0m"}, 400, "invalid_parameter", "bucket"),
+                ({"bucket": "90s"}, 400, "invalid_parameter", "bucket"),
+                ({"bucket": "999999w"}, 400, "invalid_parameter", "bucket"),
+                ({"bucket": "7m", "tz": "Europe/Prague"}, 400, "invalid_parameter", "divides a day"),
+                ({"tz": "Europe/Atlantis"}, 400, "invalid_parameter", "tz"),
+                ({"tz": "../../etc/passwd"}, 400, "invalid_parameter", "tz"),
+                ({"fn": "mean,median"}, 400, "invalid_parameter", "fn"),
+                ({"fill": "zero"}, 400, "invalid_parameter", "fill"),
+                ({"device_id": str(uuid4())}, 404, "device_not_found", ""),
+                ({"device_id": None}, 400, "invalid_parameter", "device_id"),
+                ({"series_id": 2**31 - 1}, 404, "series_not_found", ""),
+                ({"to": "9999-12-31T00:00:00Z", "bucket": "1m"}, 422, "query_too_large", "buckets"),
+                ({"bucket": "1m", "to": (T0 + 90 * 5 * MINUTE).isoformat()}, 422, "query_too_large", "buckets"),
+                ({"fn": "p95", "to": (T0 + DAY).isoformat(), "bucket": "1d"}, 422, "query_too_large", "readings"),
+            ):
+                asked: dict[str, Any] = {**right, **wrong}
+                got, body, _ = await it.get("/aggregated", **asked)
+                assert (got, body["code"]) == (status, code), (wrong, body)
+                assert words in body["detail"], body
+            assert await it.data("/aggregated", metric="none", **right) == []
+
+    run(test())
+
+
+def test_a_batch_answers_each_question_by_itself(any_database: Database) -> None:
+    async def test() -> None:
+        async with world(any_database, api_batch_questions_max=6, api_aggregate_cells_max=200) as it:
+            power, heat = await it.series("power"), await it.series("temperature")
+            await fill(it, power, T0, T0 + DAY)
+            await fill(it, heat, T0, T0 + DAY)
+            span = {"from": T0.isoformat(), "to": (T0 + DAY).isoformat()}
+            questions: list[dict[str, Any]] = [
+                {"ref": "a", "series_id": power, "bucket": "1h", "fn": "count", **span},
+                {"device_id": str(it.device), "metric": "temperature", "bucket": "1h", "fn": "sum,last", **span},
+                {"site_id": str(it.site), "bucket": "1d", "fn": "count", **span},
+                {"device_id": str(uuid4()), **span},
+                {"series_id": power, "bucket": "1m", **span},
+                {"series_id": power, "fn": "bogus", **span},
+            ]
+            url, headers = f"{it.url}/api/v1/readings/batch", {"Authorization": f"Bearer {it.key}"}
+            async with it.session.post(url, json={"queries": questions}, headers=headers) as answer:
+                assert answer.status == 200
+                results = (await answer.json())["results"]
+            assert [result["status"] for result in results] == [200, 200, 200, 404, 422, 400]
+            assert (results[0]["ref"], results[1]["ref"]) == ("a", None)
+            (counted,) = results[0]["series"]
+            assert (counted["metric"], counted["count"]) == ("power", [12] * 24)
+            assert counted["bucket"][0] == int(T0.timestamp()) * 10**6
+            (summed,) = results[1]["series"]
+            assert set(summed) == {"device_id", "metric", "label", "unit", "bucket", "sum", "last"}
+            assert sorted(one["count"] for one in results[2]["series"]) == [[288], [288]]
+            assert results[4]["error"]["code"] == "query_too_large"
+            for wrong in ([], questions[:1] * 7, [{"series_id": power}], [{**questions[0], "bucket": 5}]):
+                async with it.session.post(url, json={"queries": wrong}, headers=headers) as answer:
+                    assert answer.status == 422, await answer.text()
+
+    run(test())
+
+
+def test_another_s_series_are_not_there(any_database: Database) -> None:
+    async def test() -> None:
+        async with world(any_database) as it, world(any_database) as other:
+            series = await other.series("power")
+            await fill(other, series, T0, T0 + DAY)
+            span = {"from_": T0.isoformat(), "to": (T0 + DAY).isoformat()}
+            for path in ("/aggregated", "/stats"):
+                for mine in ({"series_id": series}, {"device_id": other.device}, {"site_id": other.site}):
+                    asked: dict[str, Any] = {"device_id": None, **span, **mine}
+                    status, _, _ = await it.get(path, **asked)
+                    assert status == 404
+
+    run(test())

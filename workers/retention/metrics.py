@@ -1,0 +1,48 @@
+"""Metrics of retention. Labels are bounded: a tier, a reason."""
+
+from typing import Final
+
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge
+
+#: Why chunks that nobody keeps still stand.
+REASONS: Final = ("unsettled", "uncomputed", "marked", "locked", "failed")
+
+
+class RetentionMetrics:
+    """In `registry`."""
+
+    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
+        self.chunks = Counter(
+            "sluice_retention_chunks_total",
+            "Chunks or partitions that were dropped whole. tier: raw, 5m, 1h, 1d.",
+            ["tier"],
+            registry=registry,
+        )
+        self.bytes = Counter(
+            "sluice_retention_bytes_total",
+            "What these took on disk, indexes included. tier: raw, 5m, 1h, 1d.",
+            ["tier"],
+            registry=registry,
+        )
+        self.rows = Counter(
+            "sluice_retention_rows_total",
+            "Rows deleted one by one, of organisations that keep less than others. kind: a table.",
+            ["kind"],
+            registry=registry,
+        )
+        self.oldest = Gauge(
+            "sluice_retention_oldest_seconds",
+            "How long ago the oldest chunk of a tier begins, as the worker saw it that looked last.",
+            ["tier"],
+            multiprocess_mode="livemostrecent",
+            registry=registry,
+        )
+        self.waiting = Gauge(
+            "sluice_retention_waiting_chunks",
+            "Chunks that nobody keeps and that stand yet, 0 with workers that are not at it. why: unsettled (a "
+            "transaction is open for long), uncomputed (their roll-ups), marked (repairs to come), locked (somebody "
+            "reads them), failed (see the log).",
+            ["why"],
+            multiprocess_mode="livemostrecent",
+            registry=registry,
+        )
