@@ -103,6 +103,29 @@ class Aggregated(msgspec.Struct):
     """When the device was deleted, if it was."""
 
 
+class SeriesBuckets(msgspec.Struct):
+    """Buckets of a series, column by column: `bucket`, and a list for each function."""
+
+    device_id: str
+    metric: str
+    label: str
+    unit: str
+    bucket: list[int]
+    """Microseconds since 1970."""
+
+
+class AggregatedColumns(msgspec.Struct):
+    """Buckets by series, column by column."""
+
+    series: list[SeriesBuckets]
+    source: str
+    tier: str | None
+    complete_through: datetime | None
+    dirty: bool
+    kept_from: datetime | msgspec.UnsetType = msgspec.UNSET
+    removed_at: datetime | msgspec.UnsetType = msgspec.UNSET
+
+
 class StatisticsRow(msgspec.Struct):
     """A series over the whole span."""
 
@@ -141,6 +164,30 @@ class Statistics(msgspec.Struct):
     removed_at: datetime | msgspec.UnsetType = msgspec.UNSET
 
 
+class SeriesStatistics(msgspec.Struct):
+    """A series over the whole span, in lists of one; `first_ts` and `last_ts` in microseconds since 1970."""
+
+    device_id: str
+    metric: str
+    label: str
+    unit: str
+    count: list[int]
+    first_ts: list[int]
+    last_ts: list[int]
+
+
+class StatisticsColumns(msgspec.Struct):
+    """Each series over the whole span, column by column."""
+
+    series: list[SeriesStatistics]
+    source: str
+    tier: str | None
+    complete_through: datetime | None
+    dirty: bool
+    kept_from: datetime | msgspec.UnsetType = msgspec.UNSET
+    removed_at: datetime | msgspec.UnsetType = msgspec.UNSET
+
+
 class BatchQuestion(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     """One question of a batch."""
 
@@ -164,17 +211,6 @@ class Batch(msgspec.Struct, forbid_unknown_fields=True):
     """Questions that are answered together."""
 
     queries: list[BatchQuestion]
-
-
-class SeriesBuckets(msgspec.Struct):
-    """Buckets of a series, column by column: `bucket`, and a list for each function."""
-
-    device_id: str
-    metric: str
-    label: str
-    unit: str
-    bucket: list[int]
-    """Microseconds since 1970."""
 
 
 class BatchProblem(msgspec.Struct):
@@ -214,7 +250,7 @@ class AggregateOperations:
 
     @operation(
         PLATFORM, "GET", "/api/v1/readings/aggregated", _READS, problems=_PROBLEMS,
-        other_types=other_types(Aggregated), versioned=True,
+        other_types=other_types(AggregatedColumns), versioned=True,
     )  # fmt: skip
     async def aggregated_readings(self, call: Call[Nothing, Aggregates, Nothing]) -> Reply[Aggregated]:
         """What readings come to, bucket by bucket
@@ -238,7 +274,7 @@ class AggregateOperations:
         return replace(reply, version=version)
 
     @operation(
-        PLATFORM, "GET", "/api/v1/readings/stats", _READS, problems=_PROBLEMS, other_types=other_types(Statistics),
+        PLATFORM, "GET", "/api/v1/readings/stats", _READS, problems=_PROBLEMS, other_types=other_types(StatisticsColumns),
         versioned=True,
     )  # fmt: skip
     async def reading_statistics(self, call: Call[Nothing, Whose, Nothing]) -> Reply[Statistics]:
