@@ -274,7 +274,8 @@ class AggregateOperations:
         return replace(reply, version=version)
 
     @operation(
-        PLATFORM, "GET", "/api/v1/readings/stats", _READS, problems=_PROBLEMS, other_types=other_types(StatisticsColumns),
+        PLATFORM, "GET", "/api/v1/readings/stats", _READS, problems=_PROBLEMS,
+        other_types=other_types(StatisticsColumns),
         versioned=True,
     )  # fmt: skip
     async def reading_statistics(self, call: Call[Nothing, Whose, Nothing]) -> Reply[Statistics]:
