@@ -75,20 +75,9 @@ class Aggregates(Whose, kw_only=True):
     tz: ZoneText = "UTC"
 
 
-class AggregatedRow(msgspec.Struct):
-    """A bucket of a series, and a field for each function that was asked for."""
+class Told(msgspec.Struct, kw_only=True):
+    """Where an answer comes from, and how fresh it is."""
 
-    device_id: str
-    metric: str
-    label: str
-    unit: str
-    bucket: datetime
-
-
-class Aggregated(msgspec.Struct):
-    """Buckets by series and time."""
-
-    data: list[AggregatedRow]
     source: str
     """Where it comes from: rollups, readings, both, or none where there is nothing."""
     tier: str | None
@@ -103,6 +92,22 @@ class Aggregated(msgspec.Struct):
     """When the device was deleted, if it was."""
 
 
+class AggregatedRow(msgspec.Struct):
+    """A bucket of a series, and a field for each function that was asked for."""
+
+    device_id: str
+    metric: str
+    label: str
+    unit: str
+    bucket: datetime
+
+
+class Aggregated(Told):
+    """Buckets by series and time."""
+
+    data: list[AggregatedRow]
+
+
 class SeriesBuckets(msgspec.Struct):
     """Buckets of a series, column by column: `bucket`, and a list for each function."""
 
@@ -114,16 +119,10 @@ class SeriesBuckets(msgspec.Struct):
     """Microseconds since 1970."""
 
 
-class AggregatedColumns(msgspec.Struct):
+class AggregatedColumns(Told):
     """Buckets by series, column by column."""
 
     series: list[SeriesBuckets]
-    source: str
-    tier: str | None
-    complete_through: datetime | None
-    dirty: bool
-    kept_from: datetime | msgspec.UnsetType = msgspec.UNSET
-    removed_at: datetime | msgspec.UnsetType = msgspec.UNSET
 
 
 class StatisticsRow(msgspec.Struct):
@@ -152,16 +151,10 @@ class StatisticsRow(msgspec.Struct):
     """The seconds during which the value was not 0."""
 
 
-class Statistics(msgspec.Struct):
+class Statistics(Told):
     """Each series over the whole span."""
 
     data: list[StatisticsRow]
-    source: str
-    tier: str | None
-    complete_through: datetime | None
-    dirty: bool
-    kept_from: datetime | msgspec.UnsetType = msgspec.UNSET
-    removed_at: datetime | msgspec.UnsetType = msgspec.UNSET
 
 
 class SeriesStatistics(msgspec.Struct):
@@ -176,16 +169,10 @@ class SeriesStatistics(msgspec.Struct):
     last_ts: list[int]
 
 
-class StatisticsColumns(msgspec.Struct):
+class StatisticsColumns(Told):
     """Each series over the whole span, column by column."""
 
     series: list[SeriesStatistics]
-    source: str
-    tier: str | None
-    complete_through: datetime | None
-    dirty: bool
-    kept_from: datetime | msgspec.UnsetType = msgspec.UNSET
-    removed_at: datetime | msgspec.UnsetType = msgspec.UNSET
 
 
 class BatchQuestion(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
