@@ -145,7 +145,7 @@ async def fill(parts: Parts, scale: Scale) -> tuple[History, Filled]:
 
 async def vacuum(parts: Parts) -> None:
     owner = await asyncpg.connect(parts.owner_url)
-    for table in ("readings", "rollups_5m", "rollups_1h", "rollups_1d", "series", "device_sites", "devices"):
+    for table in ("readings", "rollups_5m", "rollups_1h", "rollups_1d", "rollup_marks", "series", "device_sites", "devices"):
         await owner.execute(f"VACUUM (ANALYZE) {table}", timeout=TIMEOUT_S)
     await owner.close()
 
