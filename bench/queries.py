@@ -1,7 +1,7 @@
 """`sluice bench queries`: what answers for dashboards take, beside the same from raw readings.
 
 Over a history that is filled first (`bench.history`). Each kind of question goes to the API's process as clients ask
-it, over loopback, and to the database in one session, where the same is computed from raw readings alone: the CPU of
+it, over loopback and by columns, and to the database in one session, where the same is computed from raw readings alone: the CPU of
 that session's process, and the rows that it fetched. Left out: what runs beside ingest (`bench.beside`).
 """
 
@@ -238,8 +238,8 @@ class _Run:
 
         def request(number: int) -> bytes:
             start, end = spans[number % KINDS]
-            query: dict[str, Any] = {"from": start.isoformat(), "to": end.isoformat(), "bucket": "1h"}
-            query["fn"] = ",".join(functions)
+            query: dict[str, Any] = {"from": start.isoformat(), "to": end.isoformat()}
+            query |= {"bucket": "1h", "fn": ",".join(functions), "format": "columns"}
             if wide:
                 query["group_id"] = self._groups[number % len(self._groups)]
             else:

@@ -26,8 +26,9 @@ LANGUAGE sql STABLE AS $$
     GROUP BY b.bucket
 $$;
 
--- What readings_aggregated asks of a tier, whole and short: functions of their own, so that a session plans each once.
--- The bounds that all series share, beside their own, let the executor leave out every chunk beyond them.
+-- What readings_aggregated asks of a tier, whole and short: functions of their own, so that a session plans each once,
+-- under the settings of readings_aggregated. Nothing is looked for in pieces that are not there: what stands behind
+-- `OFFSET 0` is gone through from the outside in, and a slot's neighbours are looked up for its two ends alone. The bounds that all series share, beside their own, let the executor leave out every chunk beyond them.
 DO $$
 DECLARE v_tier text;
 BEGIN
@@ -39,7 +40,7 @@ RETURNS TABLE (slot int, buckets int[], counts bigint[], sums float8[], mins flo
     firsts_ts timestamptz[], lasts float8[], lasts_ts timestamptz[], deltas float8[], deltas_seconds float8[],
     areas float8[], areas_seconds float8[], seconds_true float8[], from_raw bigint, from_rollups bigint,
     is_dirty boolean)
-LANGUAGE plpgsql STABLE SET plan_cache_mode = force_generic_plan AS $f$
+LANGUAGE plpgsql STABLE AS $f$
 #variable_conflict use_column
 BEGIN
     RETURN QUERY
@@ -132,7 +133,7 @@ RETURNS TABLE (slot int, buckets int[], counts bigint[], sums float8[], mins flo
     firsts_ts timestamptz[], lasts float8[], lasts_ts timestamptz[], deltas float8[], deltas_seconds float8[],
     areas float8[], areas_seconds float8[], seconds_true float8[], from_raw bigint, from_rollups bigint,
     is_dirty boolean)
-LANGUAGE plpgsql STABLE SET plan_cache_mode = force_generic_plan AS $f$
+LANGUAGE plpgsql STABLE AS $f$
 #variable_conflict use_column
 BEGIN
     RETURN QUERY
@@ -190,7 +191,7 @@ RETURNS TABLE (slot int, buckets int[], counts bigint[], sums float8[], mins flo
     areas float8[], areas_seconds float8[], seconds_true float8[], from_raw bigint, from_rollups bigint,
     is_dirty boolean)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = public, pg_temp
-SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off AS $$
+SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off SET plan_cache_mode = force_generic_plan AS $$
 DECLARE
     v_piece interval := CASE p_tier WHEN '5m' THEN interval '5 minutes' WHEN '1h' THEN interval '1 hour'
                                     WHEN '1d' THEN interval '1 day' END;
