@@ -19,6 +19,7 @@ from uuid import UUID
 import asyncpg
 from prometheus_client import CollectorRegistry
 
+from api.readings.buckets import TIERS
 from bench.errors import BenchError
 from bench.parts import Parts, progress
 from bench.registry import register
@@ -36,6 +37,14 @@ TELL_EVERY_S: Final = 5.0
 TIMEOUT_S: Final = 600
 #: Of one transaction, so that a stopped run loses seconds.
 READINGS_A_STEP: Final = 500_000
+TABLES: Final = (
+    "readings",
+    *(f"rollups_{tier}" for tier, _ in TIERS),
+    "rollup_marks",
+    "series",
+    "device_sites",
+    "devices",
+)
 #: Devices have one series each: a temperature, a counter that begins again now and then, a switch.
 METRICS: Final = (("temperature", "°C"), ("energy", "Wh"), ("switch", ""))
 
@@ -145,7 +154,7 @@ async def fill(parts: Parts, scale: Scale) -> tuple[History, Filled]:
 
 async def vacuum(parts: Parts) -> None:
     owner = await asyncpg.connect(parts.owner_url)
-    for table in ("readings", "rollups_5m", "rollups_1h", "rollups_1d", "rollup_marks", "series", "device_sites", "devices"):
+    for table in TABLES:
         await owner.execute(f"VACUUM (ANALYZE) {table}", timeout=TIMEOUT_S)
     await owner.close()
 

@@ -1,8 +1,9 @@
 """`sluice bench queries`: what answers for dashboards take, beside the same from raw readings.
 
 Over a history that is filled first (`bench.history`). Each kind of question goes to the API's process as clients ask
-it, over loopback and by columns, and to the database in one session, where the same is computed from raw readings alone: the CPU of
-that session's process, and the rows that it fetched. Left out: what runs beside ingest (`bench.beside`).
+it, over loopback and by columns, and to the database in one session, where the same is computed from raw readings
+alone: the CPU of that session's process, and the rows that it fetched. Left out: what runs beside ingest
+(`bench.beside`).
 """
 
 import asyncio
