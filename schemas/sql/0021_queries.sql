@@ -284,5 +284,26 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp AS $$
     FROM rollup_state t
 $$;
 
-REVOKE ALL ON FUNCTION readings_aggregated, readings_percentiles, readings_version FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION readings_aggregated, readings_percentiles, readings_version TO sluice_app, sluice_reader;
+-- The newest number and the newest text of each series in its span, if it has any: kind 0 and 1. Planned each time, for
+-- the bounds that all spans share: chunks beyond them are left out once, instead of once a series.
+CREATE FUNCTION readings_latest(p_series int[], p_from timestamptz[], p_to timestamptz[])
+RETURNS TABLE (series_id int, kind int, ts timestamptz, quality smallint, value float8, text_value text)
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = public, pg_temp
+SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off AS $$
+BEGIN
+    RETURN QUERY EXECUTE '
+        SELECT s.series_id, n.* FROM unnest($1, $2, $3) u (series_id, first, stop)
+        JOIN series s ON s.series_id = u.series_id CROSS JOIN LATERAL (
+            (SELECT 0, x.ts, x.quality, x.value, NULL::text FROM readings x
+             WHERE x.series_id = s.series_id AND x.ts >= u.first AND x.ts < u.stop AND x.ts >= $4 AND x.ts < $5
+             ORDER BY x.ts DESC LIMIT 1)
+            UNION ALL
+            (SELECT 1, x.ts, x.quality, NULL::float8, x.value FROM text_readings x
+             WHERE x.series_id = s.series_id AND x.ts >= u.first AND x.ts < u.stop AND x.ts >= $4 AND x.ts < $5
+             ORDER BY x.ts DESC LIMIT 1)) n'
+    USING p_series, p_from, p_to, (SELECT min(f) FROM unnest(p_from) f), (SELECT max(t) FROM unnest(p_to) t);
+END $$;
+
+REVOKE ALL ON FUNCTION readings_aggregated, readings_percentiles, readings_version, readings_latest FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION readings_aggregated, readings_percentiles, readings_version, readings_latest
+    TO sluice_app, sluice_reader;
