@@ -12,10 +12,12 @@ from bench import hostile as hostile_bench
 from bench import live as live_bench
 from bench import memory as memory_bench
 from bench import pipeline as pipeline_bench
+from bench import queries as queries_bench
 from bench.errors import BenchError
 from bench.faults import run as faults_bench
 from bench.faults.catalogue import FAULTS
 from bench.faults.report import faults_object, faults_tables
+from bench.history import Scale
 from bench.report import (
     api_object,
     api_tables,
@@ -27,6 +29,8 @@ from bench.report import (
     memory_tables,
     pipeline_object,
     pipeline_tables,
+    queries_object,
+    queries_tables,
 )
 
 CHECKOUT: Final = Path(__file__).resolve().parents[1]
@@ -199,6 +203,49 @@ def live(listeners: int, readings_per_request: int, seconds: int, as_json: bool,
     """How soon an acknowledged reading is told, and at what cost."""
     figures = live_bench.measure(live_bench.Options(listeners, readings_per_request, seconds), services)
     click.echo(orjson.dumps(live_object(figures)).decode() if as_json else live_tables(figures))
+
+
+@bench.command()
+@click.option("--series", type=click.IntRange(32, 5_000), default=200, show_default=True,
+              help="Each of a device of its own.")  # fmt: skip
+@click.option("--days", type=click.IntRange(1, 400), default=30, show_default=True)
+@click.option("--every", type=click.IntRange(1, 3_600), default=60, show_default=True, metavar="SECONDS",
+              help="Between two readings of a series.")  # fmt: skip
+@click.option("--requests", type=click.IntRange(10, 10_000), default=200, show_default=True, help="Of each kind.")
+@click.option("--clients", type=click.IntRange(1, 64), multiple=True, default=(1, 4), show_default=True,
+              help="That ask at a time; may be given more than once.")  # fmt: skip
+@click.option("--seconds", type=click.IntRange(2, 3_600), default=30, show_default=True,
+              help="Of load, for what runs beside ingest.")  # fmt: skip
+@click.option("--readings", type=click.IntRange(125_000, READINGS_MAX), default=1_000_000, show_default=True,
+              help="Landed in each turn, with and without roll-ups beside.")  # fmt: skip
+@click.option("--only", metavar="NAME,…", help=f"Some of {', '.join(queries_bench.PARTS)}.")
+@click.option("--keep", type=click.Path(file_okay=False, path_type=Path), metavar="DIR",
+              help="Where the filled database stays: a stopped run goes on, a later one has it.")  # fmt: skip
+@_json_option
+@_services_option
+def queries(
+    series: int,
+    days: int,
+    every: int,
+    requests: int,
+    clients: tuple[int, ...],
+    seconds: int,
+    readings: int,
+    only: str | None,
+    keep: Path | None,
+    as_json: bool,
+    services: Path,
+) -> None:
+    """What answers for dashboards take, beside the same from raw readings.
+
+    Over a history that is filled first.
+    """
+    names = tuple(only.split(",")) if only else queries_bench.PARTS
+    if unknown := set(names) - set(queries_bench.PARTS):
+        raise BenchError(f"--only: there is no {', '.join(sorted(unknown))}")
+    options = queries_bench.Options(Scale(series, days, every), requests, clients, names, seconds, readings)
+    figures = queries_bench.measure(options, services, keep)
+    click.echo(orjson.dumps(queries_object(figures)).decode() if as_json else queries_tables(figures))
 
 
 if __name__ == "__main__":

@@ -62,16 +62,19 @@ class Parts:
 
 
 @contextmanager
-def real_parts(directory: Path) -> Iterator[Parts]:
-    """Parts that are ready and migrated. Raises `BenchError` when they cannot be had."""
+def real_parts(directory: Path, kept: Path | None = None) -> Iterator[Parts]:
+    """Parts that are ready and migrated; those in `kept` stay there, and are what a later run finds.
+
+    Raises `BenchError` when they cannot be had.
+    """
     given = [name for name in PARTS if os.environ.get(name)]
     if given and len(given) < len(PARTS):
         raise BenchError(f"set all of {', '.join(PARTS)} to measure on those, or none to have parts started")
     if given:
         yield _migrated({name: os.environ[name] for name in PARTS}, None)
         return
-    directory.mkdir(parents=True, exist_ok=True)
-    home = Path(tempfile.mkdtemp(prefix="bench-", dir=directory))
+    (kept or directory).mkdir(parents=True, exist_ok=True)
+    home = kept or Path(tempfile.mkdtemp(prefix="bench-", dir=directory))
     progress(f"starting Kafka and TimescaleDB in {home}")
     try:
         exported = run_services(home, "start", "kafka", "timescaledb")
@@ -80,7 +83,7 @@ def real_parts(directory: Path) -> Iterator[Parts]:
         asyncio.run(_without_autovacuum(superuser_url))
         yield _migrated(dict(line.split("=", 1) for line in lines), superuser_url)
     finally:
-        run_services(home, "wipe")
+        run_services(home, "wipe" if kept is None else "stop")
 
 
 def run_services(home: Path, *arguments: str) -> str:

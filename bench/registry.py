@@ -69,6 +69,17 @@ async def register(connection: Any, secret_keys: str, count: int, *, overrides: 
     return Registered(organisation, devices, tokens)
 
 
+async def add_tokens(connection: Any, secret_keys: str, organisation: UUID, devices: Sequence[UUID]) -> list[str]:
+    """A further token for each of these devices of an organisation."""
+    hasher = TokenHasher(KeyRing.parse(secret_keys))
+    tokens = [make_token(DEVICE_PREFIX) for _ in devices]
+    async with connection.transaction():
+        await _act_for(connection, organisation)
+        hashes = [hasher.digest(token) for token in tokens]
+        await connection.execute(_CREDENTIALS, organisation, [uuid7() for _ in devices], devices, hashes)
+    return tokens
+
+
 async def _act_for(connection: Any, organisation: UUID) -> None:
     await connection.execute("SET LOCAL ROLE sluice_app")
     await connection.execute("SELECT set_config('sluice.organisation', $1, true)", str(organisation))

@@ -10,12 +10,15 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from bench.api import ApiFigures
+from bench.beside import Dashboards
 from bench.hostile import MEMORY_GROWTH_MAX_BYTES, HostileFigures
 from bench.live import LiveFigures
 from bench.load import Load, percentiles_ms
 from bench.memory import MemoryFigures
 from bench.pipeline import EndToEnd, Figures
+from bench.queries import WIDE, QueryFigures
 from bench.singles import Single
+from bench.streams import DAYS
 
 #: The parts of the system; the load generator is none of them.
 SYSTEM: Final = ("ingest", "kafka", "worker", "postgresql")
@@ -328,6 +331,169 @@ def live_tables(figures: LiveFigures) -> str:
         ("memory at the end", f"{found['api_bytes'] / 1e6:.0f} MB"),
     ]
     return _table(("streams of readings", ""), rows)
+
+
+# ---------------------------------------------------------------- queries
+
+
+def queries_targets(figures: QueryFigures) -> list[Target]:
+    """Of what was measured. As clients see it over loopback, which is more than it takes in the server."""
+    bounds = {"one series": 5, f"{WIDE} series": 25, "latest": 20}
+    targets = [
+        Target(f"{one.name}, p95", percentiles_ms(one.seconds, 95)["p95"], bound, "ms", True)
+        for one in figures.asked
+        if one.clients == 1
+        for start, bound in bounds.items()
+        if one.name.startswith(start)
+    ]
+    for cost in figures.costs:
+        if cost.name.startswith("one series"):
+            targets.append(Target(f"{cost.name}: CPU from raw", cost.ratio, 20, "×", False))
+        elif not cost.raw_rows:
+            targets.append(Target(f"{cost.name}: chunks read from the beginning", cost.scans, 0, "", True))
+    if figures.stream is not None:
+        rate = figures.stream.readings_per_cpu_s
+        targets.append(Target("a day at one reading a second, columnar", rate, 1e6, "readings/CPU s", False))
+    if figures.landing is not None:
+        targets.append(Target("landing beside roll-ups, against alone", figures.landing.ratio, 0.8, "×", False))
+    if (late := figures.late) is not None:
+        targets.append(Target("answers that differ from raw", late.wrong, 0, "", True))
+        targets.append(Target("oldest mark", late.repair_s, 60, "s", True))
+    if (boards := figures.dashboards) is not None:
+        p95 = percentiles_ms(boards.beside_s, 95)["p95"]
+        targets.append(Target("batch of a dashboard beside ingest, p95", p95, 100, "ms", True))
+        share = boards.sent_beside.readings_per_s / boards.sent_alone.readings_per_s
+        targets.append(Target("ingest beside dashboards, against alone", share, 0.9, "×", False))
+    return targets
+
+
+def queries_object(figures: QueryFigures) -> dict[str, Any]:
+    landing, late, boards, stream = figures.landing, figures.late, figures.dashboards, figures.stream
+    return {
+        "machine": machine(),
+        "queries": {
+            "scale": vars(figures.options.scale) | {"readings": figures.options.scale.readings},
+            "filled": vars(figures.filled),
+            "asked": [
+                vars(one) | {"seconds": None, "ms": percentiles_ms(one.seconds, 50, 95, 99)} for one in figures.asked
+            ],
+            "costs": [
+                {
+                    "name": cost.name,
+                    "ms": percentiles_ms(cost.seconds, 50, 95),
+                    "cpu_ms": cost.cpu_s * 1e3,
+                    "rows": cost.rows,
+                    "scans": cost.scans,
+                    "raw": None
+                    if not cost.raw_rows
+                    else {
+                        "ms": percentiles_ms(cost.raw_seconds, 50, 95),
+                        "cpu_ms": cost.raw_cpu_s * 1e3,
+                        "rows": cost.raw_rows,
+                    },
+                }
+                for cost in figures.costs
+            ],
+            "stream": None if stream is None else stream._asdict(),
+            "landing": None if landing is None else vars(landing) | {"ratio": landing.ratio},
+            "late": None if late is None else vars(late),
+            "dashboards": None if boards is None else _boards_object(boards),
+        },
+        "targets": [target.plain for target in queries_targets(figures)],
+    }
+
+
+def _boards_object(boards: Dashboards) -> dict[str, Any]:
+    return {
+        "full_readings_per_s": boards.full_per_s,
+        "alone_ms": percentiles_ms(boards.alone_s, 50, 95, 99),
+        "beside_ms": percentiles_ms(boards.beside_s, 50, 95, 99),
+        **{
+            name: {
+                "readings_per_s": sent.readings_per_s,
+                "acknowledgement_ms": _to_row(sent.latencies_s),
+                "behind_s": sent.behind_s,
+            }
+            for name, sent in (("ingest_alone", boards.sent_alone), ("ingest_beside", boards.sent_beside))
+        },
+    }
+
+
+def queries_tables(figures: QueryFigures) -> str:
+    scale, filled = figures.options.scale, figures.filled
+    title = f"{scale.series:,} series, {scale.days} days, every {scale.every_s} s: {scale.readings:,} readings"
+    if filled.readings:
+        title += (
+            f"; {filled.readings / filled.seconds:,.0f} filled a second, "
+            f"{filled.readings / filled.rolled_up_s:,.0f} rolled up"
+        )
+    asked = [
+        (one.name, str(one.clients), *(f"{ms:.1f}" for ms in percentiles_ms(one.seconds, 50, 95, 99).values()),
+         f"{one.server_s * 1e3:.1f}", f"{one.api_cpu_s * 1e3:.1f}", f"{one.postgresql_cpu_s * 1e3:.1f}",
+         f"{one.bytes:,}")
+        for one in figures.asked
+    ]  # fmt: skip
+    header = ("asked by clients", "clients", "p50 ms", "p95 ms", "p99 ms", "in the API ms", "API CPU ms",
+              "PostgreSQL CPU ms", "bytes")  # fmt: skip
+    tables = [_table(header, asked), _costs_table(figures)] if asked else []
+    tables += [_table(("beside each other", ""), rows)] if (rows := _beside_rows(figures)) else []
+    targets = _table(("target", "measured", "wanted", ""), [target.row for target in queries_targets(figures)])
+    return "\n\n".join([title, *tables, targets])
+
+
+def _costs_table(figures: QueryFigures) -> str:
+    rows = []
+    for cost in figures.costs:
+        found = percentiles_ms(cost.seconds, 50, 95)
+        raw = ("", "", "", "")
+        if cost.raw_rows:
+            raw_p95 = percentiles_ms(cost.raw_seconds, 95)["p95"]
+            raw = (f"{raw_p95:.1f}", f"{cost.raw_cpu_s * 1e3:.1f}", f"{cost.raw_rows:,}", f"{cost.ratio:.1f}")
+        rows.append((cost.name, f"{found['p95']:.1f}", f"{cost.cpu_s * 1e3:.2f}", f"{cost.rows:,}", *raw))
+    header = ("in one session", "p95 ms", "CPU ms", "rows", "raw p95 ms", "raw CPU ms", "raw rows", "raw to it")
+    return _table(header, rows)
+
+
+def _beside_rows(figures: QueryFigures) -> list[tuple[str, str]]:
+    rows = list[tuple[str, str]]()
+    if (stream := figures.stream) is not None:
+        rows += [
+            ("columnar stream, a day at 1 s", f"{stream.cpu_s * 1e3:.1f} ms of the API's CPU"),
+            (f"its peak memory, a day and {DAYS}",
+             f"{stream.peak_day_bytes / 1e6:.0f} MB, {stream.peak_days_bytes / 1e6:.0f} MB"),
+        ]  # fmt: skip
+    if (landing := figures.landing) is not None:
+        rows += [
+            ("landing alone, readings/s", _each(landing.alone_per_s)),
+            ("landing beside roll-ups of as many, readings/s", _each(landing.beside_per_s)),
+            (
+                "CPU of landing alone and of the roll-ups",
+                f"{landing.landing_us:.2f}, {landing.rollups_us:.2f} µs/reading",
+            ),
+            ("the roll-ups took", ", ".join(f"{seconds:.1f}" for seconds in landing.rolled_up_s) + " s"),
+        ]
+    if (late := figures.late) is not None:
+        rows += [
+            ("readings, late ones", f"{late.readings:,}, {late.late:,}"),
+            ("series compared with raw, wrong", f"{late.compared:,}, {late.wrong}"),
+            ("moments with marks, marks at most, oldest", f"{late.dirty}, {late.marks}, {late.repair_s:.1f} s"),
+        ]
+    if (boards := figures.dashboards) is not None:
+        rows += [
+            ("batches of dashboards alone", _percentiles(percentiles_ms(boards.alone_s, 50, 95, 99))),
+            ("batches beside ingest", _percentiles(percentiles_ms(boards.beside_s, 50, 95, 99))),
+            ("ingest at its full rate, readings/s", f"{boards.full_per_s:,.0f}"),
+        ]
+        for name, sent in (("alone", boards.sent_alone), ("beside dashboards", boards.sent_beside)):
+            taken = (
+                f"{sent.readings_per_s:,.0f} readings/s, acknowledged in {_percentiles(_to_row(sent.latencies_s))}"
+            )
+            rows.append((f"a quarter of it {name}", f"{taken}, landed {sent.behind_s:.1f} s after"))
+    return rows
+
+
+def _each(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:,.0f}" for value in values)
 
 
 # ---------------------------------------------------------------- hostile

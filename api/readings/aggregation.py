@@ -12,7 +12,7 @@ from typing import Any, Final, Literal, NamedTuple
 
 from api.readings.buckets import tier_of
 from api.readings.functions import COLUMNS, FUNCTIONS, Parts
-from api.readings.series import Found
+from api.readings.series import Found, slots_of
 
 _STATE: Final = """
 SELECT nullif(landed_through, '-infinity') AS landed_through,
@@ -78,16 +78,6 @@ async def aggregate(connection: Any, found: Found, question: Question, *, raw: b
     if fractions:
         await _percentiles(connection, answer, slots, question, fractions)
     return answer
-
-
-def slots_of(found: Found, start: datetime, end: datetime) -> tuple[list[int], list[datetime], list[datetime]]:
-    """Series and the spans of each within `[start, end)`, those of one series in order of time."""
-    if found.spans is None:
-        number = len(found.series)
-        return list(found.series), [start] * number, [end] * number
-    spans = [(series_id, max(first, start), min(stop, end)) for series_id, first, stop in found.spans]
-    kept = [span for span in spans if span[1] < span[2]]
-    return [span[0] for span in kept], [span[1] for span in kept], [span[2] for span in kept]
 
 
 def _take(answer: Aggregated, series_id: int, row: Any) -> None:

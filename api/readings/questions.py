@@ -11,11 +11,11 @@ from typing import Any, Final, Literal, NamedTuple
 
 from api.http.problems import Problem, invalid_parameter
 from api.problems import QUERY_TOO_LARGE
-from api.readings.aggregation import Aggregated, Question, aggregate, slots_of
+from api.readings.aggregation import Aggregated, Question, aggregate
 from api.readings.buckets import Bucket, count_of, edges_of, tier_of, zone_of
 from api.readings.forms.table import Block, Column, Kind, Table, each, micros
 from api.readings.functions import FUNCTIONS, filled, functions_of
-from api.readings.series import Found
+from api.readings.series import Found, slots_of
 from api.settings import ApiSettings
 
 Fill = Literal["none", "null", "previous", "linear"]

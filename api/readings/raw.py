@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, NamedTuple
 
-from api.readings.series import STAYS, Found
+from api.readings.series import ALWAYS, STAYS, Found, slots_of
 
 _PAGE: Final = """
 SELECT ts, series_id, kind, quality, value, text_value
@@ -26,6 +26,8 @@ _FORWARDS: Final = _PAGE.format(descending="false", unbounded="-infinity", direc
 _BACKWARDS: Final = _PAGE.format(descending="true", unbounded="infinity", direction="DESC")
 _STAYS_FORWARDS: Final = _OF_STAYS.format(descending="false", unbounded="-infinity", direction="ASC")
 _STAYS_BACKWARDS: Final = _OF_STAYS.format(descending="true", unbounded="infinity", direction="DESC")
+_LATEST: Final = """
+SELECT ts, series_id, kind, quality, value, text_value FROM readings_latest($1, $2, $3) ORDER BY ts DESC, kind DESC"""
 #: The least read of a series at once, so that uneven series need few rounds.
 _EACH_LEAST: Final = 8
 _ROUND_GROWTH: Final = 4
@@ -114,8 +116,7 @@ async def read_latest(connection: Any, found: Found, start: datetime | None, end
     for since in (recent if start is None else max(start, recent), start):
         missing = _without(found, newest, since, end)
         if missing.series:
-            sql, arguments = _read_of(missing, SpanRead(since, end, descending=True, limit=1))
-            for row in await connection.fetch(sql, *arguments, None, 0, 0, 1):
+            for row in await connection.fetch(_LATEST, *slots_of(missing, since or ALWAYS, end or STAYS)):
                 newest.setdefault(row["series_id"], row)  # a number and a text: the newer one comes first
     return [newest[series_id] for series_id in found.series if series_id in newest]
 

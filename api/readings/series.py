@@ -73,7 +73,7 @@ class Series(NamedTuple):
 
 #: Until when something stays that has not left: how the driver tells of infinity, with the zone that it leaves out.
 STAYS: Final = datetime.max.replace(tzinfo=UTC)
-_ALWAYS: Final = datetime.min.replace(tzinfo=UTC)
+ALWAYS: Final = datetime.min.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,16 @@ class Found:
             if metric in (None, one.metric) and label in (None, one.label)
         }
         return replace(self, series=series)
+
+
+def slots_of(found: Found, start: datetime, end: datetime) -> tuple[list[int], list[datetime], list[datetime]]:
+    """Series and the spans of each within `[start, end)`, those of one series in order of time."""
+    if found.spans is None:
+        number = len(found.series)
+        return list(found.series), [start] * number, [end] * number
+    spans = [(series_id, max(first, start), min(stop, end)) for series_id, first, stop in found.spans]
+    kept = [span for span in spans if span[1] < span[2]]
+    return [span[0] for span in kept], [span[1] for span in kept], [span[2] for span in kept]
 
 
 async def find_each(connection: Any, series_ids: Sequence[int]) -> dict[int, Found]:
@@ -124,7 +134,7 @@ async def find(connection: Any, wanted: Selection, start: datetime | None, end: 
         raise invalid_parameter("device_id", "is missing: device_id, site_id, group_id or series_id says whose")
     arguments: list[Any] = [most + 1]
     if wanted.site_id is not None:
-        arguments += [wanted.site_id, start or _ALWAYS, end or STAYS]
+        arguments += [wanted.site_id, start or ALWAYS, end or STAYS]
     conditions = []
     for name in _NARROWED.keys() & named:
         arguments.append(named[name])

@@ -26,8 +26,9 @@ LANGUAGE sql STABLE AS $$
     GROUP BY b.bucket
 $$;
 
--- What readings_aggregated asks of a tier, whole and short: functions of their own, so that a session plans each once.
--- The bounds that all series share, beside their own, let the executor leave out every chunk beyond them.
+-- What readings_aggregated asks of a tier, whole and short: functions of their own, so that a session plans each once,
+-- under the settings of readings_aggregated. Nothing is looked for in pieces that are not there: what stands behind
+-- `OFFSET 0` is gone through from the outside in, and a slot's neighbours are looked up for its two ends alone. The bounds that all series share, beside their own, let the executor leave out every chunk beyond them.
 DO $$
 DECLARE v_tier text;
 BEGIN
@@ -39,36 +40,37 @@ RETURNS TABLE (slot int, buckets int[], counts bigint[], sums float8[], mins flo
     firsts_ts timestamptz[], lasts float8[], lasts_ts timestamptz[], deltas float8[], deltas_seconds float8[],
     areas float8[], areas_seconds float8[], seconds_true float8[], from_raw bigint, from_rollups bigint,
     is_dirty boolean)
-LANGUAGE plpgsql STABLE SET plan_cache_mode = force_generic_plan AS $f$
+LANGUAGE plpgsql STABLE AS $f$
 #variable_conflict use_column
 BEGIN
     RETURN QUERY
         WITH wanted AS MATERIALIZED (SELECT * FROM unnest(p_wanted)), flat AS MATERIALIZED (SELECT p_edges AS edges),
         pieces AS (
             SELECT w.slot, width_bucket(t.bucket, (SELECT edges FROM flat)) AS bucket, t.count, t.sum, t.min, t.max, t.first, t.first_ts,
-                   t.last, t.last_ts, t.increase, t.area, t.seconds_true, 0::bigint AS raw, t.count AS rolled
+                   t.last, t.last_ts, t.increase, t.area, t.seconds_true, 0::bigint AS raw, t.count AS rolled,
+                   w.first AS low, w.stop AS high
             FROM wanted w CROSS JOIN LATERAL (
                 SELECT x.* FROM %1$I x WHERE x.series_id = w.series_id AND x.bucket >= w.head AND x.bucket < w.tail
                   AND x.bucket >= p_low AND x.bucket < p_high OFFSET 0) t
             WHERE NOT w.dirty @> t.bucket
             UNION ALL
             SELECT w.slot, width_bucket(x.bucket, (SELECT edges FROM flat)), x.count, x.sum, x.min, x.max, x.first,
-                   x.first_ts, x.last, x.last_ts, x.increase, x.area, x.seconds_true, 0, x.count
-            FROM wanted w CROSS JOIN LATERAL unnest(w.gone) r JOIN rollups_5m x ON x.series_id = w.series_id
-                AND x.bucket >= lower(r) AND x.bucket <= upper(r) - interval ''5 minutes''
+                   x.first_ts, x.last, x.last_ts, x.increase, x.area, x.seconds_true, 0, x.count, w.first, w.stop
+            FROM wanted w CROSS JOIN LATERAL unnest(w.gone) r CROSS JOIN LATERAL (
+                SELECT y.* FROM rollups_5m y WHERE y.series_id = w.series_id AND y.bucket >= lower(r)
+                  AND y.bucket <= upper(r) - interval ''5 minutes'' OFFSET 0) x
             UNION ALL
-            SELECT w.slot, a.*, a.count, 0
+            SELECT w.slot, a.*, a.count, 0, w.first, w.stop
             FROM wanted w CROSS JOIN flat f CROSS JOIN LATERAL unnest(w.raw) r
             CROSS JOIN LATERAL readings_between(w.series_id, lower(r), upper(r), f.edges) a
         ), stepped AS (
-            SELECT p.*, row_number() OVER o = 1 AS is_start, row_number() OVER o = count(*) OVER s AS is_end,
-                   lag(p.last) OVER o AS before, lag(p.last_ts) OVER o AS before_ts, lead(p.first_ts) OVER o AS after_ts,
+            SELECT p.*, lag(p.last) OVER o AS before, lag(p.last_ts) OVER o AS before_ts, lead(p.first_ts) OVER o AS after_ts,
                    coalesce(lag(p.bucket) OVER o < p.bucket, true) AS is_first,
                    coalesce(lead(p.bucket) OVER o > p.bucket, true) AS is_last
-            FROM pieces p WINDOW s AS (PARTITION BY p.slot),
-                 o AS (PARTITION BY p.slot ORDER BY p.first_ts ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW)
+            FROM pieces p
+            WINDOW o AS (PARTITION BY p.slot ORDER BY p.first_ts ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW)
         ), neighbours AS MATERIALIZED (
-            SELECT w.slot, w.first, w.stop, coalesce(b.value, e.last) AS before, coalesce(b.ts, e.last_ts) AS before_ts,
+            SELECT w.slot, coalesce(b.value, e.last) AS before, coalesce(b.ts, e.last_ts) AS before_ts,
                    least(a.ts, c.first_ts) AS after_ts
             FROM wanted w
             LEFT JOIN LATERAL (SELECT x.value, x.ts FROM readings x WHERE x.series_id = w.series_id AND x.ts < w.first
@@ -82,18 +84,25 @@ BEGIN
                                WHERE w.stop < p_horizon AND x.series_id = w.series_id AND x.bucket >= w.stop
                                ORDER BY x.bucket LIMIT 1) c ON true
         ), joined AS (
-            SELECT p.*, CASE WHEN p.is_start THEN n.before ELSE p.before END AS value_before,
-                   CASE WHEN p.is_start THEN n.before_ts ELSE p.before_ts END AS ts_before,
-                   CASE WHEN p.is_end THEN n.after_ts ELSE p.after_ts END AS ts_after,
-                   greatest(p_edges[p.bucket], n.first) AS low, least(p_edges[p.bucket + 1], n.stop) AS high
-            FROM stepped p JOIN neighbours n ON n.slot = p.slot
+            -- Looked up for the two ends of a slot alone: as a join, every piece would go through all slots. OFFSET 0,
+            -- here and below: each is computed once, not wherever it is used.
+            SELECT p.slot, p.bucket, p.count, p.sum, p.min, p.max, p.first, p.first_ts, p.last, p.last_ts, p.increase,
+                   p.area, p.seconds_true, p.raw, p.rolled, p.is_first, p.is_last,
+                   CASE WHEN p.before_ts IS NULL THEN (SELECT n.before FROM neighbours n WHERE n.slot = p.slot)
+                        ELSE p.before END AS value_before,
+                   CASE WHEN p.before_ts IS NULL THEN (SELECT n.before_ts FROM neighbours n WHERE n.slot = p.slot)
+                        ELSE p.before_ts END AS ts_before,
+                   CASE WHEN p.after_ts IS NULL THEN (SELECT n.after_ts FROM neighbours n WHERE n.slot = p.slot)
+                        ELSE p.after_ts END AS ts_after,
+                   greatest(p_edges[p.bucket], p.low) AS low, least(p_edges[p.bucket + 1], p.high) AS high
+            FROM stepped p OFFSET 0
         ), held AS (
             SELECT j.*,
                    CASE WHEN j.ts_before IS NOT NULL
                         THEN seconds_between(greatest(j.ts_before, j.low), j.first_ts) ELSE 0 END AS seconds_in,
                    CASE WHEN j.is_last AND j.ts_after IS NOT NULL
                         THEN seconds_between(j.last_ts, least(j.ts_after, j.high)) ELSE 0 END AS seconds_out
-            FROM joined j
+            FROM joined j OFFSET 0
         ), told AS (
             SELECT h.slot, h.bucket, sum(h.count)::bigint AS count,
                    CASE WHEN addable(min(h.min)) IS NOT NULL AND addable(max(h.max)) IS NOT NULL THEN sum(h.sum) END AS sum,
@@ -124,29 +133,29 @@ RETURNS TABLE (slot int, buckets int[], counts bigint[], sums float8[], mins flo
     firsts_ts timestamptz[], lasts float8[], lasts_ts timestamptz[], deltas float8[], deltas_seconds float8[],
     areas float8[], areas_seconds float8[], seconds_true float8[], from_raw bigint, from_rollups bigint,
     is_dirty boolean)
-LANGUAGE plpgsql STABLE SET plan_cache_mode = force_generic_plan AS $f$
+LANGUAGE plpgsql STABLE AS $f$
 #variable_conflict use_column
 BEGIN
     RETURN QUERY
         WITH wanted AS MATERIALIZED (SELECT * FROM unnest(p_wanted)), flat AS MATERIALIZED (SELECT p_edges AS edges),
         pieces AS (
-            SELECT w.slot, width_bucket(t.bucket, (SELECT edges FROM flat)) AS bucket, t.count, t.sum, t.min, t.max, t.first, t.first_ts,
-                   t.last, t.last_ts, t.increase, t.area, t.seconds_true, 0::bigint AS raw, t.count AS rolled
+            SELECT w.slot, width_bucket(t.bucket, (SELECT edges FROM flat)) AS bucket, t.count, t.sum, t.min, t.max,
+                   0::bigint AS raw, t.count AS rolled
             FROM wanted w CROSS JOIN LATERAL (
-                SELECT x.* FROM %1$I x WHERE x.series_id = w.series_id AND x.bucket >= w.head AND x.bucket < w.tail
+                SELECT x.bucket, x.count, x.sum, x.min, x.max FROM %1$I x WHERE x.series_id = w.series_id AND x.bucket >= w.head AND x.bucket < w.tail
                   AND x.bucket >= p_low AND x.bucket < p_high OFFSET 0) t
             WHERE NOT w.dirty @> t.bucket
             UNION ALL
-            SELECT w.slot, width_bucket(x.bucket, (SELECT edges FROM flat)), x.count, x.sum, x.min, x.max, x.first,
-                   x.first_ts, x.last, x.last_ts, x.increase, x.area, x.seconds_true, 0, x.count
-            FROM wanted w CROSS JOIN LATERAL unnest(w.gone) r JOIN rollups_5m x ON x.series_id = w.series_id
-                AND x.bucket >= lower(r) AND x.bucket <= upper(r) - interval ''5 minutes''
+            SELECT w.slot, width_bucket(x.bucket, (SELECT edges FROM flat)), x.count, x.sum, x.min, x.max, 0,
+                   x.count
+            FROM wanted w CROSS JOIN LATERAL unnest(w.gone) r CROSS JOIN LATERAL (
+                SELECT y.bucket, y.count, y.sum, y.min, y.max FROM rollups_5m y WHERE y.series_id = w.series_id AND y.bucket >= lower(r)
+                  AND y.bucket <= upper(r) - interval ''5 minutes'' OFFSET 0) x
             UNION ALL
             SELECT w.slot, a.*, a.count, 0
             FROM wanted w CROSS JOIN LATERAL unnest(w.raw) r CROSS JOIN LATERAL (
                 SELECT width_bucket(x.ts, (SELECT edges FROM flat)), count(*) AS count, coalesce(sum(addable(x.value)), 0), min(x.value),
-                       max(x.value), NULL::float8, NULL::timestamptz, NULL::float8, NULL::timestamptz, NULL::float8,
-                       NULL::float8, NULL::float8
+                       max(x.value)
                 FROM readings x WHERE x.series_id = w.series_id AND x.ts >= lower(r) AND x.ts < upper(r)
                   AND x.ts >= p_raw_low AND x.ts < p_raw_high GROUP BY 1) a
         ), told AS (
@@ -182,7 +191,7 @@ RETURNS TABLE (slot int, buckets int[], counts bigint[], sums float8[], mins flo
     areas float8[], areas_seconds float8[], seconds_true float8[], from_raw bigint, from_rollups bigint,
     is_dirty boolean)
 LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = public, pg_temp
-SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off AS $$
+SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off SET plan_cache_mode = force_generic_plan AS $$
 DECLARE
     v_piece interval := CASE p_tier WHEN '5m' THEN interval '5 minutes' WHEN '1h' THEN interval '1 hour'
                                     WHEN '1d' THEN interval '1 day' END;
@@ -275,5 +284,26 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp AS $$
     FROM rollup_state t
 $$;
 
-REVOKE ALL ON FUNCTION readings_aggregated, readings_percentiles, readings_version FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION readings_aggregated, readings_percentiles, readings_version TO sluice_app, sluice_reader;
+-- The newest number and the newest text of each series in its span, if it has any: kind 0 and 1. Planned each time, for
+-- the bounds that all spans share: chunks beyond them are left out once, instead of once a series.
+CREATE FUNCTION readings_latest(p_series int[], p_from timestamptz[], p_to timestamptz[])
+RETURNS TABLE (series_id int, kind int, ts timestamptz, quality smallint, value float8, text_value text)
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = public, pg_temp
+SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off AS $$
+BEGIN
+    RETURN QUERY EXECUTE '
+        SELECT s.series_id, n.* FROM unnest($1, $2, $3) u (series_id, first, stop)
+        JOIN series s ON s.series_id = u.series_id CROSS JOIN LATERAL (
+            (SELECT 0, x.ts, x.quality, x.value, NULL::text FROM readings x
+             WHERE x.series_id = s.series_id AND x.ts >= u.first AND x.ts < u.stop AND x.ts >= $4 AND x.ts < $5
+             ORDER BY x.ts DESC LIMIT 1)
+            UNION ALL
+            (SELECT 1, x.ts, x.quality, NULL::float8, x.value FROM text_readings x
+             WHERE x.series_id = s.series_id AND x.ts >= u.first AND x.ts < u.stop AND x.ts >= $4 AND x.ts < $5
+             ORDER BY x.ts DESC LIMIT 1)) n'
+    USING p_series, p_from, p_to, (SELECT min(f) FROM unnest(p_from) f), (SELECT max(t) FROM unnest(p_to) t);
+END $$;
+
+REVOKE ALL ON FUNCTION readings_aggregated, readings_percentiles, readings_version, readings_latest FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION readings_aggregated, readings_percentiles, readings_version, readings_latest
+    TO sluice_app, sluice_reader;

@@ -330,6 +330,8 @@ ASKING = {
     "readings_page": "readings_page(ARRAY[$2::int], '-infinity', 'infinity', true, 'infinity', 0, 0, 10)",
     "readings_of_stays": "readings_of_stays(ARRAY[$2::int], ARRAY['-infinity'::timestamptz],"
     " ARRAY['infinity'::timestamptz], false, '-infinity', 0, 0, 10)",
+    "readings_latest": "readings_latest(ARRAY[$2::int], ARRAY['-infinity'::timestamptz],"
+    " ARRAY['infinity'::timestamptz])",
     "readings_blocks": "readings_blocks(ARRAY[$2::int], ARRAY['-infinity'::timestamptz],"
     " ARRAY['infinity'::timestamptz], false, 10)",
     "readings_estimated": "readings_estimated(ARRAY[$2::int], ARRAY['-infinity'::timestamptz],"

@@ -41,3 +41,26 @@ def test_a_small_registry_is_measured_by_every_filter(bare_database: Database, s
     assert len([name for name in figures["ms"] if name.startswith("list ")]) == 3 * len(figures["plans"]) == 36
     assert all(0 < one["p50"] <= one["p95"] for one in figures["ms"].values())
     assert {target["unit"] for target in told["targets"]} == {"ms", ""}
+
+
+def test_a_small_history_is_asked_about_and_found_again(bare_database: Database, services: dict[str, str]) -> None:
+    environment = clean_environment(
+        **bare_database.environment,
+        SLUICE_LOG_URL=services["SLUICE_LOG_URL"],
+        SLUICE_SECRET_KEYS=str(new_ring()),
+    )
+    scale = ("--series=32", "--days=2", "--every=600", "--requests=10", "--clients=2", "--seconds=2")
+    parts = ("month", "week", "latest", "late", "dashboards")
+
+    first = json.loads(sluice(environment, "bench", "queries", "--json", *scale, f"--only={','.join(parts)}"))
+    again = json.loads(sluice(environment, "bench", "queries", "--json", *scale, "--only=latest"))
+
+    told = first["queries"]
+    assert (told["filled"]["readings"], again["queries"]["filled"]["readings"]) == (32 * 2 * 144, 0)
+    assert len(told["asked"]) == len(told["costs"]) == 5
+    assert all(0 < one["ms"]["p50"] <= one["ms"]["p99"] and one["server_s"] > 0 for one in told["asked"])
+    assert all(cost["rows"] < cost["raw"]["rows"] for cost in told["costs"] if cost["raw"])
+    assert [cost["scans"] for cost in told["costs"] if cost["raw"] is None] == [0]
+    assert (told["late"]["readings"], told["late"]["wrong"]) == (2 * 22 * 10, 0)
+    assert told["late"]["compared"] > 0
+    assert told["dashboards"]["beside_ms"]["p95"] > 0
