@@ -208,7 +208,7 @@ def live(listeners: int, readings_per_request: int, seconds: int, as_json: bool,
 @bench.command()
 @click.option("--series", type=click.IntRange(32, 5_000), default=200, show_default=True,
               help="Each of a device of its own.")  # fmt: skip
-@click.option("--days", type=click.IntRange(1, 400), default=30, show_default=True)
+@click.option("--days", type=click.IntRange(1, 400), default=30, show_default=True, help="Of history.")
 @click.option("--every", type=click.IntRange(1, 3_600), default=60, show_default=True, metavar="SECONDS",
               help="Between two readings of a series.")  # fmt: skip
 @click.option("--requests", type=click.IntRange(10, 10_000), default=200, show_default=True, help="Of each kind.")
@@ -236,7 +236,7 @@ def queries(
     as_json: bool,
     services: Path,
 ) -> None:
-    """What answers for dashboards take, beside the same from raw readings.
+    """What answers take, beside the same from raw.
 
     Over a history that is filled first.
     """

@@ -266,5 +266,7 @@ def _page(
         page.append(Block(block.series, [column[taken] for column in block.columns]))
         given += len(page[-1].columns[0])
         if given == limit:
-            return page, _Bucket(series_id, starts[skipped + len(page[-1].columns[0]) - 1])
+            last = skipped + len(page[-1].columns[0])
+            is_all = last == len(starts) and series_id == list(answer.series)[-1]
+            return page, None if is_all else _Bucket(series_id, starts[last - 1])
     return page, None

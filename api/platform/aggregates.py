@@ -253,7 +253,7 @@ class AggregateOperations:
         zone = await zone_named(call.connection, query.tz, found, query.site_id)
         asked = Asked(start, end, query.bucket, query.fn, query.fill, zone)
         question = asked.question(len(found.series), self._settings.api_aggregate_cells_max)
-        version = await version_of(call.connection, found, (form.value, *asked), end)
+        version = await version_of(call.connection, found, (form.value, *asked), question, query.fill)
         if call.known(version):
             return unchanged(version)
         answer = await answer_of(call.connection, found, question, self._settings)
@@ -271,10 +271,10 @@ class AggregateOperations:
         form = form_of(call.accept, query.format)
         start, end = span_of(query.start, query.end)
         found = await find(call.connection, query.series, start, end, self._settings.api_page_series_max)
-        version = await version_of(call.connection, found, (form.value, start, end), end)
+        question = statistics_question(start, end)
+        version = await version_of(call.connection, found, (form.value, start, end), question)
         if call.known(version):
             return unchanged(version)
-        question = statistics_question(start, end)
         answer = await answer_of(call.connection, found, question, self._settings)
         return replace(await whole(form, statistics_table(answer, found, question)), version=version)
 

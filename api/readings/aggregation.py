@@ -99,7 +99,15 @@ async def _percentiles(
     found = {(row["series_id"], row["bucket"] - 1): row["percentiles"] for row in rows}
     nothing = [None] * len(fractions)
     for series_id, parts in answer.series.items():
-        values = [found.get((series_id, bucket), nothing) for bucket in parts.buckets]
+        values = [
+            nothing if _is_cut(question.edges[bucket], answer.kept_from) else found.get((series_id, bucket), nothing)
+            for bucket in parts.buckets
+        ]
         columns = zip(*values, strict=True) if values else [[]] * len(fractions)
         parts.percentiles = {name: list(column) for name, column in zip(fractions, columns, strict=True)}
     answer.percentiles = True
+
+
+def _is_cut(start: datetime, kept_from: datetime | None) -> bool:
+    """Whether some readings of the bucket that begins there may be kept no longer."""
+    return kept_from is not None and start < kept_from

@@ -10,7 +10,7 @@ from uuid import UUID
 from api.http.problems import Problem
 from api.problems import QUERY_TOO_LARGE
 from api.readings.aggregation import Aggregated, Question
-from api.readings.questions import Asked, answer_of, zone_named
+from api.readings.questions import Asked, answer_of, needs_readings, zone_named
 from api.readings.series import Found, Selection, find, find_devices, find_each
 from api.settings import ApiSettings
 
@@ -43,8 +43,8 @@ async def answer_all(connection: Any, items: Sequence[Item], settings: ApiSettin
         except Problem as problem:
             results[index] = problem
             continue
-        # Spans of stays are a question's own; so are readings that have to be gone through.
-        own = index if found.spans is not None else None
+        # Spans of stays are a question's own; so are readings that have to be gone through, which may be too many.
+        own = index if found.spans is not None or needs_readings(question) else None
         together[question.start, question.end, tuple(question.edges), own].append((index, found, question))
     for group in together.values():
         await _answer_group(connection, group, results, settings)

@@ -4,8 +4,9 @@ import re
 from bisect import bisect_right
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta, tzinfo
+from functools import cache
 from typing import Final, NamedTuple, Self
-from zoneinfo import ZoneInfo
+from zoneinfo import ZoneInfo, available_timezones
 
 from api.http.problems import invalid_parameter
 
@@ -15,6 +16,9 @@ _MONTHS_ORIGIN: Final = 2000 * 12
 _TEXT: Final = re.compile(r"([1-9][0-9]{0,5})?(mo|[mhdw])", re.ASCII)
 _SECONDS: Final = {"m": 60, "h": 3_600, "d": 86_400, "w": 604_800}
 _DAY_S: Final = 86_400
+_SECOND: Final = timedelta(seconds=1)
+#: The server's own.
+_LOCAL: Final = ("localtime", "posixrules")
 _MONTH_S: Final = 28 * _DAY_S
 _LONGEST_S: Final = 366 * 200 * _DAY_S
 #: What roll-ups there are of, and the seconds of their buckets, the coarsest first.
@@ -52,10 +56,14 @@ def zone_of(name: str) -> tzinfo:
     """Raises the problem of a zone that is not known."""
     if name.upper() == "UTC":
         return UTC
-    try:
-        return ZoneInfo(name)
-    except (ValueError, OSError, LookupError):
-        raise invalid_parameter("tz", "is no time zone of the IANA database, such as Europe/Prague") from None
+    if name in _LOCAL or name not in _zones():
+        raise invalid_parameter("tz", "is no time zone of the IANA database, such as Europe/Prague")
+    return ZoneInfo(name)
+
+
+@cache
+def _zones() -> set[str]:
+    return available_timezones()
 
 
 def edges_of(start: datetime, end: datetime, bucket: Bucket, zone: tzinfo) -> list[datetime]:
@@ -106,7 +114,9 @@ def _days(first: date, last: date, days: int, zone: tzinfo) -> list[datetime]:
     number = (first - _ORIGIN).days // days
     edges: list[datetime] = []
     while not edges or edges[-1] < _midnight(last, zone):
-        edges.append(_midnight(_ORIGIN + timedelta(days=number * days), zone))
+        edge = _midnight(_ORIGIN + timedelta(days=number * days), zone)
+        if edge not in edges[-1:]:  # a date that a zone skipped has no length
+            edges.append(edge)
         number += 1
     return edges
 
@@ -127,20 +137,34 @@ def _clocked(first: date, last: date, seconds: int, zone: tzinfo) -> list[dateti
     while day <= last:
         midnight = datetime(day.year, day.month, day.day)  # noqa: DTZ001 - what a clock shows
         for shown in range(0, _DAY_S, seconds):
-            edges.update(_instants(midnight + timedelta(seconds=shown), zone))
+            edges.update(_instants(midnight + timedelta(seconds=shown), seconds, zone))
         day += timedelta(days=1)
     return sorted(edges)
 
 
-def _instants(shown: datetime, zone: tzinfo) -> list[datetime]:
-    """When the clock of the zone shows this: once, twice where it is put back, never where it is put forward."""
-    found = {shown.replace(tzinfo=zone, fold=fold).astimezone(UTC) for fold in (0, 1)}
-    return [at for at in found if at.astimezone(zone).replace(tzinfo=None, fold=0) == shown]
+def _instants(shown: datetime, seconds: int, zone: tzinfo) -> list[datetime]:
+    """When the clock of the zone shows this; where it is put forward past it, the moment of that.
+
+    Twice where it is put back by as long as a bucket or longer; shorter repetitions belong to the bucket before.
+    """
+    first, second = (shown.replace(tzinfo=zone, fold=fold).astimezone(UTC) for fold in (0, 1))
+    if first > second:  # never shown: the offset before it would be right only later, the one behind it only earlier
+        return [_change(second, first, zone)]
+    return [first, second] if (second - first).total_seconds() >= seconds else [first]
+
+
+def _change(low: datetime, high: datetime, zone: tzinfo) -> datetime:
+    """The moment in `(low, high]` from which on the zone has another offset than at `low`."""
+    before = low.astimezone(zone).utcoffset()
+    while high - low > _SECOND:
+        middle = low + (high - low) // 2
+        low, high = (middle, high) if middle.astimezone(zone).utcoffset() == before else (low, middle)
+    return high.replace(microsecond=0)
 
 
 def _midnight(day: date, zone: tzinfo) -> datetime:
-    """When the day begins; the moment at which the clock passes midnight where it never shows it."""
-    return datetime(day.year, day.month, day.day, tzinfo=zone).astimezone(UTC)
+    """When the day begins: the moment at which the clock passes midnight where it never shows it."""
+    return _instants(datetime(day.year, day.month, day.day), _DAY_S, zone)[0]  # noqa: DTZ001 - what a clock shows
 
 
 def _trimmed(edges: list[datetime], start: datetime, end: datetime) -> list[datetime]:

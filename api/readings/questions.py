@@ -14,7 +14,7 @@ from api.problems import QUERY_TOO_LARGE
 from api.readings.aggregation import Aggregated, Question, aggregate
 from api.readings.buckets import Bucket, count_of, edges_of, tier_of, zone_of
 from api.readings.forms.table import Block, Column, Kind, Table, each, micros
-from api.readings.functions import FUNCTIONS, filled, functions_of
+from api.readings.functions import FUNCTIONS, Parts, filled, functions_of
 from api.readings.series import Found, slots_of
 from api.settings import ApiSettings
 
@@ -22,9 +22,13 @@ Fill = Literal["none", "null", "previous", "linear"]
 
 _ESTIMATED: Final = "SELECT readings, fits_until FROM readings_estimated($1, $2, $3, $4)"
 _VERSION: Final = "SELECT readings_version($1, $2)"
+_LASTING: Final = {"time_weighted_mean", "time_in_state"}
 #: The longest spans for which these are the buckets where none are asked for.
 _BY_SPAN: Final = ((timedelta(hours=2), "1m"), (timedelta(days=1), "5m"), (timedelta(days=7), "1h"))
 _DIGEST_BYTES: Final = 16
+#: Buckets of 200 years reach no end of the calendar from here.
+_EARLIEST: Final = datetime(1900, 1, 1, tzinfo=UTC)
+_LATEST: Final = datetime(9000, 1, 1, tzinfo=UTC)
 _ZONE: Final = """
 SELECT timezone FROM sites WHERE site_id = coalesce($1, (
     SELECT h.site_id FROM device_sites h WHERE h.device_id = $2::uuid AND h.valid_from <= now()
@@ -67,6 +71,8 @@ def span_of(start: datetime | None, end: datetime | None) -> tuple[datetime, dat
     for name, value in (("from", start), ("to", end)):
         if value is None:
             raise invalid_parameter(name, "is missing: a span has a beginning and an end")
+        if not _EARLIEST <= value <= _LATEST:
+            raise invalid_parameter(name, "lies not between the years 1900 and 9000")
     if start is None or end is None or start >= end:
         raise invalid_parameter("from", "lies not before `to`")
     return start, end
@@ -83,16 +89,30 @@ def _text(ts: datetime) -> str:
 # ---------------------------------------------------------------- asking
 
 
-async def version_of(connection: Any, found: Found, asked: tuple[Any, ...], end: datetime) -> str:
+async def version_of(
+    connection: Any, found: Found, asked: tuple[Any, ...], question: Question, fill: Fill = "none"
+) -> str:
     """Another one whenever the answer to `asked` may be: for `ETag`."""
+    # How long a last value stood is known once the next one has come, wherever.
+    end = _LATEST if _LASTING & set(question.functions) else question.end
     changes = await connection.fetchval(_VERSION, list(found.series), end)
-    content = repr((asked, sorted(found.series.items()), found.spans, found.removed_at, changes))
+    begun = None if fill == "none" else _begun(question, datetime.now(UTC))
+    content = repr((asked, sorted(found.series.items()), found.spans, found.removed_at, changes, begun))
     return blake2b(content.encode(), digest_size=_DIGEST_BYTES).hexdigest()
+
+
+def _begun(question: Question, now: datetime) -> int:
+    return sum(edge < now for edge in question.edges[:-1])
+
+
+def needs_readings(question: Question) -> bool:
+    """Whether no roll-up will do."""
+    return tier_of(question.edges) is None or any(FUNCTIONS[name].fraction for name in question.functions)
 
 
 async def answer_of(connection: Any, found: Found, question: Question, settings: ApiSettings) -> Aggregated:
     """Raises the problem of a question for which too many readings would have to be gone through."""
-    if tier_of(question.edges) is None or any(FUNCTIONS[name].fraction for name in question.functions):
+    if needs_readings(question):
         most = settings.api_aggregate_readings_max
         row = await connection.fetchrow(_ESTIMATED, *slots_of(found, question.start, question.end), most)
         if row["readings"] > most:
@@ -119,15 +139,17 @@ def _kind(function: str) -> Kind:
 def blocks_of(answer: Aggregated, found: Found, question: Question, fill: Fill, now: datetime) -> Iterator[Block]:
     """Of each series in the order of `found`: buckets that hold readings, or all that have begun if any is filled."""
     starts = [micros(edge) for edge in question.edges[:-1]]
-    begun = range(sum(edge < now for edge in question.edges[:-1]))
+    begun = range(_begun(question, now))
     for series_id, series in found.series.items():
         parts = answer.series.get(series_id)
         if parts is None:
-            continue
+            if fill == "none":
+                continue
+            parts = Parts(percentiles={name: [] for name in question.functions})
         columns = [FUNCTIONS[name].of(parts) for name in question.functions]
         buckets: list[int] | range = parts.buckets
         if fill != "none":
-            buckets = range(max(begun.stop, parts.buckets[-1] + 1))
+            buckets = range(max([begun.stop, *(bucket + 1 for bucket in parts.buckets[-1:])]))
             columns = [
                 filled(fill, name, parts.buckets, column, buckets)
                 for name, column in zip(question.functions, columns, strict=True)

@@ -74,7 +74,7 @@ BEGIN
                    least(a.ts, c.first_ts) AS after_ts
             FROM wanted w
             LEFT JOIN LATERAL (SELECT x.value, x.ts FROM readings x WHERE x.series_id = w.series_id AND x.ts < w.first
-                               ORDER BY x.ts DESC LIMIT 1) b ON true
+                                 AND x.ts >= p_horizon ORDER BY x.ts DESC LIMIT 1) b ON true
             LEFT JOIN LATERAL (SELECT x.last, x.last_ts FROM rollups_5m x
                                WHERE b.ts IS NULL AND isfinite(p_horizon) AND x.series_id = w.series_id
                                  AND x.bucket < w.first AND x.last_ts < w.first ORDER BY x.bucket DESC LIMIT 1) e ON true
@@ -269,8 +269,9 @@ BEGIN
         (SELECT max(t) FROM unnest(p_to) t);
 END $$;
 
--- What changes whenever readings of these series before p_to do: every mark that was ever left on them counts, and
--- beyond what is rolled up, where no mark is left, how far everything has landed and what was erased.
+-- What changes whenever readings of these series before p_to do: every mark that was ever left on them counts, how long
+-- readings are kept, and beyond what is rolled up, where no mark is left, how far everything has landed and what was
+-- erased.
 CREATE FUNCTION readings_version(p_series int[], p_to timestamptz) RETURNS text
 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp AS $$
     SELECT concat_ws('.',
@@ -278,6 +279,7 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp AS $$
          WHERE s.series_id = ANY (p_series))
         + (SELECT coalesce(sum(m.mark_id), 0) FROM series s JOIN rollup_marks m ON m.series_id = s.series_id
            WHERE s.series_id = ANY (p_series)),
+        (SELECT string_agg(h.tier || h.dropped_through, ',' ORDER BY h.tier) FROM retention_horizons h),
         CASE WHEN p_to > t.computed_through THEN concat_ws('.',
             (SELECT coalesce(sum(p.position), 0) FROM log_positions p),
             (SELECT coalesce(sum(e.readings + e.text_readings), 0) FROM erasures e)) END)

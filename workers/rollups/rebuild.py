@@ -10,7 +10,7 @@ from uuid import UUID
 
 from workers.rollups import sql
 from workers.rollups.repairing import Repairer
-from workers.rollups.session import DAY, Session, floored
+from workers.rollups.session import DAY, NEVER, Session, floored
 
 #: What is marked at once: days of one slice.
 _DAYS: Final = 28
@@ -38,6 +38,7 @@ async def rebuild(session: Session, repairer: Repairer, wanted: Wanted) -> Async
     """Step by step. What is not computed yet needs no rebuilding. Raises what the database raises."""
     computed = (await session.connection.fetchrow(sql.STATE))["computed_through"]
     first, stop = floored(wanted.first), min(-floored(-wanted.stop), computed)
+    first = max(first, floored(await _begins(session, stop), DAY))
     after = wanted.after
     while first < stop:
         chosen = await session.connection.fetch(sql.CHOSEN, after, wanted.series_id, wanted.device_id, sql.SLICE)
@@ -54,3 +55,12 @@ async def rebuild(session: Session, repairer: Repairer, wanted: Wanted) -> Async
                 await repairer.repair(session, newest)
             yield Done(after, until, until == stop)
             at = until
+
+
+async def _begins(session: Session, stop: int) -> int:
+    """Where the first reading or roll-up stands; `stop` where there is none before it."""
+    begins: list[int | None] = [stop, await session.connection.fetchval(sql.BEGINS)]
+    for row in await session.connection.fetch(sql.SLICES, sql.SLICE):
+        low = row["slice"] * sql.SLICE
+        begins.append(await session.connection.fetchval(sql.NEXT, low, low + sql.SLICE, NEVER, stop))
+    return min(one for one in begins if one is not None)

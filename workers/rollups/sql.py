@@ -38,6 +38,8 @@ SELECT min(n.ts) FROM series s CROSS JOIN LATERAL (
     SELECT r.ts FROM readings r WHERE r.series_id = s.series_id AND r.ts >= $3 AND r.ts < $4 ORDER BY r.ts LIMIT 1) n
 WHERE s.series_id >= $1 AND s.series_id < $2"""
 
+BEGINS: Final = "SELECT min(bucket) FROM rollups_1d"
+
 MARKED: Final = "SELECT series_id / $1 FROM rollup_marks WHERE mark_id <= $2 ORDER BY mark_id LIMIT 1"
 _MARKS: Final = "SELECT mark_id, series_id, first_bucket, last_bucket FROM rollup_marks WHERE"
 MARKS: Final = f"{_MARKS} series_id >= $1 AND series_id < $2 ORDER BY mark_id LIMIT $3"
