@@ -10,11 +10,16 @@ from tempfile import TemporaryDirectory
 from uuid import uuid4
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.databases import Database, EmbeddedServer, LocalServer, Server
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 SERVICES = CHECKOUT / "deploy" / "local" / "services"
+# How long an example takes to be drawn or tried is the machine's, which is shared: it says nothing of the code.
+settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("shared")
+
 START_TIMEOUT_S = 900  # a first run on a new machine downloads the parts
 
 

@@ -9,6 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 from uuid import UUID
@@ -109,6 +110,13 @@ class Live:
         self._wanted = asyncio.Event()
         self._ending = False
         self._trouble: str | None = "the log is being opened"
+        self._tried = asyncio.Event()
+
+    async def first_try(self, wait_s: float) -> None:
+        """Until the log has been opened or could not be, or for so long: streams may be asked for at once."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(wait_s):
+                await self._tried.wait()
 
     @property
     def trouble(self) -> str | None:
@@ -200,6 +208,7 @@ class Live:
                     self._log = await self._open_log()
                     _log.info("the log is read for streams", extra={"source": str(self._log.source)})
                 self._trouble = None
+                self._tried.set()
                 if not self._listeners:
                     self._wanted.clear()
                     await self._wanted.wait()
@@ -219,6 +228,7 @@ class Live:
         if reason != self._trouble:
             _log.warning("nothing can be streamed right now", extra={"reason": reason})
         self._trouble = reason
+        self._tried.set()
 
     async def _follow(self, connection: Any, log: Log) -> None:
         """While somebody listens. What it raises loses nothing: it goes on where it was."""

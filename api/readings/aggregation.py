@@ -6,7 +6,7 @@ together by series. Everything runs in a transaction that acts for one organisat
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Final, Literal, NamedTuple
 
@@ -43,17 +43,28 @@ class Aggregated:
     series: dict[int, Parts] = field(default_factory=dict)
     tier: str | None = None
     """The roll-up that was asked, if one was."""
-    from_readings: int = 0
-    """Of how many readings was told by themselves, and of how many by roll-ups."""
-    from_rollups: int = 0
-    dirty: bool = False
-    """Whether some of it waits to be rolled up again, and was told from readings meanwhile."""
     percentiles: bool = False
     """Whether there are such, which readings alone tell of."""
     complete_through: datetime | None = None
     """What was received until then is in it."""
     kept_from: datetime | None = None
     """Readings before are no longer kept: of those times roll-ups alone tell."""
+
+    @property
+    def from_readings(self) -> int:
+        return sum(parts.from_readings for parts in self.series.values())
+
+    @property
+    def from_rollups(self) -> int:
+        return sum(parts.from_rollups for parts in self.series.values())
+
+    @property
+    def dirty(self) -> bool:
+        return any(parts.dirty for parts in self.series.values())
+
+    def of(self, found: Found) -> "Aggregated":
+        """What it tells of some of the series."""
+        return replace(self, series={one: self.series[one] for one in found.series if one in self.series})
 
     @property
     def source(self) -> Source:
@@ -83,12 +94,11 @@ async def aggregate(connection: Any, found: Found, question: Question, *, raw: b
 def _take(answer: Aggregated, series_id: int, row: Any) -> None:
     columns: dict[str, Any] = {name: row[name] or [] for name in COLUMNS}
     parts = Parts([bucket - 1 for bucket in row["buckets"]], **columns)
+    parts.from_readings, parts.from_rollups = row["from_raw"], row["from_rollups"]
+    parts.dirty = row["is_dirty"]
     before = answer.series.setdefault(series_id, parts)
     if before is not parts:
         before.follow(parts)
-    answer.from_readings += row["from_raw"]
-    answer.from_rollups += row["from_rollups"]
-    answer.dirty = answer.dirty or row["is_dirty"]
 
 
 async def _percentiles(

@@ -23,7 +23,7 @@ class Item(NamedTuple):
 
 
 class Answered(NamedTuple):
-    """The answer to one: `answer` may hold series that were others'."""
+    """The answer to one."""
 
     found: Found
     question: Question
@@ -68,7 +68,7 @@ async def _answer_group(
             results[index] = problem
         return
     for index, found, question in group:
-        results[index] = Answered(found, question, answer)
+        results[index] = Answered(found, question, answer.of(found))
 
 
 class _Budget:

@@ -36,9 +36,17 @@ class Parts:
     seconds_true: list[float] = field(default_factory=list)
     percentiles: Mapping[str, list[float | None]] = field(default_factory=dict)
     """By the function's name."""
+    from_readings: int = 0
+    """Of how many readings was told by themselves, and of how many by roll-ups."""
+    from_rollups: int = 0
+    dirty: bool = False
+    """Whether some of it waits to be rolled up again, and was told from readings meanwhile."""
 
     def follow(self, later: "Parts") -> None:
         """Go on with what the same series came to in a later span: a bucket that both reach into is put together."""
+        self.from_readings += later.from_readings
+        self.from_rollups += later.from_rollups
+        self.dirty = self.dirty or later.dirty
         joined = bool(self.buckets and later.buckets and self.buckets[-1] == later.buckets[0])
         if joined:
             for name in ("counts", "sums", "deltas", "deltas_seconds", "areas", "areas_seconds", "seconds_true"):

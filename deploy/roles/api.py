@@ -22,6 +22,8 @@ from runtime.http.cors import CorsSettings, Origins
 from runtime.log.port import Log
 from runtime.secrets import KeyRing, SecretSettings
 
+#: For the log at the start, before requests are taken: whoever comes back for a stream finds it.
+_LOG_WAIT_S: Final = 5.0
 OpenLog = Callable[[], Awaitable[Log]]
 
 
@@ -55,6 +57,7 @@ async def make_api(
     face = ApiFace(app, metrics)
     await face.start()
     process.teardown.add("api", face.stop)
+    await live.first_try(_LOG_WAIT_S)
     return face, live
 
 

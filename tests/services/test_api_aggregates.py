@@ -322,6 +322,12 @@ def test_a_batch_answers_each_question_by_itself(any_database: Database) -> None
             (summed,) = results[1]["series"]
             assert set(summed) == {"device_id", "metric", "label", "unit", "bucket", "sum", "last"}
             assert sorted(one["count"] for one in results[2]["series"]) == [[288], [288]]
+            await roll_up(it, T0 + 2 * DAY)
+            mark = "INSERT INTO rollup_marks (series_id, first_bucket, last_bucket) VALUES ($1, $2, $2)"
+            await write(it.database, mark, heat, T0)
+            async with it.session.post(url, json={"queries": questions[:2]}, headers=headers) as answer:
+                told = (await answer.json())["results"]
+            assert [(one["source"], one["dirty"]) for one in told] == [("rollups", False), ("both", True)]
             assert results[4]["error"]["code"] == "query_too_large"
             for wrong in ([], questions[:1] * 7, [{"series_id": power}], [{**questions[0], "bucket": 5}]):
                 async with it.session.post(url, json={"queries": wrong}, headers=headers) as answer:

@@ -262,7 +262,7 @@ def test_pages_join_without_gap_or_double_while_rows_come_in(any_database: Datab
 
 
 # The fixture is meant to serve all examples: they only read.
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(data=st.data())
 def test_pages_of_uneven_series_are_the_whole(uneven: "Uneven", data: st.DataObject) -> None:
     """Many series, of which some have very many readings: rounds of any size put the same pages together."""

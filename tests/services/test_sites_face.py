@@ -359,7 +359,7 @@ SLUGS = st.one_of(st.text(max_size=70), st.from_regex(r"[a-zA-Z0-9.-]{1,66}", fu
 FLOATS = st.one_of(st.none(), st.integers(-400, 400), st.floats(allow_nan=False, allow_infinity=False))
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.data())
 def test_what_is_made_is_what_was_sent_or_nothing(database: Database, data: st.DataObject) -> None:
     """Whatever names, slugs and places: 201 and the very same back, or an error of this face and no row."""
