@@ -10,7 +10,7 @@ import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, NamedTuple
 from uuid import UUID
@@ -20,7 +20,7 @@ import orjson
 
 from api.readings.aggregation import Aggregated, Question, aggregate
 from api.readings.buckets import Bucket, edges_of, zone_of
-from api.readings.functions import FUNCTIONS
+from api.readings.functions import COLUMNS, FUNCTIONS
 from api.readings.functions import Parts as Columns
 from api.readings.series import Found, find_each
 from bench.asking import Api, Client
@@ -346,7 +346,7 @@ def question_of(start: datetime, end: datetime, bucket: str, functions: tuple[st
 def _same(one: Columns | None, other: Columns | None) -> bool:
     if one is None or other is None:
         return one is other
-    names = [field.name for field in fields(Columns) if field.name != "percentiles"]
+    names = ("buckets", *COLUMNS)
     columns = [(getattr(one, name), getattr(other, name)) for name in names]
     return all(len(first) == len(second) and all(map(_close, first, second)) for first, second in columns)
 
