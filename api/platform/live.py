@@ -15,17 +15,14 @@ from api.http.spelt import STORABLE
 from api.live.hub import LIVE_UNAVAILABLE, Live
 from api.live.settings import LiveSettings
 from api.live.watches import resolve
-from api.platform.readings import SeriesId
-from api.problems import DEVICE_NOT_FOUND, GROUP_NOT_FOUND, SERIES_NOT_FOUND, SITE_NOT_FOUND
+from api.platform.readings import MISSING, SeriesId, selection_of
 from api.readings.series import Selection, find
 from api.settings import ApiSettings
-from schemas.catalogue import metric_name
 
 LISTENS: Final = needs(Role.VIEWER, READINGS_READ)
 EVENT_STREAM: Final = "text/event-stream"
 #: `no` to proxies that gather an answer before they pass it on (nginx).
 _HEADERS: Final = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-_MISSING: Final = (DEVICE_NOT_FOUND, SITE_NOT_FOUND, GROUP_NOT_FOUND, SERIES_NOT_FOUND)
 
 EventId = Annotated[
     str,
@@ -50,8 +47,7 @@ class Listening(msgspec.Struct, kw_only=True):
 
     @property
     def series(self) -> Selection:
-        metric = None if self.metric is None else metric_name(self.metric)
-        return Selection(self.device_id, self.site_id, self.group_id, self.series_id, metric, self.label)
+        return selection_of(self)
 
 
 class LiveOperations:
@@ -67,7 +63,7 @@ class LiveOperations:
         "GET",
         "/api/v1/readings/stream",
         LISTENS,
-        problems=[*_MISSING, RATE_LIMITED, OVERLOADED, LIVE_UNAVAILABLE],
+        problems=[*MISSING, RATE_LIMITED, OVERLOADED, LIVE_UNAVAILABLE],
         content_type=EVENT_STREAM,
     )
     async def stream_readings(self, call: Call[Nothing, Listening, Nothing]) -> Reply[str]:

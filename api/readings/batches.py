@@ -34,7 +34,7 @@ async def answer_all(connection: Any, items: Sequence[Item], settings: ApiSettin
     """In the order of the items."""
     known = await _looked_up(connection, items)
     budget = _Budget(settings)
-    results: list[Answered | Problem | None] = [None] * len(items)
+    results: dict[int, Answered | Problem] = {}
     together: defaultdict[tuple[Any, ...], list[tuple[int, Found, Question]]] = defaultdict(list)
     for index, item in enumerate(items):
         try:
@@ -48,13 +48,13 @@ async def answer_all(connection: Any, items: Sequence[Item], settings: ApiSettin
         together[question.start, question.end, tuple(question.edges), own].append((index, found, question))
     for group in together.values():
         await _answer_group(connection, group, results, settings)
-    return [result if result is not None else Problem(QUERY_TOO_LARGE) for result in results]
+    return [results[index] for index in range(len(items))]
 
 
 async def _answer_group(
     connection: Any,
     group: Sequence[tuple[int, Found, Question]],
-    results: list[Answered | Problem | None],
+    results: dict[int, Answered | Problem],
     settings: ApiSettings,
 ) -> None:
     """All of the series and functions of questions with the same buckets, in one."""

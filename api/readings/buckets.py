@@ -24,7 +24,7 @@ _LONGEST_S: Final = 366 * 200 * _DAY_S
 #: What roll-ups there are of, and the seconds of their buckets, the coarsest first.
 TIERS: Final = (("1d", 86_400), ("1h", 3_600), ("5m", 300))
 
-PATTERN: Final = r"^([1-9][0-9]{0,5})?(mo|[mhdw])$"
+PATTERN: Final = f"^{_TEXT.pattern}$"
 
 
 class Bucket(NamedTuple):
@@ -92,9 +92,9 @@ def count_of(start: datetime, end: datetime, bucket: Bucket) -> int:
 
 def tier_of(edges: Sequence[datetime]) -> str | None:
     """The coarsest roll-up that no edge cuts, but for the outer ones; None where only readings will do."""
-    inner = {edge.timestamp() for edge in edges[1:-1]} or {edges[0].timestamp()}
+    inner = [edge.timestamp() for edge in edges[1:-1]]
     for name, seconds in TIERS:
-        if len(edges) == 2 or not any(edge % seconds for edge in inner):
+        if not any(edge % seconds for edge in inner):
             return name
     return None
 
@@ -113,7 +113,8 @@ def _steady(start: datetime, end: datetime, seconds: int) -> list[datetime]:
 def _days(first: date, last: date, days: int, zone: tzinfo) -> list[datetime]:
     number = (first - _ORIGIN).days // days
     edges: list[datetime] = []
-    while not edges or edges[-1] < _midnight(last, zone):
+    end = _midnight(last, zone)
+    while not edges or edges[-1] < end:
         edge = _midnight(_ORIGIN + timedelta(days=number * days), zone)
         if edge not in edges[-1:]:  # a date that a zone skipped has no length
             edges.append(edge)
