@@ -39,7 +39,9 @@ async def main(inherited: Inherited, never_ready: bool, deaf: bool) -> None:
     server = await asyncio.start_server(answer, sock=inherited.listeners[0])
     await stop.wait()
     server.close()
-    await server.wait_closed()
+    # What was accepted is answered: up to Python 3.12.1 `wait_closed` does not wait for it.
+    while answering := asyncio.all_tasks() - {asyncio.current_task(), reporting}:
+        await asyncio.wait(answering)
     reporting.cancel()
 
 
