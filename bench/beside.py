@@ -33,6 +33,7 @@ from bench.registry import Registered, add_tokens, register
 from bench.usage import Meter, free_port, own_cpu_s
 from bench.workload import INTERVAL_S, METRICS, Fleet, Round, json_post
 from runtime.postgres import PostgresSettings, connect
+from workers.rollups.settings import RollupsSettings
 
 TIMEOUT_S: Final = 600.0
 CONNECTIONS: Final = 32
@@ -157,7 +158,7 @@ class _Landing:
 
     async def _roll_up(self, until: datetime) -> float:
         began = time.perf_counter()
-        await close_until(self._session, self._parts, until, pause_ms=20)
+        await close_until(self._session, self._parts, until, RollupsSettings.rollups_share)
         return time.perf_counter() - began
 
 

@@ -69,7 +69,8 @@ SELECT series_id, 0, ts, CASE (n - 1) % 3
     ELSE (k / 37 + n) % 3 / 2 END
 FROM (SELECT t AS ts, (extract(epoch FROM t)::bigint / extract(epoch FROM $4::interval)::bigint) AS k
       FROM generate_series($2::timestamptz, $3::timestamptz - $4::interval, $4::interval) t) times
-CROSS JOIN unnest($1::int[]) WITH ORDINALITY AS s (series_id, n)"""
+CROSS JOIN unnest($1::int[]) WITH ORDINALITY AS s (series_id, n)
+ORDER BY ts"""
 # What stands behind the closing has to be marked by whoever writes there, as landing does.
 _MARK: Final = """
 INSERT INTO rollup_marks (series_id, first_bucket, last_bucket)
@@ -255,9 +256,9 @@ async def rollups_session(parts: Parts) -> AsyncIterator[Session]:
         yield session
 
 
-async def close_until(session: Session, parts: Parts, until: datetime, pause_ms: float = 0) -> None:
+async def close_until(session: Session, parts: Parts, until: datetime, share: float = 1.0) -> None:
     """What the workers do once everything received before `until` has landed, and the clock has come so far."""
-    settings = RollupsSettings(rollups_delay_s=0, rollups_pause_ms=pause_ms)
+    settings = RollupsSettings(rollups_delay_s=0, rollups_share=share)
     clock = ManualClock(round(until.timestamp() * 1e6))
     metrics = RollupsMetrics(CollectorRegistry())
     closer = Closer(_postgres(parts), settings, cast("Log", NoLog()), clock, metrics)
@@ -267,7 +268,7 @@ async def close_until(session: Session, parts: Parts, until: datetime, pause_ms:
 
 async def repair_all(session: Session, parts: Parts) -> None:
     """What the workers do about marks."""
-    settings = RollupsSettings(rollups_pause_ms=0)
+    settings = RollupsSettings(rollups_share=1)
     await Repairer(_postgres(parts), settings, RollupsMetrics(CollectorRegistry())).follow(session)
 
 

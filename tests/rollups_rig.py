@@ -37,7 +37,7 @@ from workers.rollups.settings import RollupsSettings
 EPOCH: Final = datetime(2000, 1, 1, tzinfo=UTC)
 MONDAY: Final = 2 * DAY
 BOUNDS: Final = Bounds(future_us=600 * SECOND, payload_max=1_000, move_max_us=100_000)
-SETTINGS: Final = RollupsSettings(rollups_delay_s=0, rollups_settle_s=0.02, rollups_pause_ms=0)
+SETTINGS: Final = RollupsSettings(rollups_delay_s=0, rollups_settle_s=0.02, rollups_share=1)
 READINGS: Final = """
 SELECT series_id, ts, value FROM organisation_readings WHERE series_id = ANY ($1::int[]) ORDER BY series_id, ts"""
 WIDTHS: Final = (MINUTES_5, 3 * MINUTES_5, HOUR, 5 * HOUR, DAY, 7 * DAY)

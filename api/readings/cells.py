@@ -43,9 +43,14 @@ def page_table(rows: Sequence[Any], found: Found, head: dict[str, Any], *, by_se
 
 
 def _page_blocks(rows: Sequence[Any], found: Found) -> Iterator[Block]:
+    flags = [row["quality"] for row in rows]
+    values = [_value(row["value"], row["text_value"], row["quality"]) for row in rows]
+    columns = [row["ts"] for row in rows], values, flags
+    first = 0
     for series_id, run in groupby(rows, itemgetter("series_id")):
-        cells = [(row["ts"], _value(row["value"], row["text_value"], row["quality"]), row["quality"]) for row in run]
-        yield Block(found.series[series_id], list(zip(*cells, strict=True)))
+        stop = first + sum(1 for _ in run)
+        yield Block(found.series[series_id], [column[first:stop] for column in columns])
+        first = stop
 
 
 def reading_of(row: Any, series: Series) -> dict[str, Any]:

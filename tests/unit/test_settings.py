@@ -8,6 +8,7 @@ import pytest
 from deploy.settings import GROUPS
 from runtime.errors import ConfigurationError
 from runtime.settings import MASK, Settings, setting
+from workers.rollups.settings import RollupsSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,3 +80,8 @@ def test_every_setting_of_sluice_says_why_and_has_a_default_that_is_allowed() ->
     assert all(one.why for one in loaded.listing)
     defaults = {one.variable.removeprefix("SLUICE_").lower(): one.value for one in loaded.listing}
     Settings.load(GROUPS, {}, {name: value for name, value in defaults.items() if value})
+
+
+@pytest.mark.parametrize(("share", "rest_s"), [(1.0, 0.0), (0.5, 2.0), (0.25, 6.0)])
+def test_roll_ups_rest_for_the_part_of_the_time_that_is_not_theirs(share: float, rest_s: float) -> None:
+    assert RollupsSettings(rollups_share=share).rest_s(2.0) == rest_s

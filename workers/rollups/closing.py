@@ -147,8 +147,9 @@ class Closer:
         for row in await session.connection.fetch(sql.SLICES, sql.SLICE):
             began = time.monotonic()
             rows += await self._compute_slice(session, row["slice"], first, stop)
-            slowest = max(slowest, time.monotonic() - began)
-            await asyncio.sleep(self._settings.rollups_pause_ms / 1000)
+            took = time.monotonic() - began
+            slowest = max(slowest, took)
+            await asyncio.sleep(self._settings.rest_s(took))
         if slowest > self._settings.rollups_step_s:
             self._span = max(MINUTES_5, floored(self._span // 2))
         elif slowest < self._settings.rollups_step_s / 3:

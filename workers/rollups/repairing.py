@@ -51,8 +51,9 @@ class Repairer:
             except asyncpg.QueryCanceledError:
                 self._most = max(1, self._most // 4)
                 raise
-            self._adapt(time.monotonic() - began)
-            await asyncio.sleep(self._settings.rollups_pause_ms / 1000)
+            took = time.monotonic() - began
+            self._adapt(took)
+            await asyncio.sleep(self._settings.rest_s(took))
 
     async def _show(self, session: Session) -> int | None:
         """Tell what waits; the newest mark of it."""

@@ -35,6 +35,13 @@ class RollupsSettings:
         most=20,
         why="What one transaction should take: longer spans and more marks go into quick ones, fewer into slow ones.",
     )
-    rollups_pause_ms: float = setting(
-        20.0, unit="ms", least=0, most=60_000, why="Between two transactions: the database has others to serve."
+    rollups_share: float = setting(
+        0.5,
+        least=0.05,
+        most=1,
+        why="Part of the time in which roll-ups are computed; they rest for the others: landing comes first.",
     )
+
+    def rest_s(self, worked_s: float) -> float:
+        """How long to rest after so much work, in seconds."""
+        return worked_s * (1 / self.rollups_share - 1)

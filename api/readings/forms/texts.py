@@ -5,11 +5,13 @@ By columns, times are integers, microseconds since 1970: exact (in JavaScript un
 """
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from itertools import repeat
 from typing import Any, Final
 
 import orjson
 
 from api.readings.forms.table import Kind, Table, flag_names, micros, moment
+from api.readings.series import Series
 
 _SERIES: Final = b'{"series":['
 _ROWS_AT_ONCE: Final = 500
@@ -35,17 +37,26 @@ async def write_lines(table: Table) -> AsyncIterator[bytes]:
 async def _objects(table: Table) -> AsyncIterator[list[dict[str, Any]]]:
     """Rows as objects, some hundreds at once: rows of many series by turns are as many blocks."""
     names = [*table.names, *(column.name for column in table.columns)]
-    spelt = [_SPELT.get(column.kind) for column in table.columns]
-    held: list[dict[str, Any]] = []
+    series: list[Series] = []
+    columns: list[list[Any]] = [[] for _ in table.columns]
     async for block in table.blocks:
-        cells = [spell(cells) if spell else cells for spell, cells in zip(spelt, block.columns, strict=True)]
-        series = block.series
-        held += [dict(zip(names, (*series, *row), strict=True)) for row in zip(*cells, strict=True)]
-        if len(held) >= _ROWS_AT_ONCE:
-            yield held
-            held = []
-    if held:
-        yield held
+        series += repeat(block.series, len(block.columns[0]))
+        for column, cells in zip(columns, block.columns, strict=True):
+            column.extend(cells)
+        if len(series) >= _ROWS_AT_ONCE:
+            yield _spelt(table, names, series, columns)
+            series, columns = [], [[] for _ in table.columns]
+    if series:
+        yield _spelt(table, names, series, columns)
+
+
+def _spelt(
+    table: Table, names: Sequence[str], series: Sequence[Series], columns: Sequence[Sequence[Any]]
+) -> list[dict[str, Any]]:
+    spell = [_SPELT.get(column.kind) for column in table.columns]
+    cells = [spelt(column) if spelt else column for spelt, column in zip(spell, columns, strict=True)]
+    rows = zip(*cells, strict=True)
+    return [dict(zip(names, (*one, *row), strict=True)) for one, row in zip(series, rows, strict=True)]
 
 
 async def write_columns(table: Table) -> AsyncIterator[bytes]:
