@@ -74,6 +74,7 @@ class Series(NamedTuple):
 #: Until when something stays that has not left: how the driver tells of infinity, with the zone that it leaves out.
 STAYS: Final = datetime.max.replace(tzinfo=UTC)
 ALWAYS: Final = datetime.min.replace(tzinfo=UTC)
+_BEGINNING: Final = datetime.min  # noqa: DTZ901 -- as the driver tells of it
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,7 @@ async def _have(connection: Any, name: str, thing: UUID | int) -> Any:
 
 
 def _aware(time: datetime) -> datetime:
-    return time if time.tzinfo else time.replace(tzinfo=UTC)
+    return time if time.tzinfo else ALWAYS if time == _BEGINNING else STAYS
 
 
 def _series(row: Any) -> Series:
