@@ -215,13 +215,13 @@ def test_a_landing_that_does_not_know_a_horizon_is_waited_for(any_database: Data
                         break
                 keeping = keeper(rig, replace(SETTINGS, retention_settle_s=0.1))
                 async with session(rig) as opened:
-                    assert await keeping.follow(opened) == []
+                    assert (await keeping.follow(opened)).chunks == []
                 assert keeping.doing is not None
                 assert "unsettled" in keeping.doing
                 await early.actor.finish()
                 keeping = keeper(rig)
                 async with session(rig) as opened:
-                    assert await keeping.follow(opened) == []
+                    assert (await keeping.follow(opened)).chunks == []
                 assert "marked" in str(keeping.doing)
                 await repair(rig)
                 assert await one_pass(rig) != []
@@ -292,12 +292,12 @@ def test_a_chunk_that_is_being_read_is_let_go_and_landing_goes_on(any_database: 
                 async with asyncio.TaskGroup() as group, session(rig) as opened:
                     going = group.create_task(keeping.follow(opened))
                     await rig.land(record(device, channel("power", [(NOW + 1, 1.0)])))
-                    went = await going
+                    went = (await going).chunks
                 assert {one.relation for one in went} <= {"text_readings"}
                 waiting = "sluice_retention_waiting_chunks"
                 assert registry.get_sample_value(waiting, {"why": "locked"}) == len(foretold) - len(went)
             async with session(rig) as opened:
-                assert len(await keeping.follow(opened)) == len(foretold) - len(went)
+                assert len((await keeping.follow(opened)).chunks) == len(foretold) - len(went)
             assert registry.get_sample_value(waiting, {"why": "locked"}) == 0
             assert registry.get_sample_value("sluice_retention_chunks_total", {"tier": "raw"}) == len(foretold)
             assert await rig.value("SELECT count(*) FROM readings WHERE ts > now() - interval '1 day'") > 0
