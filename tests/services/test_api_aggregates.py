@@ -268,6 +268,109 @@ def test_an_answer_that_is_known_is_not_made_again_until_it_changes(any_database
     run(test())
 
 
+async def status_of(it: World, path: str, tag: str = "", **query: Any) -> tuple[int, Any]:
+    """Status and headers of what answers who has that tag."""
+    headers = {"Authorization": f"Bearer {it.key}"} | ({"If-None-Match": tag} if tag else {})
+    async with it.session.get(f"{it.url}/api/v1/readings{path}", params=query, headers=headers) as answer:
+        assert bool(await answer.read()) == (answer.status == 200)
+        return answer.status, answer.headers
+
+
+def test_raw_answers_and_the_newest_are_not_sent_again_until_they_change(any_database: Database) -> None:
+    async def test() -> None:
+        async with world(any_database) as it:
+            series, mode = await it.series("power"), await it.series("mode")
+            await it.store(series, T0, 1)
+            await it.store(series, T0 + 2 * MINUTE, 2)
+            await it.store(mode, T0 + MINUTE, "on")
+            await roll_up(it, T0 + 2 * DAY)
+            device = {"device_id": str(it.device)}
+            past = {**device, "from": T0.isoformat(), "to": (T0 + DAY).isoformat()}
+            asked: list[tuple[str, dict[str, str]]] = [
+                ("", past | {"limit": "1"}),
+                ("", past | {"limit": "1", "order": "desc"}),
+                ("", past | {"format": "csv"}),
+                ("", past | {"format": "csv", "limit": "2"}),
+                ("", past | {"format": "columns"}),
+                ("/latest", past),
+            ]
+            present: list[tuple[str, dict[str, str]]] = [("", device), ("/latest", device)]
+            tags: list[str] = []
+
+            async def changed() -> list[bool]:
+                statuses = [
+                    (await status_of(it, path, tag, **query))[0]
+                    for tag, (path, query) in zip(tags, asked + present, strict=True)
+                ]
+                assert set(statuses) <= {200, 304}
+                tags[:] = [(await status_of(it, path, **query))[1]["ETag"] for path, query in asked + present]
+                return [status == 200 for status in statuses]
+
+            tags = [(await status_of(it, path, **query))[1]["ETag"] for path, query in asked + present]
+            assert len(set(tags)) == len(tags)
+            assert all(tag.startswith('W/"') for tag in tags), "a cursor is spelt anew each time"
+            assert not any(await changed())
+            await landed(it.database)
+            assert await changed() == [False] * len(asked) + [True] * len(present)
+            mark = "INSERT INTO rollup_marks (series_id, first_bucket, last_bucket) VALUES ($1, $2, $2)"
+            for late in (series, mode):
+                await it.store(late, T0 + 3 * MINUTE, 3 if late == series else "off")
+                await write(it.database, mark, late, T0)
+                assert all(await changed())
+            await let_go(it)
+            assert all(await changed())
+
+    run(test())
+
+
+def test_readings_that_are_kept_no_longer_are_not_told_while_they_still_stand(any_database: Database) -> None:
+    async def test() -> None:
+        async with world(any_database) as it:
+            series = await it.series("power")
+            horizon = T0 + 5 * DAY
+            for time in (T0, horizon - MINUTE, horizon, horizon + MINUTE):
+                await it.store(series, time, 1)
+            await let_go(it)
+            of_site: dict[str, Any] = {"device_id": None, "site_id": it.site}
+            for asked in ({}, of_site):
+                for span in ({"from_": T0.isoformat()}, {"from_": (horizon - HOUR).isoformat()}):
+                    for query in ({}, {"limit": 1, "order": "desc"}):
+                        rows = [row["ts"] for page in await it.pages(**asked, **span, **query) for row in page]
+                        assert sorted(rows) == [spelt(horizon), spelt(horizon + MINUTE)]
+                    status, body, _ = await it.get(**asked, **span)
+                    assert (status, body["kept_from"]) == (200, spelt(horizon))
+                    status, body, _ = await it.get(**asked, **span, format="columns")
+                    assert [len(one["ts"]) for one in body["series"]] == [2]
+                    assert body["kept_from"] == spelt(horizon)
+                whole = {**asked, "from_": T0.isoformat(), "to": horizon.isoformat()}
+                assert await it.data("/latest", **whole) == []
+                status, body, _ = await it.get(**asked, from_=horizon.isoformat())
+                assert (len(body["data"]), "kept_from" in body) == (2, False)
+
+    run(test())
+
+
+def test_an_empty_span_is_refused_everywhere(any_database: Database) -> None:
+    async def test() -> None:
+        async with world(any_database) as it:
+            series = await it.series("power")
+            empty = {"from_": T0.isoformat(), "to": T0.isoformat()}
+            for path in ("", "/latest", "/aggregated", "/stats"):
+                status, body, _ = await it.get(path, **empty)
+                assert (status, body["code"]) == (400, "invalid_parameter"), path
+                assert "from: is the same as `to`" in body["detail"]
+            question = {"series_id": series, "from": T0.isoformat(), "to": (T0 + HOUR).isoformat()}
+            refused, told = await batch(it, {**question, "to": T0.isoformat()}, question)
+            assert (refused["status"], refused["error"]["code"], told["status"]) == (400, "invalid_parameter", 200)
+            url, headers = f"{it.url}/api/v1/readings/batch", {"Authorization": f"Bearer {it.key}"}
+            wrong = {"queries": [question, {**question, "bucket": "90s"}]}
+            async with it.session.post(url, json=wrong, headers=headers) as answer:
+                detail = (await answer.json())["detail"]
+            assert detail.startswith("queries[1].bucket: is a number and m, h, d, w or mo"), detail
+
+    run(test())
+
+
 def test_what_cannot_be_asked_is_refused_in_words(any_database: Database) -> None:
     async def test() -> None:
         async with world(any_database, api_aggregate_cells_max=100, api_aggregate_readings_max=50) as it:

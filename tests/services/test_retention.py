@@ -329,6 +329,10 @@ def test_the_command_says_what_would_go_and_lets_it_go(
             await fill(rig, devices, 80)
             await compute(rig)
 
+    async def keep_less() -> None:
+        async with open_rig(any_database, url) as rig, rig.superuser() as connection:
+            await connection.execute("UPDATE organisations SET raw_retention_days = 20 WHERE raw_retention_days = 30")
+
     async def lead() -> None:
         async with open_rig(any_database, url) as rig, session(rig) as opened:
             assert await opened.connection.fetchval(LEAD)
@@ -356,6 +360,7 @@ def test_the_command_says_what_would_go_and_lets_it_go(
     assert told("show") == before
     went = told("run")
     assert went["chunks"] == foretold["chunks"]
+    assert went["rows"] == foretold["rows"] != []
     assert went["waits"] is None
     assert told("run", "--dry-run") == {"dry_run": True, "chunks": [], "rows": [], "waits": None}
     after = told("show")
@@ -365,6 +370,12 @@ def test_the_command_says_what_would_go_and_lets_it_go(
     assert [one["days"] for one in raw] == [30, 60]
     assert raw[0]["deleted_through"] == raw[0]["dropped_through"] > raw[1]["dropped_through"]
     assert "gone before" in sluice("show").output
+    assert sluice("run").output == "nothing went\n"
+    run(keep_less())
+    foretold = sluice("run", "--dry-run").output
+    assert foretold.count("would go") == len(foretold.splitlines()) > 0, "rows alone"
+    assert sluice("run").output == foretold.replace("would go", "went")
+    assert sluice("run").output == "nothing went\n"
 
 
 def test_a_columnstore_is_refused_where_the_licence_has_none(
