@@ -553,6 +553,8 @@ CASES = (
     ("1d", 33 * MINUTE, 7 * DAY, 1 * DAY, 7 * DAY, None),
     ("1d", 0 * DAY, 2 * DAY + 12 * HOUR + 33 * MINUTE, 0 * DAY, 2 * DAY + 12 * HOUR, None),
     ("1d", 33 * MINUTE, 1 * DAY + 33 * MINUTE, 1 * DAY, 1 * DAY, None),
+    ("1d", -1 * DAY, 12 * HOUR, -1 * DAY, 0 * DAY, None),
+    ("1d", 1 * DAY, 3 * DAY + 12 * HOUR, 1 * DAY, 3 * DAY + 12 * HOUR, None),
     ("1w", 1 * DAY + 90 * MINUTE, 4 * DAY + 91 * MINUTE, 1 * DAY + 2 * HOUR, 4 * DAY + 90 * MINUTE, None),
     ("1h", 2 * DAY, 4 * DAY, 2 * DAY, 4 * DAY, None),
     ("1h", 2 * DAY + 33 * MINUTE, 2 * DAY + 99 * MINUTE, 2 * DAY + HOUR, 2 * DAY + HOUR, None),
@@ -602,7 +604,13 @@ def test_coarser_roll_ups_tell_once_finer_ones_are_gone_and_answers_say_how_far(
             series = await it.series("energy")
             await fill(it, series, T0 - DAY, T0 + 8 * DAY)
             await write(it.database, "DELETE FROM readings")
-            await write(it.database, EACH_7_MINUTES, series, T0 - DAY, T0 + 8 * DAY)
+            # Of some, no finer tier has a later reading.
+            ended = [
+                (await it.series("energy", label), end)
+                for label, end in (("m", 90 * HOUR), ("h", 62 * HOUR), ("d", 10 * HOUR))
+            ]
+            for one, end in ((series, 8 * DAY), *ended):
+                await write(it.database, EACH_7_MINUTES, one, T0 - DAY, T0 + end)
             await roll_up(it, T0 + 7 * DAY)
             cases = [Case(*case) for case in CASES]
             before = [await case.told(it) for case in cases]
