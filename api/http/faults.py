@@ -21,8 +21,14 @@ NUL_FAULT: Final = "holds a NUL character, which no text may"
 #: A filter that says null was not left out: msgspec reads that text as None, which finds everything.
 NULL_FAULT: Final = "has a value: it is left out where it has none"
 
+_WORDS: Final = "words"
 _WHERE: Final = re.compile(r"^(.*?)(?: - at `(.*)`)?$", re.DOTALL)
 _NAMED: Final = re.compile(r"(?:missing required|contains unknown) field `(.*?)`")
+
+
+def in_words(text: str) -> dict[str, str]:
+    """What `msgspec.Meta(extra=…)` says of a text that has a pattern: nobody should have to read that in an error."""
+    return {_WORDS: text}
 
 
 def faults(kind: Any, value: Any, *, strict: bool = True) -> list[Detail]:
@@ -92,6 +98,9 @@ def _own_faults(kind: Any, value: Any, where: str, strict: bool) -> Iterator[Det
         if made.value is None and value is not None:
             yield Detail(where, NULL_FAULT)
     except (msgspec.ValidationError, ValueError) as error:
+        if isinstance(value, str) and (words := _words(kind)):
+            yield Detail(where, words)
+            return
         detail = detail_of(error)
         inner = detail.field.removeprefix("value")
         yield Detail(f"{where}{inner}" if where else inner.removeprefix("."), detail.message)
@@ -121,6 +130,14 @@ def _parts(kind: Any) -> tuple[Any, Any]:
         return (kind, None) if issubclass(kind, msgspec.Struct) else (None, None)
     found = [parts for one in get_args(kind) if (parts := _parts(one)) != (None, None)]
     return found[0] if len(found) == 1 else (None, None)
+
+
+def _words(kind: Any) -> str | None:
+    """What a text has to be, where that is said."""
+    if get_origin(kind) is not Annotated:
+        return next((words for one in get_args(kind) if (words := _words(one))), None)
+    said = [one.extra[_WORDS] for one in kind.__metadata__ if isinstance(one, msgspec.Meta) and one.extra]
+    return said[0] if said else None
 
 
 @lru_cache(maxsize=1_024)

@@ -147,6 +147,8 @@ class Reply(Generic[A]):
     status: int | None = None
     version: str | None = None
     """For `ETag`, printable ASCII without quotes, commas and semicolons."""
+    is_weak: bool = False
+    """Whether answers of one version may differ in bytes, though not in what they are good for (`W/`)."""
     headers: Mapping[str, str] = field(default_factory=dict)
     content_type: str | None = None
 

@@ -215,13 +215,13 @@ def test_a_landing_that_does_not_know_a_horizon_is_waited_for(any_database: Data
                         break
                 keeping = keeper(rig, replace(SETTINGS, retention_settle_s=0.1))
                 async with session(rig) as opened:
-                    assert await keeping.follow(opened) == []
+                    assert (await keeping.follow(opened)).chunks == []
                 assert keeping.doing is not None
                 assert "unsettled" in keeping.doing
                 await early.actor.finish()
                 keeping = keeper(rig)
                 async with session(rig) as opened:
-                    assert await keeping.follow(opened) == []
+                    assert (await keeping.follow(opened)).chunks == []
                 assert "marked" in str(keeping.doing)
                 await repair(rig)
                 assert await one_pass(rig) != []
@@ -292,12 +292,12 @@ def test_a_chunk_that_is_being_read_is_let_go_and_landing_goes_on(any_database: 
                 async with asyncio.TaskGroup() as group, session(rig) as opened:
                     going = group.create_task(keeping.follow(opened))
                     await rig.land(record(device, channel("power", [(NOW + 1, 1.0)])))
-                    went = await going
+                    went = (await going).chunks
                 assert {one.relation for one in went} <= {"text_readings"}
                 waiting = "sluice_retention_waiting_chunks"
                 assert registry.get_sample_value(waiting, {"why": "locked"}) == len(foretold) - len(went)
             async with session(rig) as opened:
-                assert len(await keeping.follow(opened)) == len(foretold) - len(went)
+                assert len((await keeping.follow(opened)).chunks) == len(foretold) - len(went)
             assert registry.get_sample_value(waiting, {"why": "locked"}) == 0
             assert registry.get_sample_value("sluice_retention_chunks_total", {"tier": "raw"}) == len(foretold)
             assert await rig.value("SELECT count(*) FROM readings WHERE ts > now() - interval '1 day'") > 0
@@ -329,6 +329,10 @@ def test_the_command_says_what_would_go_and_lets_it_go(
             await fill(rig, devices, 80)
             await compute(rig)
 
+    async def keep_less() -> None:
+        async with open_rig(any_database, url) as rig, rig.superuser() as connection:
+            await connection.execute("UPDATE organisations SET raw_retention_days = 20 WHERE raw_retention_days = 30")
+
     async def lead() -> None:
         async with open_rig(any_database, url) as rig, session(rig) as opened:
             assert await opened.connection.fetchval(LEAD)
@@ -356,6 +360,7 @@ def test_the_command_says_what_would_go_and_lets_it_go(
     assert told("show") == before
     went = told("run")
     assert went["chunks"] == foretold["chunks"]
+    assert went["rows"] == foretold["rows"] != []
     assert went["waits"] is None
     assert told("run", "--dry-run") == {"dry_run": True, "chunks": [], "rows": [], "waits": None}
     after = told("show")
@@ -365,6 +370,12 @@ def test_the_command_says_what_would_go_and_lets_it_go(
     assert [one["days"] for one in raw] == [30, 60]
     assert raw[0]["deleted_through"] == raw[0]["dropped_through"] > raw[1]["dropped_through"]
     assert "gone before" in sluice("show").output
+    assert sluice("run").output == "nothing went\n"
+    run(keep_less())
+    foretold = sluice("run", "--dry-run").output
+    assert foretold.count("would go") == len(foretold.splitlines()) > 0, "rows alone"
+    assert sluice("run").output == foretold.replace("would go", "went")
+    assert sluice("run").output == "nothing went\n"
 
 
 def test_a_columnstore_is_refused_where_the_licence_has_none(

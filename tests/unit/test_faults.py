@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import msgspec
 import pytest
 
-from api.http.faults import FAULTS_MAX, faults
+from api.http.faults import FAULTS_MAX, faults, in_words
 from api.http.spelt import Moment
 
 
@@ -51,6 +51,17 @@ def test_nothing_is_wrong_with_what_is_right(value: Any) -> None:
 @pytest.mark.parametrize(("value", "fields"), WRONG)
 def test_each_fault_is_named_where_it_is(value: Any, fields: list[str]) -> None:
     assert [fault.field for fault in faults(Outer, value)] == fields
+
+
+class Worded(msgspec.Struct):
+    word: Annotated[str, msgspec.Meta(pattern="^[a-z]+$", extra=in_words("is one word"))] | None = None
+    plain: Annotated[str, msgspec.Meta(pattern="^[a-z]+$")] = "a"
+
+
+def test_what_a_text_has_to_be_is_said_in_words_where_there_are_some() -> None:
+    assert [fault.message for fault in faults(Worded, {"word": "two words"})] == ["is one word"]
+    assert [fault.message for fault in faults(Worded, {"word": 5})] == ["expected `str | null`, got `int`"]
+    assert "regex" in faults(Worded, {"plain": "two words"})[0].message
 
 
 def test_their_number_and_length_are_bounded() -> None:

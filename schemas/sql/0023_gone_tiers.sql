@@ -1,0 +1,318 @@
+-- What roll-ups tell once finer ones are gone by retention, too: edges of spans and neighbours are asked of whatever still
+-- stands, and spans are cut where nothing does. And which metrics an organisation has, without a look at all series.
+
+DROP FUNCTION whole_of_rollups_5m, whole_of_rollups_1h, whole_of_rollups_1d,
+    short_of_rollups_5m, short_of_rollups_1h, short_of_rollups_1d;
+
+-- From when on the caller's organisation keeps each: midnights of UTC, each tier's no later than the finer ones'.
+CREATE TYPE readings_kept AS (readings timestamptz, minutes timestamptz, hours timestamptz, days timestamptz);
+
+CREATE FUNCTION kept_from() RETURNS readings_kept LANGUAGE sql STABLE AS $$
+    SELECT coalesce(max(h.dropped_through) FILTER (WHERE h.tier = 'raw'), '-infinity'),
+           coalesce(max(h.dropped_through) FILTER (WHERE h.tier = '5m'), '-infinity'),
+           coalesce(max(h.dropped_through) FILTER (WHERE h.tier = '1h'), '-infinity'),
+           coalesce(max(h.dropped_through) FILTER (WHERE h.tier = '1d'), '-infinity')
+    FROM retention_horizons h
+$$;
+
+-- The first bucket that begins at p_ts or later.
+CREATE FUNCTION next_bucket(p_width interval, p_ts timestamptz) RETURNS timestamptz LANGUAGE sql IMMUTABLE AS
+$$ SELECT bucket_of(p_width, p_ts - interval '1 microsecond') + p_width $$;
+
+-- From when on, and up to when, a span that begins or ends at p_ts can be told by p_tier and the finer ones (NULL:
+-- readings alone): p_ts, or where a bucket begins that still stands.
+CREATE FUNCTION earliest_told(p_ts timestamptz, p_tier text, p_kept readings_kept) RETURNS timestamptz
+LANGUAGE sql IMMUTABLE AS $$
+    SELECT CASE WHEN p_ts >= (p_kept).readings THEN p_ts
+                WHEN p_tier IS NULL THEN (p_kept).readings
+                WHEN p_ts >= (p_kept).minutes THEN next_bucket('5 minutes', p_ts)
+                WHEN p_tier = '5m' THEN (p_kept).minutes
+                WHEN p_ts >= (p_kept).hours THEN next_bucket('1 hour', p_ts)
+                WHEN p_tier = '1h' THEN (p_kept).hours
+                WHEN p_ts >= (p_kept).days THEN next_bucket('1 day', p_ts)
+                ELSE (p_kept).days END
+$$;
+
+CREATE FUNCTION latest_told(p_ts timestamptz, p_tier text, p_kept readings_kept) RETURNS timestamptz
+LANGUAGE sql IMMUTABLE AS $$
+    SELECT CASE WHEN p_ts > (p_kept).readings OR p_tier IS NULL THEN p_ts
+                WHEN p_ts > (p_kept).minutes OR p_tier = '5m' THEN bucket_of('5 minutes', p_ts)
+                WHEN p_ts > (p_kept).hours OR p_tier = '1h' THEN bucket_of('1 hour', p_ts)
+                ELSE bucket_of('1 day', p_ts) END
+$$;
+
+-- Of readings_wanted: what of `gone` is older than buckets of 5 minutes are kept, and told by hours.
+ALTER TYPE readings_wanted ADD ATTRIBUTE gone_hours tstzmultirange;
+
+DO $$
+DECLARE v_tier text;
+BEGIN
+    FOREACH v_tier IN ARRAY ARRAY['rollups_5m', 'rollups_1h', 'rollups_1d'] LOOP
+        EXECUTE format('
+CREATE FUNCTION whole_of_%1$s(p_wanted readings_wanted[], p_edges timestamptz[], p_low timestamptz, p_high timestamptz,
+    p_raw_low timestamptz, p_raw_high timestamptz, p_kept readings_kept)
+RETURNS TABLE (slot int, buckets int[], counts bigint[], sums float8[], mins float8[], maxs float8[], firsts float8[],
+    firsts_ts timestamptz[], lasts float8[], lasts_ts timestamptz[], deltas float8[], deltas_seconds float8[],
+    areas float8[], areas_seconds float8[], seconds_true float8[], from_raw bigint, from_rollups bigint,
+    is_dirty boolean)
+LANGUAGE plpgsql STABLE AS $f$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+        WITH wanted AS MATERIALIZED (SELECT * FROM unnest(p_wanted)), flat AS MATERIALIZED (SELECT p_edges AS edges),
+        pieces AS (
+            SELECT w.slot, width_bucket(t.bucket, (SELECT edges FROM flat)) AS bucket, t.count, t.sum, t.min, t.max, t.first, t.first_ts,
+                   t.last, t.last_ts, t.increase, t.area, t.seconds_true, 0::bigint AS raw, t.count AS rolled,
+                   w.first AS low, w.stop AS high
+            FROM wanted w CROSS JOIN LATERAL (
+                SELECT x.* FROM %1$I x WHERE x.series_id = w.series_id AND x.bucket >= w.head AND x.bucket < w.tail
+                  AND x.bucket >= p_low AND x.bucket < p_high OFFSET 0) t
+            WHERE NOT w.dirty @> t.bucket
+            UNION ALL
+            SELECT w.slot, width_bucket(x.bucket, (SELECT edges FROM flat)), x.count, x.sum, x.min, x.max, x.first,
+                   x.first_ts, x.last, x.last_ts, x.increase, x.area, x.seconds_true, 0, x.count, w.first, w.stop
+            FROM wanted w CROSS JOIN LATERAL unnest(w.gone) r CROSS JOIN LATERAL (
+                SELECT y.* FROM rollups_5m y WHERE y.series_id = w.series_id AND y.bucket >= lower(r)
+                  AND y.bucket <= upper(r) - interval ''5 minutes'' OFFSET 0) x
+            UNION ALL
+            SELECT w.slot, width_bucket(x.bucket, (SELECT edges FROM flat)), x.count, x.sum, x.min, x.max, x.first,
+                   x.first_ts, x.last, x.last_ts, x.increase, x.area, x.seconds_true, 0, x.count, w.first, w.stop
+            FROM wanted w CROSS JOIN LATERAL unnest(w.gone_hours) r CROSS JOIN LATERAL (
+                SELECT y.* FROM rollups_1h y WHERE y.series_id = w.series_id AND y.bucket >= lower(r)
+                  AND y.bucket <= upper(r) - interval ''1 hour'' OFFSET 0) x
+            UNION ALL
+            SELECT w.slot, a.*, a.count, 0, w.first, w.stop
+            FROM wanted w CROSS JOIN flat f CROSS JOIN LATERAL unnest(w.raw) r
+            CROSS JOIN LATERAL readings_between(w.series_id, lower(r), upper(r), f.edges) a
+        ), stepped AS (
+            SELECT p.*, lag(p.last) OVER o AS before, lag(p.last_ts) OVER o AS before_ts, lead(p.first_ts) OVER o AS after_ts,
+                   coalesce(lag(p.bucket) OVER o < p.bucket, true) AS is_first,
+                   coalesce(lead(p.bucket) OVER o > p.bucket, true) AS is_last
+            FROM pieces p
+            WINDOW o AS (PARTITION BY p.slot ORDER BY p.first_ts ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW)
+        ), neighbours AS MATERIALIZED (
+            -- Each tier tells of what the finer ones before it have no more.
+            SELECT w.slot, coalesce(b.value, e.last, f.last, g.last) AS before,
+                   coalesce(b.ts, e.last_ts, f.last_ts, g.last_ts) AS before_ts,
+                   least(a.ts, c.first_ts, d.first_ts, h.first_ts) AS after_ts
+            FROM wanted w
+            LEFT JOIN LATERAL (SELECT x.value, x.ts FROM readings x WHERE x.series_id = w.series_id AND x.ts < w.first
+                                 AND x.ts >= (p_kept).readings ORDER BY x.ts DESC LIMIT 1) b ON true
+            LEFT JOIN LATERAL (SELECT x.last, x.last_ts FROM rollups_5m x
+                               WHERE b.ts IS NULL AND isfinite((p_kept).readings) AND x.series_id = w.series_id
+                                 AND x.bucket < least(w.first, (p_kept).readings) AND x.bucket >= (p_kept).minutes
+                               ORDER BY x.bucket DESC LIMIT 1) e ON true
+            LEFT JOIN LATERAL (SELECT x.last, x.last_ts FROM rollups_1h x
+                               WHERE b.ts IS NULL AND e.last_ts IS NULL AND isfinite((p_kept).minutes)
+                                 AND x.series_id = w.series_id
+                                 AND x.bucket < least(w.first, (p_kept).minutes) AND x.bucket >= (p_kept).hours
+                               ORDER BY x.bucket DESC LIMIT 1) f ON true
+            LEFT JOIN LATERAL (SELECT x.last, x.last_ts FROM rollups_1d x
+                               WHERE b.ts IS NULL AND e.last_ts IS NULL AND f.last_ts IS NULL
+                                 AND isfinite((p_kept).hours) AND x.series_id = w.series_id
+                                 AND x.bucket < least(w.first, (p_kept).hours) AND x.bucket >= (p_kept).days
+                               ORDER BY x.bucket DESC LIMIT 1) g ON true
+            LEFT JOIN LATERAL (SELECT x.ts FROM readings x WHERE x.series_id = w.series_id AND x.ts >= w.stop
+                               ORDER BY x.ts LIMIT 1) a ON true
+            LEFT JOIN LATERAL (SELECT x.first_ts FROM rollups_5m x
+                               WHERE w.stop < (p_kept).readings AND x.series_id = w.series_id AND x.bucket >= w.stop
+                                 AND x.bucket >= (p_kept).minutes
+                               ORDER BY x.bucket LIMIT 1) c ON true
+            LEFT JOIN LATERAL (SELECT x.first_ts FROM rollups_1h x
+                               WHERE w.stop < (p_kept).minutes AND x.series_id = w.series_id AND x.bucket >= w.stop
+                                 AND x.bucket >= (p_kept).hours
+                               ORDER BY x.bucket LIMIT 1) d ON true
+            LEFT JOIN LATERAL (SELECT x.first_ts FROM rollups_1d x
+                               WHERE w.stop < (p_kept).hours AND x.series_id = w.series_id AND x.bucket >= w.stop
+                                 AND x.bucket >= (p_kept).days
+                               ORDER BY x.bucket LIMIT 1) h ON true
+        ), joined AS (
+            -- Looked up for the two ends of a slot alone: as a join, every piece would go through all slots. OFFSET 0,
+            -- here and below: each is computed once, not wherever it is used.
+            SELECT p.slot, p.bucket, p.count, p.sum, p.min, p.max, p.first, p.first_ts, p.last, p.last_ts, p.increase,
+                   p.area, p.seconds_true, p.raw, p.rolled, p.is_first, p.is_last,
+                   CASE WHEN p.before_ts IS NULL THEN (SELECT n.before FROM neighbours n WHERE n.slot = p.slot)
+                        ELSE p.before END AS value_before,
+                   CASE WHEN p.before_ts IS NULL THEN (SELECT n.before_ts FROM neighbours n WHERE n.slot = p.slot)
+                        ELSE p.before_ts END AS ts_before,
+                   CASE WHEN p.after_ts IS NULL THEN (SELECT n.after_ts FROM neighbours n WHERE n.slot = p.slot)
+                        ELSE p.after_ts END AS ts_after,
+                   greatest(p_edges[p.bucket], p.low) AS low, least(p_edges[p.bucket + 1], p.high) AS high
+            FROM stepped p OFFSET 0
+        ), held AS (
+            SELECT j.*,
+                   CASE WHEN j.ts_before IS NOT NULL
+                        THEN seconds_between(greatest(j.ts_before, j.low), j.first_ts) ELSE 0 END AS seconds_in,
+                   CASE WHEN j.is_last AND j.ts_after IS NOT NULL
+                        THEN seconds_between(j.last_ts, least(j.ts_after, j.high)) ELSE 0 END AS seconds_out
+            FROM joined j OFFSET 0
+        ), told AS (
+            SELECT h.slot, h.bucket, sum(h.count)::bigint AS count,
+                   CASE WHEN addable(min(h.min)) IS NOT NULL AND addable(max(h.max)) IS NOT NULL THEN sum(h.sum) END AS sum,
+                   min(h.min) AS min, max(h.max) AS max, min(h.first) FILTER (WHERE h.is_first) AS first,
+                   min(h.first_ts) AS first_ts, min(h.last) FILTER (WHERE h.is_last) AS last, max(h.last_ts) AS last_ts,
+                   sum(h.increase + counter_step(h.value_before, h.first)) AS delta,
+                   sum(seconds_between(coalesce(h.ts_before, h.first_ts), h.last_ts)) AS delta_seconds,
+                   CASE WHEN addable(min(h.min)) IS NOT NULL AND addable(max(h.max)) IS NOT NULL
+                        THEN sum(h.area + coalesce(area_of(h.value_before, h.seconds_in), 0)
+                                 + area_of(h.last, h.seconds_out)) END AS area,
+                   sum(seconds_between(h.first_ts, h.last_ts) + h.seconds_in + h.seconds_out) AS area_seconds,
+                   sum(h.seconds_true + CASE WHEN h.value_before <> 0 THEN h.seconds_in ELSE 0 END
+                       + CASE WHEN h.last <> 0 THEN h.seconds_out ELSE 0 END) AS seconds_true,
+                   sum(h.raw)::bigint AS raw, sum(h.rolled)::bigint AS rolled
+            FROM held h GROUP BY h.slot, h.bucket ORDER BY h.slot, h.bucket
+        )
+        SELECT t.slot, array_agg(t.bucket), array_agg(t.count), array_agg(t.sum), array_agg(t.min), array_agg(t.max),
+               array_agg(t.first), array_agg(t.first_ts), array_agg(t.last), array_agg(t.last_ts), array_agg(t.delta),
+               array_agg(t.delta_seconds), array_agg(t.area), array_agg(t.area_seconds), array_agg(t.seconds_true),
+               sum(t.raw)::bigint, sum(t.rolled)::bigint,
+               (SELECT NOT isempty(w.dirty) FROM wanted w WHERE w.slot = t.slot)
+        FROM told t GROUP BY t.slot ORDER BY t.slot;
+END $f$', v_tier);
+        EXECUTE format('
+CREATE FUNCTION short_of_%1$s(p_wanted readings_wanted[], p_edges timestamptz[], p_low timestamptz, p_high timestamptz,
+    p_raw_low timestamptz, p_raw_high timestamptz, p_kept readings_kept)
+RETURNS TABLE (slot int, buckets int[], counts bigint[], sums float8[], mins float8[], maxs float8[], firsts float8[],
+    firsts_ts timestamptz[], lasts float8[], lasts_ts timestamptz[], deltas float8[], deltas_seconds float8[],
+    areas float8[], areas_seconds float8[], seconds_true float8[], from_raw bigint, from_rollups bigint,
+    is_dirty boolean)
+LANGUAGE plpgsql STABLE AS $f$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
+        WITH wanted AS MATERIALIZED (SELECT * FROM unnest(p_wanted)), flat AS MATERIALIZED (SELECT p_edges AS edges),
+        pieces AS (
+            SELECT w.slot, width_bucket(t.bucket, (SELECT edges FROM flat)) AS bucket, t.count, t.sum, t.min, t.max,
+                   0::bigint AS raw, t.count AS rolled
+            FROM wanted w CROSS JOIN LATERAL (
+                SELECT x.bucket, x.count, x.sum, x.min, x.max FROM %1$I x WHERE x.series_id = w.series_id AND x.bucket >= w.head AND x.bucket < w.tail
+                  AND x.bucket >= p_low AND x.bucket < p_high OFFSET 0) t
+            WHERE NOT w.dirty @> t.bucket
+            UNION ALL
+            SELECT w.slot, width_bucket(x.bucket, (SELECT edges FROM flat)), x.count, x.sum, x.min, x.max, 0,
+                   x.count
+            FROM wanted w CROSS JOIN LATERAL unnest(w.gone) r CROSS JOIN LATERAL (
+                SELECT y.bucket, y.count, y.sum, y.min, y.max FROM rollups_5m y
+                WHERE y.series_id = w.series_id AND y.bucket >= lower(r) AND y.bucket <= upper(r) - interval ''5 minutes'' OFFSET 0) x
+            UNION ALL
+            SELECT w.slot, width_bucket(x.bucket, (SELECT edges FROM flat)), x.count, x.sum, x.min, x.max, 0,
+                   x.count
+            FROM wanted w CROSS JOIN LATERAL unnest(w.gone_hours) r CROSS JOIN LATERAL (
+                SELECT y.bucket, y.count, y.sum, y.min, y.max FROM rollups_1h y
+                WHERE y.series_id = w.series_id AND y.bucket >= lower(r) AND y.bucket <= upper(r) - interval ''1 hour'' OFFSET 0) x
+            UNION ALL
+            SELECT w.slot, a.*, a.count, 0
+            FROM wanted w CROSS JOIN LATERAL unnest(w.raw) r CROSS JOIN LATERAL (
+                SELECT width_bucket(x.ts, (SELECT edges FROM flat)), count(*) AS count, coalesce(sum(addable(x.value)), 0), min(x.value),
+                       max(x.value)
+                FROM readings x WHERE x.series_id = w.series_id AND x.ts >= lower(r) AND x.ts < upper(r)
+                  AND x.ts >= p_raw_low AND x.ts < p_raw_high GROUP BY 1) a
+        ), told AS (
+            SELECT p.slot, p.bucket, sum(p.count)::bigint AS count,
+                   CASE WHEN addable(min(p.min)) IS NOT NULL AND addable(max(p.max)) IS NOT NULL THEN sum(p.sum) END AS sum,
+                   min(p.min) AS min, max(p.max) AS max, sum(p.raw)::bigint AS raw, sum(p.rolled)::bigint AS rolled
+            FROM pieces p GROUP BY p.slot, p.bucket ORDER BY p.slot, p.bucket
+        )
+        SELECT t.slot, array_agg(t.bucket), array_agg(t.count), array_agg(t.sum), array_agg(t.min), array_agg(t.max),
+               NULL::float8[], NULL::timestamptz[], NULL::float8[], NULL::timestamptz[], NULL::float8[], NULL::float8[],
+               NULL::float8[], NULL::float8[], NULL::float8[], sum(t.raw)::bigint, sum(t.rolled)::bigint,
+               (SELECT NOT isempty(w.dirty) FROM wanted w WHERE w.slot = t.slot)
+        FROM told t GROUP BY t.slot ORDER BY t.slot;
+END $f$', v_tier);
+        EXECUTE format('REVOKE ALL ON FUNCTION whole_of_%1$s, short_of_%1$s FROM PUBLIC', v_tier);
+    END LOOP;
+END $$;
+
+-- As in 0021, but that a span is cut where nothing tells of its beginning or end any more.
+CREATE OR REPLACE FUNCTION readings_aggregated(p_series int[], p_from timestamptz[], p_to timestamptz[], p_edges timestamptz[],
+    p_tier text, p_whole boolean)
+RETURNS TABLE (slot int, buckets int[], counts bigint[], sums float8[], mins float8[], maxs float8[], firsts float8[],
+    firsts_ts timestamptz[], lasts float8[], lasts_ts timestamptz[], deltas float8[], deltas_seconds float8[],
+    areas float8[], areas_seconds float8[], seconds_true float8[], from_raw bigint, from_rollups bigint,
+    is_dirty boolean)
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = public, pg_temp
+SET enable_hashjoin = off SET enable_mergejoin = off SET jit = off SET plan_cache_mode = force_generic_plan AS $$
+DECLARE
+    v_piece interval := CASE p_tier WHEN '5m' THEN interval '5 minutes' WHEN '1h' THEN interval '1 hour'
+                                    WHEN '1d' THEN interval '1 day' END;
+    v_computed timestamptz := '-infinity';
+    v_from readings_kept := kept_from();
+    v_kept tstzmultirange := tstzmultirange(tstzrange((v_from).readings, NULL));
+    v_minutes tstzmultirange := tstzmultirange(tstzrange((v_from).minutes, NULL));
+    v_wanted readings_wanted[];
+    v_low timestamptz;
+    v_high timestamptz;
+    v_raw_low timestamptz;
+    v_raw_high timestamptz;
+BEGIN
+    IF p_tier IS NOT NULL THEN
+        IF v_piece IS NULL THEN
+            RAISE invalid_parameter_value USING MESSAGE = 'there is no such tier';
+        END IF;
+        SELECT s.computed_through INTO v_computed FROM rollup_state s;
+    END IF;
+    SELECT array_agg(w), min(w.head), max(w.tail), min(lower(w.raw)), max(upper(w.raw))
+    INTO v_wanted, v_low, v_high, v_raw_low, v_raw_high
+    FROM (
+        SELECT u.slot::int, s.series_id, u.first, u.stop, h.head, t.tail, d.dirty,
+               (tstzmultirange(tstzrange(u.first, u.stop)) - tstzmultirange(tstzrange(h.head, t.tail))
+                   + d.dirty * tstzmultirange(tstzrange(h.head, t.tail))) * v_kept AS raw,
+               g.gone * v_minutes AS gone, g.gone - v_minutes AS gone_hours
+        FROM (SELECT a.series_id, earliest_told(a.first, p_tier, v_from) AS first,
+                     latest_told(a.stop, p_tier, v_from) AS stop, a.slot
+              FROM unnest(p_series, p_from, p_to) WITH ORDINALITY AS a (series_id, first, stop, slot)
+              WHERE isfinite(a.first) AND isfinite(a.stop) OFFSET 0) u
+        JOIN series s ON s.series_id = u.series_id
+        CROSS JOIN LATERAL (
+            SELECT CASE WHEN p_tier IS NULL THEN u.first
+                        WHEN bucket_of(v_piece, u.first) < u.first THEN bucket_of(v_piece, u.first) + v_piece
+                        ELSE u.first END AS head) h
+        CROSS JOIN LATERAL (
+            SELECT CASE WHEN isfinite(v_computed)
+                        THEN greatest(bucket_of(v_piece, least(u.stop, v_computed)), h.head) ELSE h.head END AS tail) t
+        CROSS JOIN LATERAL (
+            SELECT coalesce(range_agg(tstzrange(bucket_of(v_piece, m.first_bucket),
+                                                bucket_of(v_piece, m.last_bucket) + v_piece)), '{}') * v_kept AS dirty
+            FROM rollup_marks m
+            WHERE p_tier IS NOT NULL AND m.series_id = s.series_id
+              AND m.last_bucket + v_piece > u.first AND m.first_bucket < u.stop + v_piece) d
+        CROSS JOIN LATERAL (
+            SELECT CASE WHEN p_tier IS NULL OR u.first >= (v_from).readings THEN '{}' ELSE
+                tstzmultirange(tstzrange(u.first, u.stop)) - tstzmultirange(tstzrange(h.head, t.tail)) - v_kept
+            END AS gone) g
+        WHERE u.first < u.stop) w;
+    CASE WHEN p_whole AND p_tier = '1d' THEN
+        RETURN QUERY SELECT * FROM whole_of_rollups_1d(v_wanted, p_edges, v_low, v_high, v_raw_low, v_raw_high, v_from);
+    WHEN p_whole AND p_tier = '1h' THEN
+        RETURN QUERY SELECT * FROM whole_of_rollups_1h(v_wanted, p_edges, v_low, v_high, v_raw_low, v_raw_high, v_from);
+    WHEN p_whole THEN
+        RETURN QUERY SELECT * FROM whole_of_rollups_5m(v_wanted, p_edges, v_low, v_high, v_raw_low, v_raw_high, v_from);
+    WHEN p_tier = '1d' THEN
+        RETURN QUERY SELECT * FROM short_of_rollups_1d(v_wanted, p_edges, v_low, v_high, v_raw_low, v_raw_high, v_from);
+    WHEN p_tier = '1h' THEN
+        RETURN QUERY SELECT * FROM short_of_rollups_1h(v_wanted, p_edges, v_low, v_high, v_raw_low, v_raw_high, v_from);
+    ELSE
+        RETURN QUERY SELECT * FROM short_of_rollups_5m(v_wanted, p_edges, v_low, v_high, v_raw_low, v_raw_high, v_from);
+    END CASE;
+END $$;
+
+-- What of [p_from, p_to) can be told by p_tier, and if roll-ups of that are gone at its beginning, the next coarser ones
+-- that reach back to it, or else the furthest.
+CREATE FUNCTION readings_told(p_from timestamptz, p_to timestamptz, p_tier text)
+RETURNS TABLE (told_from timestamptz, told_to timestamptz, coarser text)
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp AS $$
+    SELECT earliest_told(p_from, p_tier, k), latest_told(p_to, p_tier, k), (
+        SELECT c.tier
+        FROM (VALUES (NULL, 0, (k).readings), ('5m', 1, (k).minutes), ('1h', 2, (k).hours), ('1d', 3, (k).days))
+                 AS own (tier, rank, since)
+        JOIN (VALUES ('5m', 1, (k).minutes), ('1h', 2, (k).hours), ('1d', 3, (k).days)) AS c (tier, rank, since)
+            ON c.rank > own.rank AND c.since < own.since
+        WHERE own.tier IS NOT DISTINCT FROM p_tier AND p_from < own.since
+        ORDER BY greatest(c.since, p_from), c.rank LIMIT 1)
+    FROM kept_from() k
+$$;
+REVOKE ALL ON FUNCTION readings_told FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION readings_told TO sluice_app, sluice_reader;
+
+CREATE INDEX series_by_metric ON series (organisation_id, metric);
+DROP INDEX series_by_organisation;
