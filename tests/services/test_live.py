@@ -12,6 +12,8 @@ from uuid import uuid4
 import pytest
 from msgspec.structs import replace
 
+from api.access.standing import still_let_in
+from api.live import hub
 from api.live.events import EventIds, Mark
 from api.registry.organisations import acting_for
 from runtime.ids import uuid7
@@ -423,6 +425,7 @@ def test_listeners_are_bounded(database: Database, tmp_path: Path) -> None:
                 assert "Retry-After" in own.headers
                 assert "Retry-After" in all_.headers
                 assert api.sample("listeners") == 2
+                assert [api.sample("refused_total", reason=one) for one in ("organisation", "process")] == [1, 1]
 
             async def left() -> bool:
                 return api.sample("listeners") == 0 and not api.live._watches.by_device
@@ -490,6 +493,63 @@ def test_an_end_is_at_once(database: Database, tmp_path: Path) -> None:
                 assert await stream.next() is None
             async with api.asked(device.organisation, device_id=device.device) as answer:
                 assert answer.status == 503
+            assert api.sample("refused_total", reason="unavailable") == 1
+
+    run(test())
+
+
+def test_how_far_streams_are_behind_what_landed_is_counted(database: Database, tmp_path: Path) -> None:
+    async def test() -> None:
+        async with stage(database, sqlite_url(tmp_path)) as (rig, api):
+            (device,) = await rig.register()
+            async with api.listening(device.organisation, device_id=device.device) as stream:
+                async with rig.superuser() as other, other.transaction():
+                    # What is asked of each turn; landing writes there only what was not stored.
+                    await other.execute("LOCK TABLE outcomes IN ACCESS EXCLUSIVE MODE")
+                    await rig.land(*(record(device, power(float(n), at=NOW + n * SECOND)) for n in range(3)))
+
+                    async def behind() -> bool:
+                        return api.sample("lag_records") == 3
+
+                    await until(behind)
+                await stream.readings(3)
+
+                async def caught_up() -> bool:
+                    return api.sample("lag_records") == 0
+
+                await until(caught_up)
+
+    run(test())
+
+
+def test_who_comes_while_others_rights_are_looked_at_stays(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a key that was not asked about, to what others listen to already."""
+    asked, gate = asyncio.Event(), asyncio.Event()
+
+    async def held(*arguments: Any) -> Any:
+        found = await still_let_in(*arguments)
+        asked.set()
+        await gate.wait()
+        return found
+
+    async def test() -> None:
+        async with stage(database, sqlite_url(tmp_path)) as (rig, api):
+            (device,) = await rig.register()
+            owner, other = device.organisation, await api.make_key(device.organisation)
+            monkeypatch.setattr(hub, "still_let_in", held)
+            async with api.listening(owner, device_id=device.device):
+                await asked.wait()
+                async with api.listening(owner, key=other, device_id=device.device) as late:
+                    gate.set()
+                    await rig.land(record(device, power(1.0)))
+                    assert values(await late.readings(1)) == [1.0]
+                    asked.clear()
+                    await asked.wait()
+                    await rig.land(record(device, power(2.0, at=NOW + SECOND)))
+                    assert values(await late.readings(1)) == [2.0]
+            assert api.sample("ended_total", reason="revoked") == 0
 
     run(test())
 
