@@ -305,6 +305,34 @@ def test_a_chunk_that_is_being_read_is_let_go_and_landing_goes_on(any_database: 
     run(test(), timeout_s=180)
 
 
+def test_rows_that_stay_and_passes_that_end_are_counted(any_database: Database, tmp_path: Path) -> None:
+    async def test() -> None:
+        async with open_rig(any_database, sqlite_url(tmp_path)) as rig:
+            devices = [(await rig.register(raw_retention_days=days))[0] for days in (30, 60)]
+            await fill(rig, devices, 50)
+            await compute(rig)
+            registry = CollectorRegistry()
+            keeping = keeper(rig, registry=registry)
+
+            def sample(name: str) -> float:
+                return registry.get_sample_value(f"sluice_retention_{name}") or 0.0
+
+            async def is_waiting() -> bool:
+                return sample("waiting_shares") > 0
+
+            async with asyncio.TaskGroup() as group, session(rig) as opened:
+                async with rig.superuser() as other, other.transaction():
+                    await other.execute("LOCK TABLE reading_notes IN SHARE MODE")
+                    going = group.create_task(keeping.follow(opened))
+                    await until(is_waiting)
+                    assert sample("passed_timestamp_seconds") == 0
+                await going
+            assert sample("waiting_shares") == 0
+            assert sample("passed_timestamp_seconds") > 0
+
+    run(test())
+
+
 def test_partitions_are_made_ahead(embedded_database: Database, tmp_path: Path) -> None:
     async def test() -> None:
         async with open_rig(embedded_database, sqlite_url(tmp_path)) as rig:

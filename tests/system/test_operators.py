@@ -1,9 +1,11 @@
 """What operators watch, on real parts: Prometheus scrapes the roles, every query of every dashboard gives data."""
 
 import asyncio
+import contextlib
 import json
 import math
 import threading
+import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -63,7 +65,7 @@ def own_database(server: Server) -> Iterator[Database]:
 
 @contextmanager
 def requests(ingest: str, api: str, demo: dict[str, Any]) -> Iterator[None]:
-    """One of each kind, again and again: good readings and refused ones, known and unknown callers."""
+    """One of each kind, again and again: good readings and refused ones, callers known and not; and a listener."""
     stop = threading.Event()
     device, key, token = demo["device_id"], demo["api_key"], demo["ingest_token"]
 
@@ -90,13 +92,23 @@ def requests(ingest: str, api: str, demo: dict[str, Any]) -> Iterator[None]:
             once(number)
             number += 1
 
-    thread = threading.Thread(target=work)
-    thread.start()
+    def hear() -> None:
+        url = f"{api}/api/v1/readings/stream?device_id={device}"
+        request = urllib.request.Request(url, headers={"Authorization": f"Bearer {key}"})
+        while not stop.is_set():
+            with contextlib.suppress(OSError), urllib.request.urlopen(request, timeout=10) as stream:
+                while not stop.is_set() and stream.readline():
+                    pass
+
+    threads = [threading.Thread(target=one) for one in (work, hear)]
+    for thread in threads:
+        thread.start()
     try:
         yield
     finally:
         stop.set()
-        thread.join()
+        for thread in threads:
+            thread.join()
 
 
 async def make_silent_device(database: Database, organisation: UUID, site: UUID) -> None:
@@ -117,6 +129,7 @@ def live(timescaledb: Server, services: dict[str, str], tmp_path_factory: pytest
             SLUICE_LEDGER_CHECK_S="0.5",
             SLUICE_QUARANTINE_CHECK_S="0.5",
             SLUICE_LANDING_LAG_PERIOD_S="0.5",
+            SLUICE_LIVE_HEARTBEAT_S="0.5",
         )
         sluice(environment, "migrate")
         demo = json.loads(sluice(environment, "seed", "--json"))
