@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import asyncpg
 import pytest
 from click.testing import CliRunner
 from prometheus_client import CollectorRegistry
 
+from deploy import columnstore
 from deploy.cli import main
+from runtime.postgres import connect
 from runtime.supervisor import EXIT_REFUSED
 from tests import rollups_rig
 from tests.databases import Database
@@ -410,6 +413,23 @@ def test_a_columnstore_is_refused_where_the_licence_has_none(
         environment["SLUICE_COLUMNSTORE_AFTER_DAYS"] = "0"
         assert CliRunner().invoke(main, ["migrate"], env=environment).exit_code == 0
         environment["SLUICE_COLUMNSTORE_AFTER_DAYS"] = "30"
+
+
+def test_what_makes_a_columnstore_is_refused_for_the_licence_alone(database: Database) -> None:
+    """The server knows each name and argument, so that no more than the licence is in the way."""
+
+    async def test() -> None:
+        owner = await connect(database.settings, role=None, application="test", url=database.owner_url)
+        try:
+            found = await owner.fetchrow(columnstore.STANDING, 30)
+            assert tuple(found) == (False, False, False)
+            for statement, *arguments in ((columnstore.REMOVE,), (columnstore.ENABLE,), (columnstore.ADD, 30)):
+                with pytest.raises(asyncpg.FeatureNotSupportedError, match="under the current"):
+                    await owner.fetch(statement, *arguments)
+        finally:
+            await owner.close()
+
+    run(test())
 
 
 def test_what_is_left_of_an_erased_site_goes_behind_the_horizons_too(any_database: Database, tmp_path: Path) -> None:
