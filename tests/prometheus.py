@@ -23,7 +23,7 @@ from tests.support import ask, eventually
 DIRECTORY = CHECKOUT / "deploy" / "prometheus"
 CONFIG = DIRECTORY / "prometheus.yml"
 RULES = sorted((DIRECTORY / "rules").glob("*.yml"))
-STOP_TIMEOUT_S = 20.0
+STOP_TIMEOUT_S = 60.0
 
 
 @functools.cache

@@ -18,7 +18,7 @@ from runtime.log import Expected, Log, LogSettings, create_log, open_log
 from tests.conftest import exports, run_services
 
 PARTITIONS = 4
-RUN_TIMEOUT_S = 60.0
+RUN_TIMEOUT_S = 240.0
 
 T = TypeVar("T")
 

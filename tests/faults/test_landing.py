@@ -459,7 +459,7 @@ async def process(rig: Rig, output: Path) -> AsyncIterator[asyncio.subprocess.Pr
         if child.returncode is None:
             child.send_signal(signal.SIGCONT)
             child.terminate()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(120):
             await child.wait()
 
 

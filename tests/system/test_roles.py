@@ -22,8 +22,8 @@ from tests.databases import Database
 from tests.support import Answer, ask, eventually
 
 SLUICE = Path(sys.executable).with_name("sluice")
-COMMAND_S = 60
-END_S = 30
+COMMAND_S = 180
+END_S = 90
 
 
 @dataclass(frozen=True)
