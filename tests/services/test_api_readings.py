@@ -27,6 +27,7 @@ from api.server import create_app
 from api.serving import ApiFace
 from api.settings import ApiSettings
 from bench.proxy import Proxy
+from bench.usage import free_port
 from runtime.http.cors import Origins
 from runtime.http.server import HttpServer, HttpSettings
 from runtime.ids import uuid7
@@ -553,8 +554,7 @@ def test_connections_are_bounded(database: Database) -> None:
 def test_a_database_that_goes_away_is_503_and_comes_back(database: Database) -> None:
     async def test() -> None:
         port = urlsplit(database.url).port or 0
-        with listen("TEST", "127.0.0.1:0") as free:
-            away = address_of(free).port
+        away = free_port()
         behind = replace(database, url=database.url.replace(f":{port}/", f":{away}/"))
         async with Proxy(away, port) as proxy, world(behind) as it:
             assert (await it.get())[0] == 200

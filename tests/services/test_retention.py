@@ -421,8 +421,8 @@ def test_what_makes_a_columnstore_is_refused_for_the_licence_alone(database: Dat
     async def test() -> None:
         owner = await connect(database.settings, role=None, application="test", url=database.owner_url)
         try:
-            found = await owner.fetchrow(columnstore.STANDING, 30)
-            assert tuple(found) == (False, False, False)
+            found = await owner.fetch(columnstore.STANDING, 30)
+            assert [tuple(row) for row in found] == [(False, False, False)]
             for statement, *arguments in ((columnstore.REMOVE,), (columnstore.ENABLE,), (columnstore.ADD, 30)):
                 with pytest.raises(asyncpg.FeatureNotSupportedError, match="under the current"):
                     await owner.fetch(statement, *arguments)

@@ -19,9 +19,9 @@ import pytest
 
 from api.registry.devices import add_device
 from api.registry.organisations import acting_for
+from bench.usage import free_port
 from runtime.postgres import connect
 from runtime.secrets import new_ring
-from runtime.sockets import address_of, listen
 from tests.databases import Database, Server
 from tests.grafana import Dashboard, dashboards, promql, sql, targets
 from tests.prometheus import Prometheus, prometheus
@@ -47,11 +47,6 @@ class Live:
 
     def start_worker(self) -> None:
         self.worker = start_role(self.environment, "worker", metrics=self.places["sluice-worker"])
-
-
-def free_place() -> str:
-    with listen("TEST", "127.0.0.1:0") as listener:
-        return str(address_of(listener))
 
 
 @contextmanager
@@ -135,7 +130,7 @@ def live(timescaledb: Server, services: dict[str, str], tmp_path_factory: pytest
         demo = json.loads(sluice(environment, "seed", "--json"))
         demo["since"] = datetime.now(UTC).timestamp()
         run(make_silent_device(database, UUID(demo["organisation_id"]), UUID(demo["site_id"])))
-        places = {job: free_place() for job in JOBS}
+        places = {job: f"127.0.0.1:{free_port()}" for job in JOBS}
         ingest = stack.enter_context(
             role(
                 environment, "ingest", "--listen", "127.0.0.1:0", "--processes", "2", metrics=places["sluice-ingest"]
