@@ -6,8 +6,8 @@ Every session has time-outs, so that neither a lost peer nor a stopped process h
 import asyncio
 import socket
 import ssl
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -165,6 +165,20 @@ async def transaction(connection: Any, **options: Any) -> AsyncIterator[None]:
         await block.commit()
     except BaseException:
         connection.terminate()
+        raise
+
+
+@contextmanager
+def copying(connection: Any) -> Iterator[None]:
+    """Around a COPY on a connection that others may end: raises `InterfaceError` once it has been, as all else does.
+
+    asyncpg looks before every other call whether it is still open.
+    """
+    try:
+        yield
+    except AttributeError:
+        if connection.is_closed():
+            raise asyncpg.InterfaceError("connection is closed") from None
         raise
 
 

@@ -13,7 +13,7 @@ from uuid import UUID
 
 import asyncpg
 import pytest
-from aiohttp import ClientSession, web
+from aiohttp import ClientError, ClientSession, web
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
@@ -27,6 +27,7 @@ from api.server import create_app
 from api.serving import ApiFace
 from api.settings import ApiSettings
 from bench.proxy import Proxy
+from bench.usage import free_port
 from runtime.http.cors import Origins
 from runtime.http.server import HttpServer, HttpSettings
 from runtime.ids import uuid7
@@ -35,6 +36,7 @@ from runtime.secrets import API_KEY_PREFIX, TokenHasher, make_token, new_ring
 from runtime.sockets import address_of, listen
 from schemas.record import Quality
 from tests.databases import Database
+from tests.landing_rig import until
 from tests.support import run
 
 T0 = datetime(2026, 11, 2, tzinfo=UTC)
@@ -548,8 +550,13 @@ def test_connections_are_bounded(database: Database) -> None:
                 one.close()
                 with contextlib.suppress(ConnectionError):
                     await one.wait_closed()
-            while (await it.session.get(it.url)).status != 404:
-                pass
+
+            async def is_let_in() -> bool:
+                with contextlib.suppress(ClientError):  # the server may not have noticed yet that the others left
+                    return (await it.session.get(it.url)).status == 404
+                return False
+
+            await until(is_let_in)
 
     run(test())
 
@@ -557,8 +564,7 @@ def test_connections_are_bounded(database: Database) -> None:
 def test_a_database_that_goes_away_is_503_and_comes_back(database: Database) -> None:
     async def test() -> None:
         port = urlsplit(database.url).port or 0
-        with listen("TEST", "127.0.0.1:0") as free:
-            away = address_of(free).port
+        away = free_port()
         behind = replace(database, url=database.url.replace(f":{port}/", f":{away}/"))
         async with Proxy(away, port) as proxy, world(behind) as it:
             assert (await it.get())[0] == 200

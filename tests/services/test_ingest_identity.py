@@ -36,14 +36,18 @@ async def device_of(face: Face, reply: Reply) -> bytes:
 
 
 async def felt(ask: Callable[[], Awaitable[Reply]], status: int) -> float:
-    """Seconds until the answer is `status`."""
-    began = time.monotonic()
+    """Seconds until the last request was sent that got another answer: how long answers take is the machine's."""
+    began = last = time.monotonic()
 
     async def answered() -> bool:
-        return (await ask()).status == status
+        nonlocal last
+        sent = time.monotonic()
+        is_felt = (await ask()).status == status
+        last = last if is_felt else sent
+        return is_felt
 
     await until(answered)
-    return time.monotonic() - began
+    return last - began
 
 
 # ---------------------------------------------------------------- tokens
@@ -147,14 +151,14 @@ def test_an_api_key_reads_and_does_not_write(installation: Installation) -> None
 def test_a_token_ends_when_it_expires(installation: Installation) -> None:
     async def test() -> None:
         tenant = await installation.tenant()
-        async with installation.acting_for(tenant.organisation) as connection:
-            ends = datetime.now(UTC) + timedelta(seconds=0.5)
-            token = await TokenMaker(connection, installation.hasher).add_device_token(
-                tenant.organisation, tenant.device, expires_at=ends
-            )
         async with installation.face() as face:
+            async with installation.acting_for(tenant.organisation) as connection:
+                ends = datetime.now(UTC) + timedelta(seconds=3)
+                token = await TokenMaker(connection, installation.hasher).add_device_token(
+                    tenant.organisation, tenant.device, expires_at=ends
+                )
             assert (await face.post(token, ONE)).status == 202
-            assert await felt(lambda: face.post(token, ONE), 401) < FELT_WITHIN_S
+            assert await felt(lambda: face.post(token, ONE), 401) < 3 + FELT_WITHIN_S
             assert datetime.now(UTC) >= ends
 
     run(test())

@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import asyncpg
 import pytest
 from click.testing import CliRunner
 from prometheus_client import CollectorRegistry
 
+from deploy import columnstore
 from deploy.cli import main
+from runtime.postgres import connect
 from runtime.supervisor import EXIT_REFUSED
 from tests import rollups_rig
 from tests.databases import Database
@@ -305,6 +308,34 @@ def test_a_chunk_that_is_being_read_is_let_go_and_landing_goes_on(any_database: 
     run(test(), timeout_s=180)
 
 
+def test_rows_that_stay_and_passes_that_end_are_counted(any_database: Database, tmp_path: Path) -> None:
+    async def test() -> None:
+        async with open_rig(any_database, sqlite_url(tmp_path)) as rig:
+            devices = [(await rig.register(raw_retention_days=days))[0] for days in (30, 60)]
+            await fill(rig, devices, 50)
+            await compute(rig)
+            registry = CollectorRegistry()
+            keeping = keeper(rig, registry=registry)
+
+            def sample(name: str) -> float:
+                return registry.get_sample_value(f"sluice_retention_{name}") or 0.0
+
+            async def is_waiting() -> bool:
+                return sample("waiting_shares") > 0
+
+            async with asyncio.TaskGroup() as group, session(rig) as opened:
+                async with rig.superuser() as other, other.transaction():
+                    await other.execute("LOCK TABLE reading_notes IN SHARE MODE")
+                    going = group.create_task(keeping.follow(opened))
+                    await until(is_waiting)
+                    assert sample("passed_timestamp_seconds") == 0
+                await going
+            assert sample("waiting_shares") == 0
+            assert sample("passed_timestamp_seconds") > 0
+
+    run(test())
+
+
 def test_partitions_are_made_ahead(embedded_database: Database, tmp_path: Path) -> None:
     async def test() -> None:
         async with open_rig(embedded_database, sqlite_url(tmp_path)) as rig:
@@ -393,6 +424,23 @@ def test_a_columnstore_is_refused_where_the_licence_has_none(
         environment["SLUICE_COLUMNSTORE_AFTER_DAYS"] = "0"
         assert CliRunner().invoke(main, ["migrate"], env=environment).exit_code == 0
         environment["SLUICE_COLUMNSTORE_AFTER_DAYS"] = "30"
+
+
+def test_what_makes_a_columnstore_is_refused_for_the_licence_alone(database: Database) -> None:
+    """The server knows each name and argument, so that no more than the licence is in the way."""
+
+    async def test() -> None:
+        owner = await connect(database.settings, role=None, application="test", url=database.owner_url)
+        try:
+            found = await owner.fetch(columnstore.STANDING, 30)
+            assert [tuple(row) for row in found] == [(False, False, False)]
+            for statement, *arguments in ((columnstore.REMOVE,), (columnstore.ENABLE,), (columnstore.ADD, 30)):
+                with pytest.raises(asyncpg.FeatureNotSupportedError, match="under the current"):
+                    await owner.fetch(statement, *arguments)
+        finally:
+            await owner.close()
+
+    run(test())
 
 
 def test_what_is_left_of_an_erased_site_goes_behind_the_horizons_too(any_database: Database, tmp_path: Path) -> None:

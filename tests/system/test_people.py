@@ -23,7 +23,7 @@ EMAIL = "ops@example.org"
 def command(environment: Mapping[str, str], typed: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         [sys.executable, "-m", "deploy.cli", *arguments],
-        env=environment, input=typed, capture_output=True, text=True, timeout=120, check=False,
+        env=environment, input=typed, capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
 
 

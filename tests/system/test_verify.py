@@ -27,7 +27,7 @@ def verify(environment: Mapping[str, str], *options: str) -> "subprocess.Complet
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
         check=False,
     )
 

@@ -22,7 +22,7 @@ import asyncpg
 from runtime.postgres import PostgresSettings, transaction
 from workers.retention import sql
 from workers.retention.metrics import REASONS, RetentionMetrics
-from workers.retention.planning import TIERS, Chunk, Days, Horizon, Share, Standing, effective, retired
+from workers.retention.planning import TIERS, Chunk, Days, Horizon, Share, Standing, effective, retired, shares
 from workers.retention.settings import RetentionSettings
 from workers.rollups import sql as rollups
 from workers.rollups.metrics import RollupsMetrics
@@ -61,6 +61,7 @@ class Retention:
 
     async def run(self) -> None:
         """Look every now and then, for ever."""
+        self._metrics.passed.set_to_current_time()
         await repeat(self.keep, self._settings.retention_check_s, _log, "what is beyond retention could not go")
 
     async def keep(self) -> None:
@@ -71,6 +72,7 @@ class Retention:
                     await self.follow(session)
                 else:
                     self._tell([], "")
+                    self._metrics.shares.set(0)
         except Exception:
             self._metrics.waiting.labels("failed").set(1)
             raise
@@ -85,9 +87,11 @@ class Retention:
         await self._wait_for_computations(session, standing)
         went = await self._drop(connection, standing)
         standing = await self.look(connection)
+        self._show(standing)
         rows = await self._delete_rows(connection, standing)
         self._tell(retired(standing), why or "locked")
-        self._show(standing)
+        self._show(await self.look(connection))
+        self._metrics.passed.set_to_current_time()
         return Went(went, rows)
 
     async def look(self, connection: Any) -> Standing:
@@ -242,6 +246,7 @@ class Retention:
         self.doing = f"{len(waiting)} chunks beyond retention wait: {why}" if waiting else None
 
     def _show(self, standing: Standing) -> None:
+        self._metrics.shares.set(len(shares(standing)))
         for tier in TIERS:
             first = min((one.first for one in standing.chunks if one.tier == tier), default=standing.now)
             self._metrics.oldest.labels(tier).set(0 if first == NEVER else max(0, standing.now - first) / 1e6)
