@@ -110,7 +110,7 @@ _USE_RESET: Final = """
 UPDATE password_resets SET used_at = now() WHERE token_hash = $1 AND used_at IS NULL AND expires_at > now()
 RETURNING user_id
 """
-_FORGET_RESETS: Final = "DELETE FROM password_resets WHERE user_id = $1 AND token_hash <> $2"
+_FORGET_RESETS: Final = "DELETE FROM password_resets WHERE user_id = $1"
 
 
 class LoggedIn(NamedTuple):
@@ -272,7 +272,7 @@ class Accounts:
         async with self.acting(user=user) as connection:
             await self._still(connection, proven)
             await connection.execute(_SET_PASSWORD, user, hashed)
-            await connection.execute(_END_OTHERS, user, session)
+            await end_former(connection, user, but=session)
             await audit.record(connection, "password.changed", user)
 
     async def make_reset(self, email: str) -> str | None:
@@ -291,22 +291,24 @@ class Accounts:
     async def reset_password(self, token: str, new: str, address: bytes) -> None:
         """All sessions end. Raises the problems of a link that is not valid, and of too many."""
         self._guesses.check(address)
-        if not plausible_token(token, RESET_PREFIX) or await self._reset_of(token) is None:
+        if not plausible_token(token, RESET_PREFIX) or await self._user_of_reset(token) is None:
             self._guesses.count(address)
-            raise invalid("token", "is no link's, or the link was used or is too old")
+            raise _no_link()
         hashed = await self.passwords.hash(new)
         async with self.acting() as connection:
             found = await connection.fetchrow(_RESET_PRESENTED, self._hasher.digests(token))
-            await act_for(connection, user=found["user_id"])
-            if await connection.fetchval(_USE_RESET, found["token_hash"]) is None:
-                raise invalid("token", "is no link's, or the link was used or is too old")
-            user = found["user_id"]
+            if found is None:
+                raise _no_link()
+            digest, user = found
+            await act_for(connection, user=user)
+            await connection.fetchrow(_HOLD_USER, user)
+            if await connection.fetchval(_USE_RESET, digest) is None:
+                raise _no_link()
             await connection.execute(_SET_PASSWORD, user, hashed)
-            await connection.execute(_END_OTHERS, user, None)
-            await connection.execute(_FORGET_RESETS, user, found["token_hash"])
+            await end_former(connection, user)
             await audit.record(connection, "password.reset", user)
 
-    async def _reset_of(self, token: str) -> UUID | None:
+    async def _user_of_reset(self, token: str) -> UUID | None:
         async with self.acting() as connection:
             row = await connection.fetchrow(_RESET_PRESENTED, self._hasher.digests(token))
         return None if row is None else row["user_id"]
@@ -396,6 +398,12 @@ async def add_reset(connection: Any, hasher: TokenHasher, user: UUID, lasts: tim
     return token
 
 
+async def end_former(connection: Any, user: UUID, *, but: UUID | None = None) -> None:
+    """What a former password, or a link, let in is let in no more: after a new one, in the user's transaction."""
+    await connection.execute(_END_OTHERS, user, but)
+    await connection.execute(_FORGET_RESETS, user)
+
+
 async def user_of(connection: Any, user: UUID) -> Any:
     return await connection.fetchrow(_USER, user)
 
@@ -411,6 +419,10 @@ async def _add_user(connection: Any, new: NewUser) -> None:
         await connection.execute(_ADD_USER, *new)
     except asyncpg.UniqueViolationError:
         raise Problem(LOGIN_FAILED, "an account with this e-mail was made meanwhile: give its password") from None
+
+
+def _no_link() -> Problem:
+    return invalid("token", "is no link's, or the link was used or is too old")
 
 
 def _long_enough(password: str) -> str:

@@ -3,18 +3,23 @@
 import asyncio
 import io
 import logging
+from datetime import timedelta
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
+from deploy.people import create_admin, make_reset
 from runtime.logging import LoggingSettings, set_up_logging
+from runtime.postgres import connect
+from runtime.secrets import TokenHasher
 from tests.databases import Database
-from tests.people_rig import HOME, PASSWORD, People, Person, people
+from tests.people_rig import HOME, PASSWORD, RING, People, Person, people
 from tests.support import run
 
 STRANGER = "198.51.100.9"
 WRONG = "wrong horse battery"
+NEW = "another horse battery"
 
 
 async def refresh(here: People, token: str, **more: Any) -> Any:
@@ -273,6 +278,72 @@ def test_a_forgotten_password_is_told_nobody(database: Database) -> None:
             for email in (person.email, "nobody@example.org"):
                 answer = await here.ask("POST", "/api/v1/auth/password/forgot", body={"email": email})
                 assert (answer.status, answer.body) == (204, None)
+
+    run(test())
+
+
+async def by_operator(here: People, person: Person, link: bool = False) -> str:
+    """Made a super-admin with a new password; or a link's secret."""
+    connection = await connect(here.database.settings, role=None, application="test")
+    try:
+        if link:
+            return await make_reset(connection, TokenHasher(RING), person.email, timedelta(hours=1))
+        return await create_admin(connection, person.email, "Somebody", NEW)
+    finally:
+        await connection.close()
+
+
+async def reset(here: People, token: str, **more: Any) -> Any:
+    body = {"token": token, "new_password": NEW}
+    return await here.ask("POST", "/api/v1/auth/password/reset", body=body, **more)
+
+
+def test_who_is_made_a_super_admin_begins_anew(any_database: Database) -> None:
+    """A session or a link from before was let in as somebody who may do less."""
+
+    async def test() -> None:
+        async with people(any_database) as here:
+            person, other = await here.person(), await here.person()
+            tokens, theirs = (await here.login(person)).body, await here.token(other)
+            link = await by_operator(here, person, link=True)
+            assert await by_operator(here, person) == str(person.user)
+            assert (await me(here, tokens["access_token"])).code == (401, "token_invalid")
+            assert (await refresh(here, tokens["refresh_token"])).code == (401, "token_invalid")
+            assert (await reset(here, link)).code == (422, "invalid")
+            assert (await here.login(person)).status == 401
+            access = await here.token(person, password=NEW)
+            assert (await me(here, access)).body["super_admin"] is True
+            assert (await me(here, theirs)).status == 200
+            audited = await here.audited(None)
+            assert ("password.changed", None) in audited
+            assert ("admin.created", None) in audited
+            assert await by_operator(here, Person(uuid4(), "new@example.org")) != str(person.user)
+            assert (await here.audited(None)).count(("password.changed", None)) == 1
+
+    run(test())
+
+
+def test_a_new_password_ends_links_that_are_open(any_database: Database) -> None:
+    async def test() -> None:
+        async with people(any_database) as here:
+            person = await here.person()
+            first, second = [await by_operator(here, person, link=True) for _ in range(2)]
+            body = {"current_password": PASSWORD, "new_password": WRONG}
+            path = "/api/v1/auth/password/change"
+            assert (await here.ask("POST", path, await here.token(person), body)).status == 204
+            for link in (first, second):
+                assert (await reset(here, link)).code == (422, "invalid")
+
+    run(test())
+
+
+def test_of_links_that_are_used_at_once_one_counts(database: Database) -> None:
+    async def test() -> None:
+        async with people(database) as here:
+            person = await here.person()
+            links = [await by_operator(here, person, link=True) for _ in range(3)]
+            answers = await asyncio.gather(*(reset(here, link) for link in links))
+            assert sorted(answer.status for answer in answers) == [204, 422, 422]
 
     run(test())
 
