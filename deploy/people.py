@@ -34,7 +34,8 @@ def parsed(kind: type[Text], what: str, text: str) -> str:
 async def create_admin(connection: Any, email: str, name: str, password: str) -> str:
     """The id of a new super-admin, or of the person with this e-mail, who becomes one and gets this password.
 
-    Sessions and links of that person end: whoever has one would be a super-admin. `connection` is a session of the login itself. Raises `ConfigurationError`.
+    Sessions and links of that person end: whoever has one would be a super-admin. `connection` is a session of the
+    login itself. Raises `ConfigurationError`.
     """
     least, most = PASSWORD_CHARACTERS
     if not least <= len(password) <= most:

@@ -334,7 +334,7 @@ class Accounts:
             await self._forget_attempts(connection, email, address)
 
     async def _forget_attempts(self, connection: Any, email: str, address: bytes) -> None:
-        """Who has shown otherwise that the account is his may log in; the transaction acts for nobody from then on."""
+        """Who has shown otherwise whose he is may log in. The transaction acts for nobody from then on."""
         await act_for(connection)
         await connection.execute(_FORGET_ATTEMPTS, self._account(email), address)
 
