@@ -460,7 +460,7 @@ def _no_link() -> Problem:
 def _long_enough(password: str) -> str:
     least = PASSWORD_CHARACTERS[0]
     if len(password) < least:
-        raise invalid("password", f"has {least} characters at least")
+        raise invalid("password", f"must have {least} characters at least")
     return password
 
 
