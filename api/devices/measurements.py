@@ -205,7 +205,7 @@ class _Channel(NamedTuple):
 
 
 def _too_many() -> Problem:
-    return invalid_parameter("channels", f"are {CHANNELS_MAX} at most")
+    return invalid_parameter("channels", f"must be {CHANNELS_MAX} at most")
 
 
 def _channels(text: str) -> list[_Channel]:

@@ -290,7 +290,7 @@ class AggregateOperations:
         questions = call.body.queries
         most = self._settings.api_batch_questions_max
         if not 0 < len(questions) <= most:
-            raise invalid("queries", f"are 1 to {most} questions")
+            raise invalid("queries", f"must be 1 to {most} questions")
         items: list[Item | Problem] = [_item(question) for question in questions]
         asked = [item for item in items if isinstance(item, Item)]
         answers = iter(await answer_all(call.connection, asked, self._settings))

@@ -1,5 +1,6 @@
 """Organisations, their members and invitations, as operations. Left out: the rules (`api.registry`)."""
 
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Annotated, Any, Final
 from uuid import UUID
@@ -186,7 +187,8 @@ class OrganisationOperations:
     async def create_organisation(self, call: Call[Nothing, Nothing, NewOrganisation]) -> Reply[Organisation]:
         """Make an organisation of which one is the owner"""
         user, _ = person(call.caller)
-        return _whole(await organisations.create(call.connection, user, str(call.body.name)))
+        row = await organisations.create(call.connection, user, str(call.body.name))
+        return replace(_whole(row), headers={"Location": f"{PATH}/{row['organisation_id']}"})
 
     @operation(PLATFORM, "GET", "/api/v1/organisation", _READS)
     async def own_organisation(self, call: Call[Nothing, Nothing, Nothing]) -> Reply[Organisation]:
