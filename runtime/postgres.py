@@ -15,7 +15,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 import asyncpg
 
-from runtime.errors import ConfigurationError, UnavailableError
+from runtime.errors import ConfigurationError, MissingSettingError, UnavailableError
 from runtime.settings import setting
 from runtime.urls import check_query, check_server, split_url
 
@@ -238,7 +238,7 @@ async def check_role(connection: Any, variable: str = VARIABLE) -> None:
 
 def _required(settings: PostgresSettings) -> str:
     if not settings.database_url:
-        raise ConfigurationError('SLUICE_DATABASE_URL is not set: `eval "$(deploy/local/services start)"` sets it')
+        raise MissingSettingError('SLUICE_DATABASE_URL is not set: `eval "$(deploy/local/services start)"` sets it')
     return settings.database_url
 
 

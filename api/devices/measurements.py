@@ -56,7 +56,7 @@ class Taken(Span, kw_only=True):
             max_length=100,
             pattern="^(mean|min|max|count|last|p50|p95)(,(mean|min|max|count|last|p50|p95))*$",
             description="With `agg`: a list with commas of mean, min, max, count, last, p50, p95.",
-            extra=in_words("is a list with commas of mean, min, max, count, last, p50, p95"),
+            extra=in_words("must be a list with commas of mean, min, max, count, last, p50, p95"),
         ),
     ] = "mean"
     limit: Annotated[int, msgspec.Meta(ge=1, le=LIMIT_MAX, description="How many to give at most.")] = 1_000
@@ -234,7 +234,7 @@ class _Channel(NamedTuple):
 
 
 def _too_many() -> Problem:
-    return invalid_parameter("channels", f"are {CHANNELS_MAX} at most")
+    return invalid_parameter("channels", f"must be {CHANNELS_MAX} at most")
 
 
 def _channels(text: str) -> list[_Channel]:

@@ -218,7 +218,7 @@ class _Edge:
             response = await handler(request)
         except Exception as error:
             if isinstance(error, web.HTTPMethodNotAllowed) and request.method == hdrs.METH_OPTIONS:
-                allowed = ", ".join(sorted({*error.allowed_methods, hdrs.METH_OPTIONS}))
+                allowed = _allowed(error)
                 response = web.Response(status=204, headers={hdrs.ALLOW: allowed})
             else:
                 problem = _problem(error, request, request_id)
@@ -235,7 +235,7 @@ def _problem(error: Exception, request: web.Request, request_id: str) -> Problem
     if isinstance(error, Problem):
         return error
     if isinstance(error, web.HTTPMethodNotAllowed):
-        allowed = ", ".join(sorted(error.allowed_methods))
+        allowed = _allowed(error)
         message = f"{request.method} is not possible here: {allowed}"
         return Problem(METHOD_NOT_ALLOWED, message, headers={hdrs.ALLOW: allowed})
     if isinstance(error, web.HTTPNotFound):
@@ -248,6 +248,11 @@ def _problem(error: Exception, request: web.Request, request_id: str) -> Problem
         return failure
     _log.error("a request failed", extra={"request_id": request_id, "route": _route(request)}, exc_info=error)
     return Problem(INTERNAL)
+
+
+def _allowed(error: web.HTTPMethodNotAllowed) -> str:
+    """Every path answers OPTIONS."""
+    return ", ".join(sorted({*error.allowed_methods, hdrs.METH_OPTIONS}))
 
 
 def problem_response(face: Face, problem: Problem, request_id: str) -> web.Response:

@@ -55,5 +55,5 @@ def limit_within(limit: int | None, default: int, most: int) -> int:
     if limit is None:
         return min(default, most)
     if limit > most:
-        raise invalid_parameter("limit", f"is a number from 1 to {most}")
+        raise invalid_parameter("limit", f"must be a number from 1 to {most}")
     return limit

@@ -56,7 +56,7 @@ FunctionsText = Annotated[
         pattern="^[a-z0-9_]+( *, *[a-z0-9_]+)*$",
         description="A list with commas of count, sum, mean, min, max, first, last, delta, rate, time_weighted_mean, "
         "time_in_state, p50, p95, p99.",
-        extra=in_words(f"is a list with commas of {', '.join(FUNCTIONS)}"),
+        extra=in_words(f"must be a list with commas of {', '.join(FUNCTIONS)}"),
     ),
 ]
 ZoneText = Annotated[
@@ -65,7 +65,7 @@ ZoneText = Annotated[
         max_length=64,
         pattern="^[A-Za-z0-9_+/-]+$",
         description="By whose clock hours and days are cut: an IANA name, or `site` for that of the site.",
-        extra=in_words("is a time zone of the IANA database, such as Europe/Prague, or `site`"),
+        extra=in_words("must be a time zone of the IANA database, such as Europe/Prague, or `site`"),
     ),
 ]
 
@@ -297,7 +297,7 @@ class AggregateOperations:
         questions = call.body.queries
         most = self._settings.api_batch_questions_max
         if not 0 < len(questions) <= most:
-            raise invalid("queries", f"are 1 to {most} questions")
+            raise invalid("queries", f"must be 1 to {most} questions")
         items: list[Item | Problem] = [_item(question) for question in questions]
         asked = [item for item in items if isinstance(item, Item)]
         answers = iter(await answer_all(call.connection, asked, self._settings))

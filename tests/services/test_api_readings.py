@@ -693,7 +693,7 @@ def test_options_and_head_and_pages_of_other_origins(any_database: Database) -> 
                 assert answer.headers["Access-Control-Allow-Origin"] == ours
                 for name in ("Authorization", "X-Request-Id", "Idempotency-Key"):
                     assert name in answer.headers["Access-Control-Allow-Headers"]
-                for name in ("X-Request-Id", "Idempotency-Replayed"):
+                for name in ("X-Request-Id", "Idempotency-Replayed", "Location", "ETag"):
                     assert name in answer.headers["Access-Control-Expose-Headers"]
             async with it.session.options(url, headers={"Origin": other} | asked) as answer:
                 assert answer.status == 204
@@ -703,6 +703,8 @@ def test_options_and_head_and_pages_of_other_origins(any_database: Database) -> 
                 async with it.session.request(method, url, params={"device_id": str(it.device)}, headers=key) as got:
                     assert (got.status, got.headers["Access-Control-Allow-Origin"]) == (200, ours)
                     assert (got.headers["Vary"], bool(await got.read())) == ("Accept, Origin", body)
+            async with it.session.delete(url) as answer:
+                assert (answer.status, answer.headers["Allow"]) == (405, "GET, HEAD, OPTIONS")
             async with it.session.options(f"{it.url}/api/v1/nothing") as answer:
                 assert answer.status == 404
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from api.access.signing import Signer
 from api.registry.credentials import Credentials as TokenMaker
@@ -232,6 +232,25 @@ def test_a_gateway_names_devices_of_its_site(installation: Installation) -> None
                 assert await device_of(face, reply) == device.bytes
             reply = await face.get("/v1/ingest?temp=1&device=d2", tenant.gateway)
             assert await device_of(face, reply) == second.bytes
+
+    run(test())
+
+
+def test_a_local_id_that_is_spelt_like_an_id_gives_way_to_the_device_whose_id_it_is(
+    installation: Installation,
+) -> None:
+    """No such local id is taken any more; those from before may stand."""
+
+    async def test() -> None:
+        tenant = await installation.tenant()
+        named = await installation.add_device(tenant, str(tenant.device))
+        lonely = await installation.add_device(tenant, str(uuid4()))
+        async with installation.acting_for(tenant.organisation) as connection:
+            name = await connection.fetchval("SELECT local_id FROM devices WHERE device_id = $1", lonely)
+        async with installation.face() as face:
+            for device, sent in ((tenant.device, str(tenant.device)), (named, f"dev_{named.hex}"), (lonely, name)):
+                reply = await face.post(tenant.gateway, ONE | {"device": sent})
+                assert await device_of(face, reply) == device.bytes
 
     run(test())
 

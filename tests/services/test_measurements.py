@@ -170,7 +170,7 @@ def test_what_is_gone_unknown_or_empty_is_said_in_the_face_s_shape(any_database:
                 assert "`powre`" in body["error"]["message"]
             status, body = await face.get(path, agg="1h", fn="median", **span)
             assert (status, body["error"]["message"]) == (
-                400, "fn: is a list with commas of mean, min, max, count, last, p50, p95",
+                400, "fn: must be a list with commas of mean, min, max, count, last, p50, p95",
             )  # fmt: skip
 
     run(test())

@@ -299,7 +299,7 @@ def test_functions_with_the_owner_s_rights_are_for_their_role_alone(any_database
             found.setdefault(row["name"].partition("(")[0], set()).add(row["rolname"])
         assert found["make_super_admin"] == {"sluice_worker"}
         assert found["append_audit"] == {"sluice_app", "sluice_worker"}
-        for name in (*LETTING_IN, "forget_attempts", "has_password"):
+        for name in (*LETTING_IN, "end_attempt", "forget_attempts", "has_password"):
             assert found[name] == {"sluice_app"}
         for name in ("credential_changed", "organisation_changed"):
             assert name not in found
@@ -364,7 +364,7 @@ LETTING_IN = {
     "invitation_presented": "invitation_presented(ARRAY[$6::bytea])",
 }
 #: They show nothing; what they write is the caller's own, or goes while it acts for nobody only (tested below).
-HARMLESS = {"append_audit", "forget_attempts", "has_password"}
+HARMLESS = {"append_audit", "end_attempt", "forget_attempts", "has_password"}
 
 
 @pytest.mark.parametrize("acting", ["nobody", "ours"])
@@ -445,6 +445,7 @@ def test_a_password_s_hash_is_given_to_an_attempt_that_counts_and_to_nobody_who_
             async with app.transaction():
                 await app.execute("SELECT set_config('sluice.user', $1, true)", str(person.user))
                 await app.execute("SELECT forget_attempts($1, $2)", ACCOUNT, ADDRESS)
+                await app.execute("SELECT end_attempt($1, $2, false)", ACCOUNT, ADDRESS)
             wait_s, *nothing = await app.fetchrow(BEGIN, *attempt)
             assert (wait_s > 0, nothing) == (True, [None, None])
             await app.execute("SELECT forget_attempts($1, $2)", ACCOUNT, ADDRESS)

@@ -135,7 +135,7 @@ def test_it_lives_on_in_its_directory_and_leaves_nothing_running(data: Path) -> 
         made_s = time.monotonic() - began
         known = first.json
         assert set(known) == {
-            "url", "organisation_id", "site_id", "device_id", "ingest_token", "api_key", "data_dir",
+            "url", "organisation_id", "site_id", "device_id", "ingest_token", "api_key", "data_dir", "config",
         }  # fmt: skip
         assert known["data_dir"] == str(data)
         assert send(known["url"], known["ingest_token"], 1.5) == 202
@@ -146,7 +146,7 @@ def test_it_lives_on_in_its_directory_and_leaves_nothing_running(data: Path) -> 
     with up(data, "--json") as second:
         assert time.monotonic() - began < made_s, "the second start makes nothing"
         again = second.json
-        assert set(again) == {"url", "organisation_id", "site_id", "device_id", "data_dir"}
+        assert set(again) == {"url", "organisation_id", "site_id", "device_id", "data_dir", "config"}
         assert again["device_id"] == known["device_id"]
         assert send(again["url"], known["ingest_token"], 2.5) == 202
         url = again["url"]
@@ -221,6 +221,57 @@ def test_the_file_of_settings_leads_other_commands_to_the_same_parts(data: Path)
     assert (data / "sluice.toml").stat().st_mode & 0o077 == 0
     assert (data / "secret-keys").stat().st_mode & 0o077 == 0
     assert (data / "log").stat().st_mode & 0o077 == 0
+
+
+def typed(line: str, password: str = "", **variables: str) -> "subprocess.CompletedProcess[str]":
+    """A command as it is printed, in a directory without settings, with the password that it asks for."""
+    assignment, _, *arguments = shlex.split(line)
+    name, _, value = assignment.partition("=")
+    return subprocess.run(
+        [SLUICE, *arguments],
+        env=environment(**variables, **{name: value}),
+        input=f"{password}\n",
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_what_is_printed_makes_who_may_do_everything_and_links_lead_here(data: Path) -> None:
+    with up(data, lines=4) as it:
+        url = next(part for part in shlex.split(it.printed[0]) if part.startswith("http")).removesuffix("/v1/ingest")
+        made = typed(it.printed[3], "correct horse battery")
+        assert (made.returncode, "may do everything" in made.stdout) == (0, True), made.stderr
+        email = it.printed[3].split()[-1]
+        link = typed(f"SLUICE_CONFIG={data / 'sluice.toml'} sluice admin reset-link {email}").stdout
+        assert link.startswith(f"{url}/account#reset=")
+        assert ask(f"{url}/account").status == 200
+        assert it.end() == 0
+    with up(data, lines=4, SLUICE_PUBLIC_URL="https://sluice.example") as it:
+        assert it.printed[3].startswith(f"SLUICE_CONFIG={data / 'sluice.toml'} sluice admin create ")
+        link = typed(f"SLUICE_CONFIG={data / 'sluice.toml'} sluice admin reset-link {email}").stdout
+        assert link.startswith("https://sluice.example/account#reset=")
+
+
+@pytest.mark.parametrize(
+    "command", ["admin create you@example.org", "token api-key " + "0" * 32, "migrate", "worker"]
+)
+def test_a_command_without_settings_names_those_of_the_one_that_runs_here(command: str, tmp_path: Path) -> None:
+    def told(**variables: str) -> str:
+        done = subprocess.run(
+            [SLUICE, *command.split()],
+            cwd=tmp_path, env=environment(**variables), input="correct horse battery\n",
+            capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+        assert done.returncode == 2
+        return done.stderr
+
+    assert "SLUICE_CONFIG" not in told()
+    (tmp_path / ".sluice").mkdir()
+    (tmp_path / ".sluice" / "sluice.toml").write_text("")
+    assert "SLUICE_CONFIG=.sluice/sluice.toml" in told()
+    assert "SLUICE_CONFIG" not in told(SLUICE_CONFIG=str(tmp_path / ".sluice" / "sluice.toml"))
 
 
 def test_no_token_is_logged_and_none_is_kept_in_the_clear(data: Path) -> None:
