@@ -10,7 +10,7 @@ import math
 import re
 import struct
 import sys
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -353,7 +353,7 @@ class _Work:
         if self._doubted:
             self._space()
         if self._made_up:
-            _part_coinciding(self._columns.values())
+            _part_coinciding(self._columns)
         channels: list[Channel] = []
         notes: list[Note] = []
         for column in self._columns.values():
@@ -488,18 +488,21 @@ def _beyond(specification: Specification, value: float) -> _Refusal:
     )
 
 
-def _part_coinciding(columns: Collection[_Column]) -> None:
+def _part_coinciding(columns: Mapping[Any, _Column]) -> None:
     """Move times of our making on by 1 µs where they would coincide with another of their series."""
-    if max([len(column.times) for column in columns]) == 1 and (
-        len(columns) == len({column.specification.series for column in columns})
+    if max([len(column.times) for column in columns.values()]) == 1 and (
+        len(columns) == len({column.specification.series for column in columns.values()})
     ):
         return
-    by_series: dict[str, list[_Column]] = {}
-    for column in columns:
-        by_series.setdefault(column.specification.series, []).append(column)
+    by_series: dict[str, list[tuple[Any, _Column]]] = {}
+    for key, column in columns.items():
+        by_series.setdefault(column.specification.series, []).append((key, column))
     for spellings in by_series.values():
-        if len(spellings) > 1 or len(spellings[0].times) > 1:
-            _part_series(spellings)
+        if len(spellings) > 1:
+            # By spelling, not by what came first: that may have been refused, which is to move nothing else.
+            _part_series([column for _, column in sorted(spellings, key=lambda spelling: repr(spelling[0]))])
+        elif len(spellings[0][1].times) > 1:
+            _part_series([spellings[0][1]])
 
 
 def _part_series(columns: list[_Column]) -> None:

@@ -5,7 +5,7 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ingest.admit import SENT_BYTES_MAX, Admission, Admitted, Sender
@@ -626,6 +626,11 @@ def test_times_of_our_making_never_coincide_within_a_series(measurements: list[M
     assert all(found.count(one) == 1 for one in made_up)
 
 
+@example(
+    [Measurement("temperature", 1.0, None, "", None), Measurement("temperature", 0.0, None, None, None)],
+    Measurement("temperature", 0.0, None, None, RECEIVED - 39 * DAY),
+    0,
+)
 @given(st.lists(_MEASUREMENTS, max_size=6), _MEASUREMENTS, st.integers(0, 6))
 def test_a_bad_reading_never_costs_another(measurements: list[Measurement], bad: Any, place: int) -> None:
     alone = admit(bad)
