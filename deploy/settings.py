@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from api.access.settings import AccessSettings
+from api.certificates.settings import CertificateSettings
 from api.live.settings import LiveSettings
 from api.settings import ApiSettings
 from ingest.limits import LimitSettings
@@ -90,6 +91,7 @@ GROUPS: Final = (
     CorsSettings,
     LiveSettings,
     AccessSettings,
+    CertificateSettings,
     MetricsSettings,
     LoggingSettings,
     LifecycleSettings,
