@@ -110,9 +110,7 @@ class Office:
         root = await self._authorities.root(self._connection)
         if root is None:
             raise ConfigurationError("no key of a root is here: `sluice ca show`")
-        if file.exists():
-            raise ConfigurationError(f"{file} is there already: it may be another key's only copy")
-        _write(file, key_pem_of(root.signer.key, passphrase), secret=True)
+        _write(file, key_pem_of(root.signer.key, passphrase), secret=True, is_new=True)
         # Nothing else has it from here on.
         if read_key(_read(file), passphrase).private_numbers() != root.signer.key.private_numbers():
             raise ConfigurationError(f"{file} does not hold what was written: the key stays")
@@ -326,8 +324,11 @@ def _read(file: Path) -> bytes:
     return raw
 
 
-def _write(file: Path, text: str, *, secret: bool = False) -> None:
-    """In place of what stood there, at once: a broker that reads meanwhile gets the one or the other."""
+def _write(file: Path, text: str, *, secret: bool = False, is_new: bool = False) -> None:
+    """In place of what stood there, at once: a broker that reads meanwhile gets the one or the other.
+
+    `is_new`: unless something stands there, which may be the only copy of another key.
+    """
     try:
         descriptor, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
         try:
@@ -336,9 +337,11 @@ def _write(file: Path, text: str, *, secret: bool = False) -> None:
                 opened.flush()
                 os.fsync(opened.fileno())
             Path(temporary).chmod(0o600 if secret else 0o644)
-            Path(temporary).replace(file)
-        except BaseException:
+            if is_new:
+                os.link(temporary, file)
+            else:
+                Path(temporary).replace(file)
+        finally:
             Path(temporary).unlink(missing_ok=True)
-            raise
     except OSError as error:
         raise ConfigurationError(f"{file} cannot be written: {error.strerror or error}") from error

@@ -1,7 +1,7 @@
 """The authorities of this installation, and their keys: made here or brought along, sealed under SLUICE_SECRET_KEYS.
 
-A root signs issuing authorities, and one of those everything else: the newest, while the older ones go on vouching for
-what they have signed. Left out: what is issued (`issuing`), and whether what somebody brings is good for it (`checking`).
+A root signs issuing authorities, and the newest of those everything else; older ones vouch for what they have signed.
+Left out: what is issued (`issuing`), and whether what somebody brings may be used (`checking`).
 """
 
 from typing import Any, Final, NamedTuple, cast
@@ -20,7 +20,7 @@ ROOT: Final = "root"
 ISSUING: Final = "issuing"
 _LOCK: Final = 0x736C_7569_6365_0005
 
-_COLUMNS: Final = "a.authority_id, a.kind, a.certificate, a.chain, a.not_before, a.not_after"
+_COLUMNS: Final = "a.authority_id, a.kind, a.certificate, a.above, a.not_before, a.not_after"
 _NEWEST: Final = f"""
 SELECT {_COLUMNS}, k.sealed_private FROM certificate_authorities a
 LEFT JOIN certificate_authority_keys k USING (authority_id)
@@ -35,12 +35,12 @@ SELECT {_COLUMNS}, a.fingerprint, k.sealed_private FROM certificate_authorities 
 LEFT JOIN certificate_authority_keys k USING (authority_id) ORDER BY a.created_at DESC, a.authority_id DESC
 """  # noqa: S608
 _TRUSTED: Final = """
-SELECT certificate, chain FROM certificate_authorities WHERE not_after > now()
+SELECT certificate, above FROM certificate_authorities WHERE not_after > now()
 ORDER BY created_at DESC, authority_id DESC
 """
 _KNOWN: Final = "SELECT EXISTS (SELECT FROM certificate_authorities WHERE fingerprint = $1)"
 _ADD: Final = """
-INSERT INTO certificate_authorities (authority_id, kind, certificate, chain, fingerprint, not_before, not_after)
+INSERT INTO certificate_authorities (authority_id, kind, certificate, above, fingerprint, not_before, not_after)
 VALUES ($1, $2, $3, $4, $5, $6, $7)
 """
 _ADD_KEY: Final = "INSERT INTO certificate_authority_keys (authority_id, kind, sealed_private) VALUES ($1, $2, $3)"
@@ -105,7 +105,7 @@ class Authorities:
             key = self._opened(row["sealed_private"])
         except BadSealError:
             raise Problem(AUTHORITY_MISSING, SEALED_AWAY) from None
-        return Authority(row["authority_id"], Signer(certificate, key), row["certificate"] + row["chain"])
+        return Authority(row["authority_id"], Signer(certificate, key), row["certificate"] + row["above"])
 
     def _opened(self, sealed: str) -> PrivateKey:
         # The seal vouches for it; checking the primes of RSA again takes 60 ms.
@@ -183,6 +183,6 @@ async def trusted(connection: Any) -> str:
     """PEM: every certificate that a broker needs to judge those of devices, and devices that of a broker."""
     found: dict[str, None] = {}
     for row in await connection.fetch(_TRUSTED):
-        for certificate in x509.load_pem_x509_certificates((row["certificate"] + row["chain"]).encode()):
+        for certificate in x509.load_pem_x509_certificates((row["certificate"] + row["above"]).encode()):
             found[pem_of(certificate)] = None
     return "".join(found)

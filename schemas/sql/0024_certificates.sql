@@ -8,7 +8,7 @@ CREATE TABLE certificate_authorities (
     authority_id uuid PRIMARY KEY,
     kind         text NOT NULL CHECK (kind IN ('root', 'issuing')),
     certificate  text NOT NULL,               -- PEM
-    chain        text NOT NULL DEFAULT '',    -- PEM: those above it, the nearest first
+    above        text NOT NULL DEFAULT '',    -- PEM: who vouches for it, the nearest first
     fingerprint  text NOT NULL UNIQUE CHECK (fingerprint ~ '^[0-9a-f]{64}$'),
     not_before   timestamptz NOT NULL,
     not_after    timestamptz NOT NULL,
@@ -71,9 +71,9 @@ CREATE TABLE certificate_revocation_lists (
     number       bigint NOT NULL DEFAULT 0,
     list         text NOT NULL DEFAULT '',    -- PEM
     entries      int NOT NULL DEFAULT 0,
-    this_update  timestamptz NOT NULL DEFAULT '-infinity',
-    next_update  timestamptz NOT NULL DEFAULT '-infinity',
-    made_at      timestamptz NOT NULL DEFAULT '-infinity',
+    this_update  timestamptz NOT NULL DEFAULT 'epoch',
+    next_update  timestamptz NOT NULL DEFAULT 'epoch',
+    made_at      timestamptz NOT NULL DEFAULT 'epoch',
     is_stale     boolean NOT NULL DEFAULT true
 ) WITH (fillfactor = 50);
 
