@@ -8,6 +8,8 @@ from datetime import datetime, timedelta
 from typing import Any, Final, Literal, NamedTuple
 from uuid import UUID
 
+from cryptography import x509
+
 from api.certificates.authorities import Authorities
 from api.certificates.building import (
     Span,
@@ -85,6 +87,12 @@ class Issued(NamedTuple):
     serial_number: str
     """In hexadecimal digits."""
     not_after: datetime
+
+    @property
+    def presented(self) -> str:
+        """PEM: what the device shows a broker, which knows the root and need not know who is below it."""
+        between = x509.load_pem_x509_certificates(self.chain.encode())
+        return self.certificate + "".join(pem_of(one) for one in between if one.issuer != one.subject)
 
 
 class Issuer:

@@ -92,7 +92,7 @@ class Mqtt(msgspec.Struct):
 
 
 class Provisioned(msgspec.Struct, rename="camel"):
-    """The device's certificate, the certificates of those who vouch for it and for the broker, and where to go."""
+    """What the device shows, the certificates of those who vouch for it and for the broker, and where to go."""
 
     device_id: UUID
     organization_id: UUID
@@ -163,7 +163,7 @@ class CertificateOperations:
         return Provisioned(
             made.device,
             made.organisation,
-            issued.certificate,
+            issued.presented,
             issued.chain,
             issued.fingerprint,
             issued.serial_number,
