@@ -3,9 +3,12 @@
 from typing import Final
 
 from api.http.faces import DETAILED, ENVELOPE, PROBLEM, Face
+from api.http.problems import INVALID, INVALID_BODY
 
-SITES: Final = Face("sites", "Sites", ("/api/organisations",), DETAILED)
-DEVICES: Final = Face("devices", "Devices", ("/v1",), ENVELOPE)
+_BAD_JSON: Final = INVALID_BODY._replace(code="bad_json")
+
+SITES: Final = Face("sites", "Sites", ("/api/organisations",), DETAILED, {INVALID: INVALID._replace(status=400)})
+DEVICES: Final = Face("devices", "Devices", ("/v1",), ENVELOPE, {INVALID_BODY: _BAD_JSON})
 PLATFORM: Final = Face("platform", "Platform", ("/api",), PROBLEM)
 
 FACES: Final = (SITES, DEVICES, PLATFORM)

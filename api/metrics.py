@@ -50,6 +50,22 @@ class ApiMetrics:
             ["reason"],
             registry=registry,
         )
+        self.live_refused = Counter(
+            "sluice_api_live_refused_total",
+            "Streams that were not begun. reason: process (as many streams or devices as it may have), organisation "
+            "(as many streams here), unavailable (the log cannot be read, or the process ends).",
+            ["reason"],
+            registry=registry,
+        )
+        for reason in ("process", "organisation", "unavailable"):
+            self.live_refused.labels(reason)  # the first counts, too
+        self.live_ended.labels("slow")
+        self.live_lag = Gauge(
+            "sluice_api_live_lag_records",
+            "Records that have landed and of which listeners were not told yet, those left out who catch up.",
+            multiprocess_mode="livesum",
+            registry=registry,
+        )
         self.live_delay = Histogram(
             "sluice_api_live_delay_seconds",
             "From a record's arrival at ingest to its event, of the last record of each turn.",

@@ -11,6 +11,7 @@ IDENTIFY_UNSUPPORTED: Final = Kind("identify_unsupported", 409, "The device cann
 UNKNOWN_MODEL: Final = Kind("unknown_model", 422, "The model is not in the supported set.")
 GROUP_NOT_FOUND: Final = Kind("device_group_not_found", 404, "The organisation has no such group of devices.")
 SERIES_NOT_FOUND: Final = Kind("series_not_found", 404, "The organisation has no such series.")
+METRIC_NOT_FOUND: Final = Kind("metric_not_found", 404, "There is no such metric, or nobody has sent it yet.")
 GROUP_NAME_TAKEN: Final = Kind("device_group_name_taken", 409, "Another group of devices has that name.")
 GROUP_LIMIT: Final = Kind("device_group_limit", 409, "The organisation has as many groups of devices as it may.")
 QUERY_TOO_LARGE: Final = Kind("query_too_large", 422, "The answer would be longer than one may be.")

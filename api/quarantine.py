@@ -254,7 +254,7 @@ def checked_payload(raw: bytes, bytes_max: int) -> bytes:
     """
     raw = raw.strip()
     if len(raw) > bytes_max:
-        raise _invalid_payload(f"has up to {bytes_max} bytes")
+        raise _invalid_payload(f"must have up to {bytes_max} bytes")
     try:
         _measurement.decode(raw)
         return without_secrets_in_json(raw.decode()).encode()

@@ -94,8 +94,8 @@ async def _beside(live: Live, _: web.Application) -> AsyncIterator[None]:
 
 def _people(door: Door, ring: KeyRing, settings: ApiSettings, access: AccessSettings) -> tuple[object, ...]:
     return (
-        AuthOperations(door.accounts, door.tokens, door.mailer, door.background, settings.public_url),
-        OrganisationOperations(ring, access, door.mailer, settings.public_url),
+        AuthOperations(door.accounts, door.tokens, door.mailer, door.background, settings.api_url),
+        OrganisationOperations(ring, access, door.mailer, settings.api_url),
         KeyOperations(ring),
         AuditOperations(ring),
     )

@@ -27,8 +27,13 @@ class ApiSettings:
     api_listen: str = setting(
         "127.0.0.1:8081", why="host:port of the API; `sluice up` serves it on the ingest face's."
     )
+    api_url: str = setting(
+        "",
+        why="How people reach the API, for links in invitations and to new passwords, and devices for their first "
+        "certificate; unset: its address, and with `sluice up` SLUICE_PUBLIC_URL.",
+    )
     public_url: str = setting(
-        "", why="How devices reach the ingest face, for what they and people are told; unset: its address."
+        "", why="How devices reach the ingest face, for what they are told; unset: its address."
     )
     mqtt_public_url: str = setting(
         "",

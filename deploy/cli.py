@@ -8,8 +8,8 @@ from typing import Any, Final
 
 import click
 
-from deploy.commands.options import EXIT_UNAVAILABLE, refuse
-from runtime.errors import ConfigurationError, SluiceError
+from deploy.commands.options import EXIT_UNAVAILABLE, refuse, with_remedy
+from runtime.errors import ConfigurationError, MissingSettingError, SluiceError
 from runtime.supervisor import EXIT_REFUSED
 
 _ROLES: Final = "deploy.commands.roles"
@@ -85,6 +85,8 @@ class Commands(click.Group):
     def invoke(self, context: click.Context) -> Any:
         try:
             return super().invoke(context)
+        except MissingSettingError as error:
+            refuse(with_remedy(error), EXIT_REFUSED)
         except ConfigurationError as error:
             refuse(error, EXIT_REFUSED)
         except SluiceError as error:

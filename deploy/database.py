@@ -9,7 +9,7 @@ from typing import Any
 from deploy.columnstore import check_columnstore, set_columnstore
 from deploy.generation import Generation, active_generation, ensure_generation
 from deploy.settings import DeploySettings
-from runtime.errors import ConfigurationError
+from runtime.errors import MissingSettingError
 from runtime.log import LogSettings
 from runtime.migrate import SESSION, Migration, assert_migrated, exclusively, migrate, read_migrations
 from runtime.postgres import OWNER_VARIABLE, PostgresSettings, check_role, connect
@@ -24,7 +24,7 @@ def migrations() -> list[Migration]:
 async def connect_owner(settings: PostgresSettings) -> Any:
     """Raises `ConfigurationError`, `UnavailableError`."""
     if not settings.database_owner_url:
-        raise ConfigurationError(f"{OWNER_VARIABLE} is not set: only the owner of the tables may change them")
+        raise MissingSettingError(f"{OWNER_VARIABLE} is not set: only the owner of the tables may change them")
     connection = await connect(
         settings, role=None, application="sluice migrate", url=settings.database_owner_url, **SESSION
     )

@@ -1,5 +1,6 @@
 """What the operator's commands do, and what they print. Left out: their options (`deploy.commands`)."""
 
+import shlex
 from dataclasses import asdict
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -11,18 +12,19 @@ import orjson
 
 from api.access.settings import AccessSettings
 from api.platform.auth import reset_link
+from api.settings import ApiSettings
 from deploy import people, spool
 from deploy.database import bring_up_to_date, check_up_to_date, connect_owner, migrations
 from deploy.generation import Closed, Generation, follow_generation
 from deploy.operator import Demo, issue_token, override_limits, seed
-from deploy.settings import DeploySettings, public_url
+from deploy.settings import DeploySettings, api_url, http_address, public_url
 from ingest.limits import KINDS, LimitSettings, defaults
-from ingest.settings import IngestSettings
 from runtime.log import LogSettings
 from runtime.migrate import exclusively, migrate
 from runtime.postgres import PostgresSettings, check_role, connect
 from runtime.secrets import KeyRing, SecretSettings, TokenHasher
-from runtime.settings import Settings
+from runtime.settings import CONFIG_VARIABLE, Settings
+from runtime.sockets import parse_address
 
 
 async def migrate_all(settings: Settings, *, new_generation: bool, abandon: bool) -> None:
@@ -84,7 +86,7 @@ async def seed_demo(settings: Settings) -> None:
         demo = await seed(connection, hasher)
     finally:
         await connection.close()
-    print_demo(settings, demo, public_url(settings, settings.get(IngestSettings).http_listen))
+    print_demo(settings, demo, public_url(settings, http_address(settings)))
 
 
 async def print_spools(settings: Settings) -> None:
@@ -115,11 +117,12 @@ async def skip_spool(settings: Settings, name: UUID, partition: int, sequence: i
         click.echo(f"{lost} records are counted as lost; landing goes on at {sequence} within a minute")
 
 
-def print_demo(settings: Settings, demo: Demo, url: str, *, hint: str = "") -> None:
-    """One line of JSON, or two commands to try; `hint` goes before a command that reaches the same database."""
+def print_demo(settings: Settings, demo: Demo, url: str, *, config: Path | None = None) -> None:
+    """One line of JSON, or two commands to try; `config` is the file by which other commands reach the same parts."""
     if settings.get(DeploySettings).json:
         data_dir = str(Path(settings.get(DeploySettings).data_dir).absolute())
         known = {name: value for name, value in asdict(demo).items() if value is not None}
+        known |= {} if config is None else {"config": config}
         click.echo(orjson.dumps({"url": url, **known, "data_dir": data_dir}, default=str).decode())
         return
     click.echo(
@@ -131,6 +134,12 @@ def print_demo(settings: Settings, demo: Demo, url: str, *, hint: str = "") -> N
         f'curl -sS "{url}/api/v1/readings?device_id={demo.device_id}" '
         f'-H "Authorization: Bearer {demo.api_key or "$API_KEY"}"'
     )
+    hint = "" if config is None else f"{CONFIG_VARIABLE}={shlex.quote(str(config))} "
+    if hint:
+        click.echo(
+            f"Other commands reach the same parts by a file of settings. To make somebody who may do everything:\n"
+            f"{hint}sluice admin create you@example.org"
+        )
     if demo.ingest_token is None:
         click.echo(
             "The tokens were shown when they were made. To make others:\n"
@@ -176,7 +185,8 @@ async def print_reset_link(settings: Settings, email: str) -> None:
         token = await people.make_reset(connection, hasher, email, lasts)
     finally:
         await connection.close()
-    link = reset_link(public_url(settings, settings.get(IngestSettings).http_listen), token)
+    address = parse_address("SLUICE_API_LISTEN", settings.get(ApiSettings).api_listen)
+    link = reset_link(api_url(settings, address), token)
     click.echo(orjson.dumps({"link": link, "token": token}).decode() if settings.get(DeploySettings).json else link)
 
 

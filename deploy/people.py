@@ -6,7 +6,8 @@ Left out: what people do themselves over HTTP (`api.access.accounts`).
 from datetime import timedelta
 from typing import Any, Final
 
-from api.access.accounts import add_reset
+from api.access.accounts import add_reset, end_former
+from api.access.authority import act_for
 from api.access.passwords import PASSWORD_CHARACTERS, hash_password
 from api.registry import audit
 from api.registry.organisations import ROLE
@@ -33,16 +34,24 @@ def parsed(kind: type[Text], what: str, text: str) -> str:
 async def create_admin(connection: Any, email: str, name: str, password: str) -> str:
     """The id of a new super-admin, or of the person with this e-mail, who becomes one and gets this password.
 
-    `connection` is a session of the login itself. Raises `ConfigurationError`.
+    Sessions and links of that person end: whoever has one would be a super-admin. `connection` is a session of the
+    login itself. Raises `ConfigurationError`.
     """
     least, most = PASSWORD_CHARACTERS
     if not least <= len(password) <= most:
         raise ConfigurationError(f"the password has {len(password)} characters: it takes {least} to {most}")
     address, person = parsed(Email, "the e-mail", email), parsed(Name, "the name", name)
     hashed = hash_password(password)
+    new = uuid7()
     async with connection.transaction():
         await connection.execute(f"SET LOCAL ROLE {ADMIN_ROLE}")
-        user = await connection.fetchval(_MAKE, uuid7(), address, person, hashed)
+        user = await connection.fetchval(_MAKE, new, address, person, hashed)
+        if user != new:
+            await connection.execute(f"SET LOCAL ROLE {ROLE}")
+            await act_for(connection, user=user)
+            await end_former(connection, user)
+            await act_for(connection)
+            await audit.record(connection, "password.changed", user)
         await audit.record(connection, "admin.created", user)
     return str(user)
 
@@ -54,5 +63,5 @@ async def make_reset(connection: Any, hasher: TokenHasher, email: str, lasts: ti
         user = await connection.fetchval(_USER, email)
         if user is None:
             raise ConfigurationError(f"nobody has the e-mail {email!r}")
-        await connection.execute("SELECT set_config('sluice.user', $1, true)", str(user))
+        await act_for(connection, user=user)
         return await add_reset(connection, hasher, user, lasts)

@@ -16,7 +16,7 @@ from runtime.settings import Settings
 from workers.retention import sql
 from workers.retention.keeper import Retention
 from workers.retention.metrics import RetentionMetrics
-from workers.retention.planning import TIERS, Chunk, Standing, retired, shares
+from workers.retention.planning import TIERS, Chunk, Share, Standing, retired, shares
 from workers.retention.settings import RetentionSettings
 from workers.rollups.metrics import RollupsMetrics
 from workers.rollups.session import Session, open_session
@@ -61,7 +61,8 @@ async def run_retention(settings: Settings, *, is_dry: bool) -> None:
             answer = await _foretold(keeper, session)
         elif await session.connection.fetchval(sql.LEAD):
             went = await keeper.follow(session)
-            answer = {"dry_run": False, "chunks": [_chunk(one) for one in went], "waits": keeper.doing}
+            rows = [_rows(share, count) for share, count in went.rows.items()]
+            answer = {"dry_run": False, "chunks": list(map(_chunk, went.chunks)), "rows": rows, "waits": keeper.doing}
         else:
             raise UnavailableError("a worker is at it: try again in a while")
     if settings.get(DeploySettings).json:
@@ -78,14 +79,13 @@ async def _foretold(keeper: Retention, session: Session) -> dict[str, Any]:
     late = sum(one.stop > computed for one in chunks)
     waits = f"{late} chunks wait until their roll-ups are computed" if late else None
     rows = []
-    for organisation, chunk in shares(standing):
+    for share in shares(standing):
+        organisation, chunk = share
         count = await session.connection.fetchval(
             sql.COUNT[chunk.relation], organisation, chunk.first, chunk.stop, _COUNT_MAX
         )
         if count:
-            rows.append(
-                {"organisation_id": str(organisation), **_chunk(chunk), "rows": count, "is_exact": count < _COUNT_MAX}
-            )
+            rows.append(_rows(share, count, is_exact=count < _COUNT_MAX))
     return {"dry_run": True, "chunks": [_chunk(one) for one in chunks], "rows": rows, "waits": waits}
 
 
@@ -93,14 +93,14 @@ def _say(answer: dict[str, Any]) -> None:
     verb = "would go" if answer["dry_run"] else "went"
     for one in answer["chunks"]:
         click.echo("{tier}: {chunk} {verb}, {first} to {stop}, {bytes} bytes".format(verb=verb, **one))
-    for one in answer.get("rows", ()):
+    for one in answer["rows"]:
         most = "" if one["is_exact"] else " or more"
         click.echo(
-            "{tier}: {rows} rows{most} of organisation {organisation_id} would go from {chunk}".format(
-                most=most, **one
+            "{tier}: {rows} rows{most} of organisation {organisation_id} {verb} from {chunk}".format(
+                most=most, verb=verb, **one
             )
         )
-    if not answer["chunks"] and not answer.get("rows"):
+    if not answer["chunks"] and not answer["rows"]:
         click.echo(f"nothing {verb}")
     if answer["waits"]:
         click.echo(answer["waits"])
@@ -109,6 +109,10 @@ def _say(answer: dict[str, Any]) -> None:
 def _chunk(one: Chunk) -> dict[str, Any]:
     first, stop = told(one.first), told(one.stop)
     return {"tier": one.tier, "chunk": one.name, "first": first, "stop": stop, "bytes": one.bytes}
+
+
+def _rows(share: Share, count: int, *, is_exact: bool = True) -> dict[str, Any]:
+    return {"organisation_id": str(share.organisation), **_chunk(share.chunk), "rows": count, "is_exact": is_exact}
 
 
 def _tier(standing: Standing, tier: str) -> dict[str, Any]:

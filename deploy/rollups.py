@@ -1,7 +1,7 @@
 """What `sluice rollups …` does and prints. Left out: its options (`deploy.commands`)."""
 
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import Final
 from uuid import UUID
 
 import click
@@ -16,10 +16,13 @@ from workers.rollups import sql
 from workers.rollups.metrics import RollupsMetrics
 from workers.rollups.rebuild import Wanted, rebuild
 from workers.rollups.repairing import Repairer
-from workers.rollups.session import LATEST, NEVER, open_session
+from workers.rollups.session import DAY, LATEST, NEVER, open_session
 from workers.rollups.settings import RollupsSettings
 
 _EPOCH: Final = datetime(2000, 1, 1, tzinfo=UTC)
+_CYCLE_YEARS: Final = 400
+#: As many years have the same days as the 400 before them.
+_CYCLE: Final = 146_097 * DAY
 _MICROSECOND: Final = timedelta(microseconds=1)
 
 
@@ -75,6 +78,14 @@ def _microseconds(time: datetime) -> int:
     return (time - _EPOCH) // _MICROSECOND
 
 
-def told(time: Any) -> str | None:
-    """A time in microseconds since 2000 as RFC 3339, None for none."""
-    return None if time in (NEVER, LATEST) else (_EPOCH + time * _MICROSECOND).isoformat()
+def told(time: int) -> str | None:
+    """A time in microseconds since 2000 as RFC 3339, None for none.
+
+    The database knows years that Python does not: before 1 and behind 9999, they are spelt with a sign (ISO 8601).
+    """
+    if time in (NEVER, LATEST):
+        return None
+    cycles, rest = divmod(time, _CYCLE)
+    moment = _EPOCH + rest * _MICROSECOND
+    year = moment.year + cycles * _CYCLE_YEARS
+    return (f"{year:04d}" if 0 < year < 10_000 else f"{year:+05d}") + moment.isoformat()[4:]

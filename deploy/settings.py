@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from api.access.settings import AccessSettings
@@ -19,7 +20,8 @@ from runtime.logging import LoggingSettings
 from runtime.metrics import MetricsSettings
 from runtime.postgres import PostgresSettings
 from runtime.secrets import SecretSettings
-from runtime.settings import Settings, setting
+from runtime.settings import CONFIG_VARIABLE, Settings, setting
+from runtime.sockets import Address, parse_address, reachable
 from runtime.tls import TlsSettings
 from runtime.urls import check_query, check_server, split_url
 from schemas.topics import PARTITIONS_DEFAULT
@@ -28,6 +30,10 @@ from workers.retention.settings import RetentionSettings
 from workers.rollups.settings import RollupsSettings
 from workers.settings import LandingSettings, LedgerSettings, PresenceSettings, QuarantineSettings
 from workers.verify.settings import VerifySettings
+
+HTTP_VARIABLE: Final = "SLUICE_HTTP_LISTEN"
+#: Of `sluice up`, in its data directory: what leads to its parts.
+SETTINGS_FILE: Final = "sluice.toml"
 
 
 def _check_mqtt_url(url: str) -> None:
@@ -103,7 +109,27 @@ def load(overrides: Mapping[str, object] | None = None) -> Settings:
     return Settings.load(GROUPS, os.environ, overrides)
 
 
-def public_url(settings: Settings, address: str) -> str:
+def settings_of_up(environ: Mapping[str, str]) -> Path | None:
+    """The file that leads to the parts of a `sluice up` in this directory: None without, or where one is named."""
+    file = Path(environ.get("SLUICE_DATA_DIR", DeploySettings.data_dir)) / SETTINGS_FILE
+    return file if CONFIG_VARIABLE not in environ and file.is_file() else None
+
+
+def http_address(settings: Settings) -> Address:
+    """Where the ingest face listens."""
+    return parse_address(HTTP_VARIABLE, settings.get(IngestSettings).http_listen)
+
+
+def public_url(settings: Settings, address: Address) -> str:
     """How devices reach the ingest face, which listens at `address`."""
+    return settings.get(ApiSettings).public_url.rstrip("/") or _url(settings, address)
+
+
+def api_url(settings: Settings, address: Address) -> str:
+    """How people reach the API, which listens at `address`."""
+    return settings.get(ApiSettings).api_url.rstrip("/") or _url(settings, address)
+
+
+def _url(settings: Settings, address: Address) -> str:
     scheme = "https" if settings.get(TlsSettings).tls_certificate_file else "http"
-    return settings.get(ApiSettings).public_url.rstrip("/") or f"{scheme}://{address}"
+    return f"{scheme}://{reachable(address)}"

@@ -23,20 +23,18 @@ from deploy.roles.api import end_streams_first, make_api
 from deploy.roles.ingest import make_ingest
 from deploy.roles.role import serve
 from deploy.roles.worker import work_on
-from deploy.settings import DeploySettings, load, public_url
+from deploy.settings import HTTP_VARIABLE, SETTINGS_FILE, DeploySettings, http_address, load, public_url
 from ingest.settings import IngestSettings
 from runtime.errors import ConfigurationError
 from runtime.log.port import Log
 from runtime.secrets import KeyRing, SecretSettings, TokenHasher, kept_keys
 from runtime.settings import CONFIG_VARIABLE, Settings
-from runtime.sockets import Address, address_of, listen, parse_address, reachable
+from runtime.sockets import Address, address_of, listen
 from runtime.tls import TlsSettings, server_tls
 
 _log = logging.getLogger("sluice.up")
 
-HTTP_VARIABLE: Final = "SLUICE_HTTP_LISTEN"
 KEYS_FILE: Final = "secret-keys"
-SETTINGS_FILE: Final = "sluice.toml"
 #: Made once the first tokens were printed: until then a start makes new ones.
 SHOWN_FILE: Final = "tokens-shown"
 
@@ -45,7 +43,7 @@ Overrides = dict[str, object]
 
 def with_port(settings: Settings, port: int) -> str:
     """The address of SLUICE_HTTP_LISTEN on another port."""
-    return str(Address(parse_address(HTTP_VARIABLE, settings.get(IngestSettings).http_listen).host, port))
+    return str(Address(http_address(settings).host, port))
 
 
 async def run_up(settings: Settings, overrides: Overrides, stop: asyncio.Event) -> None:
@@ -57,7 +55,7 @@ async def run_up(settings: Settings, overrides: Overrides, stop: asyncio.Event) 
         try:
             if postgres is not None:
                 await postgres.start()
-            own = _own_parts(settings, directory, postgres)
+            own = _own_parts(settings, directory, postgres, address_of(listener))
             process = Process("up", load({**own, **overrides}), stop)
             await process.serve(lambda process: _start(process, directory, listener, postgres))
         finally:
@@ -79,7 +77,7 @@ async def _start(
     async def opened() -> Log:
         return log
 
-    api, live = await make_api(process, ring, str(reachable(address_of(listener))), opened, beside_ingest=True)
+    api, live = await make_api(process, ring, address_of(listener), None, opened)
     ingest = await make_ingest(process, log, ring)
     await work_on(process, log)
     handler = beside(ingest.serves, ingest.handle, api.handler)
@@ -99,8 +97,7 @@ async def _show_demo(
         demo = await seed(connection, hasher, renew=renew and not shown.exists())
     finally:
         await connection.close()
-    url = public_url(settings, str(reachable(address_of(listener))))
-    print_demo(settings, demo, url, hint=f"SLUICE_CONFIG={directory / SETTINGS_FILE} ")
+    print_demo(settings, demo, public_url(settings, address_of(listener)), config=directory / SETTINGS_FILE)
     shown.touch()
 
 
@@ -144,13 +141,15 @@ def _own_postgres(settings: Settings, directory: Path) -> EmbeddedPostgres | Non
     return None
 
 
-def _own_parts(settings: Settings, directory: Path, postgres: EmbeddedPostgres | None) -> Overrides:
+def _own_parts(settings: Settings, directory: Path, postgres: EmbeddedPostgres | None, address: Address) -> Overrides:
     """Settings of the parts in the directory; a file with them lets other commands reach this one's."""
     own: Overrides = {"data_dir": str(directory)}
     if not _is_set(settings, directory, "SLUICE_SECRET_KEYS"):
         own["secret_keys"] = kept_keys(directory / KEYS_FILE)
     if not _is_set(settings, directory, "SLUICE_LOG_URL"):
         own["log_url"] = f"sqlite:///{directory / 'log'}"
+    if not _is_set(settings, directory, "SLUICE_API_URL"):
+        own["api_url"] = public_url(settings, address)  # one listener has both faces
     if postgres is not None:
         own |= {"database_url": postgres.url("sluice"), "database_owner_url": postgres.url("sluice_owner")}
     draft = directory / f".{SETTINGS_FILE}"

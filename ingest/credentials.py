@@ -19,6 +19,7 @@ from ingest.registry import Connections, ask
 from ingest.settings import IngestSettings
 from runtime.clock import Clock
 from runtime.errors import SluiceError, UnavailableError
+from schemas.device_ids import device_id_of
 
 _log = logging.getLogger("sluice.credentials")
 
@@ -105,7 +106,8 @@ _GRANTS: Final = """
     WHERE c.token_hash = ANY ($1) AND c.revoked_at IS NULL AND d.status IS DISTINCT FROM 'deleted'
 """
 
-# Where each device stands now, and when that ends; by the name it has at the site, or by its id.
+# Where each device stands now, and when that ends; by the name it has at the site, or by its id. No local id is spelt
+# like an id any more; one from before gives way to the device whose id it is.
 _SITE_DEVICE: Final = """
     SELECT d.device_id, d.status, (SELECT epoch FROM credential_epoch) AS epoch,
            (SELECT extract(epoch FROM min(n.valid_from) - now())::float8 FROM device_sites n
@@ -265,11 +267,8 @@ class Credentials:
         return within and entry.device is not None and not self._outdated(entry)
 
     async def _read_site_device(self, grant: Grant, name: str) -> SiteDevice:
-        try:
-            by_id: UUID | None = UUID(name.removeprefix("dev_"))
-        except ValueError:
-            by_id = None
-        rows = await self._fetch(_SITE_DEVICE, UUID(bytes=grant.site or bytes(16)), name, by_id)
+        site = UUID(bytes=grant.site or bytes(16))
+        rows = await self._fetch(_SITE_DEVICE, site, name, device_id_of(name))
         now = self._clock.monotonic()
         if not rows:
             return SiteDevice(None, False, self._epoch, self._read_now_s(), _NEVER)

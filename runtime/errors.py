@@ -9,6 +9,10 @@ class ConfigurationError(SluiceError):
     """The start is refused: the message names the setting or the command that resolves it."""
 
 
+class MissingSettingError(ConfigurationError):
+    """A setting without a default is not set."""
+
+
 class OverloadedError(SluiceError):
     """A bounded queue is full and nothing was done: slow down, then try again."""
 

@@ -6,8 +6,8 @@ Every session has time-outs, so that neither a lost peer nor a stopped process h
 import asyncio
 import socket
 import ssl
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -15,7 +15,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 import asyncpg
 
-from runtime.errors import ConfigurationError, UnavailableError
+from runtime.errors import ConfigurationError, MissingSettingError, UnavailableError
 from runtime.settings import setting
 from runtime.urls import check_query, check_server, split_url
 
@@ -168,6 +168,20 @@ async def transaction(connection: Any, **options: Any) -> AsyncIterator[None]:
         raise
 
 
+@contextmanager
+def copying(connection: Any) -> Iterator[None]:
+    """Around a COPY on a connection that others may end: raises `InterfaceError` once it has been, as all else does.
+
+    asyncpg looks before every other call whether it is still open.
+    """
+    try:
+        yield
+    except AttributeError:
+        if connection.is_closed():
+            raise asyncpg.InterfaceError("connection is closed") from None
+        raise
+
+
 async def _roll_back(connection: Any, block: Any) -> None:
     try:
         await block.rollback()
@@ -224,7 +238,7 @@ async def check_role(connection: Any, variable: str = VARIABLE) -> None:
 
 def _required(settings: PostgresSettings) -> str:
     if not settings.database_url:
-        raise ConfigurationError('SLUICE_DATABASE_URL is not set: `eval "$(deploy/local/services start)"` sets it')
+        raise MissingSettingError('SLUICE_DATABASE_URL is not set: `eval "$(deploy/local/services start)"` sets it')
     return settings.database_url
 
 

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from runtime.errors import ConfigurationError
+from runtime.errors import ConfigurationError, MissingSettingError
 from runtime.settings import setting
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class KeyRing:
     def parse(cls, text: str) -> "KeyRing":
         """Raises `ConfigurationError` that says what is wrong without showing a key."""
         if not text.strip():
-            raise ConfigurationError(f"{VARIABLE} is not set: `sluice token keys` makes a value for it")
+            raise MissingSettingError(f"{VARIABLE} is not set: `sluice token keys` makes a value for it")
         keys = tuple(_parse_key(part) for part in text.split(","))
         if len({key.id for key in keys}) < len(keys):
             raise ConfigurationError(f"{VARIABLE}: two keys have the same id")

@@ -44,7 +44,7 @@ from schemas.record import PG_EPOCH_US, Record
 from tests.databases import Database, Server
 
 ROLE = "sluice_ingest"
-DEADLINE_S = 20.0
+DEADLINE_S = 120.0
 PARTITIONS = 4
 HTTP_FIELDS = frozenset(one.name for one in fields(HttpSettings))
 SPOOL_FIELDS = frozenset(one.name for one in fields(SpoolSettings))

@@ -31,7 +31,7 @@ from workers.settings import LandingSettings
 NOW = SystemClock().now_us() - PG_EPOCH_US
 SECOND = 1_000_000
 DAY = 86_400 * SECOND
-DEADLINE_S = 30.0
+DEADLINE_S = 120.0
 
 #: Quick enough that a test of a lost lease is not a wait.
 SETTINGS = LandingSettings(

@@ -31,7 +31,7 @@ from tests.landing_rig import Rig, until
 
 RING = new_ring()
 PATH = "/api/v1/readings/stream"
-WAIT_S = 20.0
+WAIT_S = 120.0
 
 
 @dataclass

@@ -33,6 +33,7 @@ from tests.databases import Database
 
 RING: Final = new_ring()
 PASSWORD: Final = "correct horse battery"
+API_URL: Final = "https://api.sluice.example"
 HOME: Final = "203.0.113.7"
 #: Cheap: what a hash costs is not what is tested.
 _hasher: Final = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
@@ -168,7 +169,7 @@ async def people(
     app = create_app(
         pool=pool,
         ring=ring,
-        settings=ApiSettings(public_url=public_url),
+        settings=ApiSettings(public_url=public_url, api_url=API_URL),
         metrics=metrics,
         access=AccessSettings(**access),
         trusted_proxies=("127.0.0.0/8",),

@@ -40,8 +40,9 @@ def session(rig: Rig) -> Any:
 
 
 async def one_pass(rig: Rig, settings: RetentionSettings = SETTINGS) -> list[Chunk]:
+    """The chunks that went."""
     async with session(rig) as opened:
-        return await keeper(rig, settings).follow(opened)
+        return (await keeper(rig, settings).follow(opened)).chunks
 
 
 async def look(rig: Rig, settings: RetentionSettings = SETTINGS) -> Standing:

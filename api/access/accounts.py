@@ -33,8 +33,9 @@ SESSIONS_MAX: Final = 50
 #: Open at once, of one person: each is a mail.
 RESETS_MAX: Final = 3
 
-_BEGIN_LOGIN: Final = "SELECT wait_s, user_id, password_hash FROM begin_login($1, $2, $3, $4, $5, $6)"
-_LOGGED_IN: Final = "SELECT forget_attempts($1, $2)"
+_BEGIN_LOGIN: Final = "SELECT wait_s, in_flight, user_id, password_hash FROM begin_login($1, $2, $3, $4, $5, $6)"
+_END_ATTEMPT: Final = "SELECT end_attempt($1, $2, $3)"
+_FORGET_ATTEMPTS: Final = "SELECT forget_attempts($1, $2)"
 _BY_EMAIL: Final = "SELECT user_of_email($1)"
 _HAS_PASSWORD: Final = "SELECT has_password($1)"  # noqa: S105
 _HOLD_USER: Final = "SELECT user_id, email, name, super_admin FROM users WHERE user_id = $1 FOR NO KEY UPDATE"
@@ -110,7 +111,7 @@ _USE_RESET: Final = """
 UPDATE password_resets SET used_at = now() WHERE token_hash = $1 AND used_at IS NULL AND expires_at > now()
 RETURNING user_id
 """
-_FORGET_RESETS: Final = "DELETE FROM password_resets WHERE user_id = $1 AND token_hash <> $2"
+_FORGET_RESETS: Final = "DELETE FROM password_resets WHERE user_id = $1"
 
 
 class LoggedIn(NamedTuple):
@@ -167,9 +168,26 @@ class Accounts:
     async def prove(self, email: str, password: str, address: bytes) -> "Proven":
         """Who has this password, through all that slows guessing down. Raises the problems of `log_in`."""
         self.count_attempt(address)
-        account, settings = self._hasher.digest(f"login {email.lower()}"), self._settings
+        account = self._account(email)
+        user, known = await self._begin(email, account, address)
+        try:
+            right = await self.passwords.verify(known, password)
+        except Problem:
+            # It was not looked at.
+            await self._end_attempt(account, address, failed=False)
+            raise
+        if not right:
+            await self._end_attempt(account, address, failed=True)
+            raise Problem(LOGIN_FAILED)
         async with self.acting() as connection:
-            attempt = await connection.fetchrow(
+            await connection.execute(_FORGET_ATTEMPTS, account, address)
+        return Proven(user, known)
+
+    async def _begin(self, email: str, account: bytes, address: bytes) -> tuple[UUID, str]:
+        """Counts an attempt: whose it is, and the hash to judge by. Raises the problem of too many."""
+        settings = self._settings
+        async with self.acting() as connection:
+            wait_s, in_flight, user, known = await connection.fetchrow(
                 _BEGIN_LOGIN,
                 email,
                 account,
@@ -178,14 +196,19 @@ class Accounts:
                 timedelta(seconds=settings.auth_lockout_s),
                 settings.auth_login_pressure_addresses,
             )
-        wait_s, user, known = attempt
+        if in_flight:
+            raise limited("other logins to this account from this address are still being checked: try again", wait_s)
         if wait_s:
             raise limited("too many failed logins from this address: other addresses are not locked out", wait_s)
-        if not await self.passwords.verify(known, password):
-            raise Problem(LOGIN_FAILED)
+        return user, known
+
+    async def _end_attempt(self, account: bytes, address: bytes, *, failed: bool) -> None:
         async with self.acting() as connection:
-            await connection.execute(_LOGGED_IN, account, address)
-        return Proven(user, known)
+            await connection.execute(_END_ATTEMPT, account, address, failed)
+
+    def _account(self, email: str) -> bytes:
+        """What attempts are counted under."""
+        return self._hasher.digest(f"login {email.lower()}")
 
     async def open_session(self, connection: Any, user: UUID, organisation: UUID | None, agent: str) -> "_Opened":
         """A session in a transaction that acts for the user alone. Raises the problem of no such organisation."""
@@ -272,7 +295,7 @@ class Accounts:
         async with self.acting(user=user) as connection:
             await self._still(connection, proven)
             await connection.execute(_SET_PASSWORD, user, hashed)
-            await connection.execute(_END_OTHERS, user, session)
+            await end_former(connection, user, but=session)
             await audit.record(connection, "password.changed", user)
 
     async def make_reset(self, email: str) -> str | None:
@@ -291,22 +314,31 @@ class Accounts:
     async def reset_password(self, token: str, new: str, address: bytes) -> None:
         """All sessions end. Raises the problems of a link that is not valid, and of too many."""
         self._guesses.check(address)
-        if not plausible_token(token, RESET_PREFIX) or await self._reset_of(token) is None:
+        if not plausible_token(token, RESET_PREFIX) or await self._user_of_reset(token) is None:
             self._guesses.count(address)
-            raise invalid("token", "is no link's, or the link was used or is too old")
+            raise _no_link()
         hashed = await self.passwords.hash(new)
         async with self.acting() as connection:
             found = await connection.fetchrow(_RESET_PRESENTED, self._hasher.digests(token))
-            await act_for(connection, user=found["user_id"])
-            if await connection.fetchval(_USE_RESET, found["token_hash"]) is None:
-                raise invalid("token", "is no link's, or the link was used or is too old")
-            user = found["user_id"]
+            if found is None:
+                raise _no_link()
+            digest, user = found
+            await act_for(connection, user=user)
+            await connection.fetchrow(_HOLD_USER, user)
+            if await connection.fetchval(_USE_RESET, digest) is None:
+                raise _no_link()
             await connection.execute(_SET_PASSWORD, user, hashed)
-            await connection.execute(_END_OTHERS, user, None)
-            await connection.execute(_FORGET_RESETS, user, found["token_hash"])
+            await end_former(connection, user)
+            email = (await connection.fetchrow(_USER, user))["email"]
             await audit.record(connection, "password.reset", user)
+            await self._forget_attempts(connection, email, address)
 
-    async def _reset_of(self, token: str) -> UUID | None:
+    async def _forget_attempts(self, connection: Any, email: str, address: bytes) -> None:
+        """Who has shown otherwise whose he is may log in. The transaction acts for nobody from then on."""
+        await act_for(connection)
+        await connection.execute(_FORGET_ATTEMPTS, self._account(email), address)
+
+    async def _user_of_reset(self, token: str) -> UUID | None:
         async with self.acting() as connection:
             row = await connection.fetchrow(_RESET_PRESENTED, self._hasher.digests(token))
         return None if row is None else row["user_id"]
@@ -337,6 +369,8 @@ class Accounts:
             await act_for(connection, user=proven.user)
             await self._still(connection, proven)
             opened = await self.open_session(connection, proven.user, organisation, agent)
+            if new is not None:
+                await self._forget_attempts(connection, email, address)
         return await self.told(opened)
 
     def count_attempt(self, address: bytes) -> None:
@@ -396,6 +430,12 @@ async def add_reset(connection: Any, hasher: TokenHasher, user: UUID, lasts: tim
     return token
 
 
+async def end_former(connection: Any, user: UUID, *, but: UUID | None = None) -> None:
+    """What a former password, or a link, let in is let in no more: after a new one, in the user's transaction."""
+    await connection.execute(_END_OTHERS, user, but)
+    await connection.execute(_FORGET_RESETS, user)
+
+
 async def user_of(connection: Any, user: UUID) -> Any:
     return await connection.fetchrow(_USER, user)
 
@@ -413,10 +453,14 @@ async def _add_user(connection: Any, new: NewUser) -> None:
         raise Problem(LOGIN_FAILED, "an account with this e-mail was made meanwhile: give its password") from None
 
 
+def _no_link() -> Problem:
+    return invalid("token", "is no link's, or the link was used or is too old")
+
+
 def _long_enough(password: str) -> str:
     least = PASSWORD_CHARACTERS[0]
     if len(password) < least:
-        raise invalid("password", f"has {least} characters at least")
+        raise invalid("password", f"must have {least} characters at least")
     return password
 
 

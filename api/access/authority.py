@@ -17,7 +17,8 @@ from api.access.background import Background
 from api.access.guesses import Guesses
 from api.access.scopes import OWNER
 from api.access.shares import Shares
-from api.access.tokens import AccessTokens, Claims, is_jwt
+from api.access.signing import Signatures
+from api.access.tokens import AccessTokens, Claims, is_access_token, is_jwt
 from api.http.operations import Audience, Caller, Needs, Role
 from api.http.problems import (
     FORBIDDEN,
@@ -40,6 +41,7 @@ WHERE credential_id = $1 AND (last_used_at IS NULL OR last_used_at < now() - int
 """
 _KNOWN_MAX: Final = 1_024
 _AUTHENTICATE_GATEWAY: Final = "SELECT credential_id, organisation_id, site_id FROM authenticate_gateway($1)"
+_FOR_MACHINES: Final = "it takes the token of the site's server or of one of its edge devices"
 _NOBODY: Final = Caller(None, None, None, None)
 
 
@@ -61,6 +63,7 @@ class Authority:
         hasher: TokenHasher,
         tokens: AccessTokens,
         guesses: Guesses,
+        signatures: Signatures,
         background: Background,
         *,
         connection_wait_s: float,
@@ -69,6 +72,7 @@ class Authority:
         self._hasher = hasher
         self._tokens = tokens
         self._guesses = guesses
+        self._signatures = signatures
         self._background = background
         self._connection_wait_s = connection_wait_s
         self._shares = Shares(pool, connection_wait_s)
@@ -142,7 +146,7 @@ class Authority:
 
     async def _claims(self, token: str, needs: Needs, address: bytes) -> Claims | None:
         """What an access token says; None for a credential of another kind."""
-        if needs.audience is Audience.SITE or not is_jwt(token):
+        if not is_jwt(token) or (needs.audience is Audience.SITE and not is_access_token(token)):
             return None
         try:
             return await self._tokens.read(token)
@@ -158,6 +162,8 @@ class Authority:
         row = await connection.fetchrow(AUTHENTICATE_SESSION, claims.session, claims.user, wanted)
         if row is None:
             raise token_invalid()
+        if needs.audience is Audience.SITE:
+            raise Problem(FORBIDDEN, _FOR_MACHINES)
         person = Caller(None, None, None, claims.user, session=claims.session, super_admin=row["super_admin"])
         if needs.audience is Audience.USER:
             return person
@@ -176,21 +182,30 @@ class Authority:
         """Who holds a token that has to be looked up: an address that guesses too often is not asked about."""
         digest = self._hasher.digest(token)
         if digest not in self._known:
-            self._guesses.check(address)
+            await self._check_guesses(connection, token, address)
         try:
-            if needs.audience is Audience.SITE:
+            if needs.audience is Audience.SITE and not token.startswith(API_KEY_PREFIX):
                 caller = await self._gateway(connection, token)
             else:
                 caller = await self._key(connection, token, needs)
         except Problem as problem:
             if problem.kind is TOKEN_INVALID:
                 self._known.pop(digest, None)
-                self._guesses.count(address)
+                if not await self._signatures.holds(connection, token):
+                    self._guesses.count(address)
             raise
         self._known[digest] = None
         if len(self._known) > _KNOWN_MAX:
             del self._known[next(iter(self._known))]
         return caller
+
+    async def _check_guesses(self, connection: Any, token: str, address: bytes) -> None:
+        """Raises the problem of an address that guesses too often, but for what nobody can have guessed."""
+        try:
+            self._guesses.check(address)
+        except Problem:
+            if not await self._signatures.holds(connection, token):
+                raise
 
     async def _gateway(self, connection: Any, token: str) -> Caller:
         row = await connection.fetchrow(_AUTHENTICATE_GATEWAY, self._hasher.digests(token))
@@ -204,6 +219,8 @@ class Authority:
             raise token_invalid()
         if row["unused"]:
             self._background.start(self._touch(row["organisation_id"], row["credential_id"]))
+        if needs.audience is Audience.SITE:
+            raise Problem(FORBIDDEN, _FOR_MACHINES)
         scopes = frozenset(row["scopes"])
         if needs.audience is Audience.USER:
             raise Problem(FORBIDDEN, "an API key is nobody: log in")
@@ -254,9 +271,9 @@ async def act_for(connection: Any, *, organisation: UUID | None = None, user: UU
 
 
 def _plausible(token: str, needs: Needs) -> bool:
-    if needs.audience is Audience.SITE:
-        return plausible_jwt(token) or plausible_token(token, GATEWAY_PREFIX)
-    return plausible_jwt(token) or plausible_token(token, API_KEY_PREFIX)
+    if plausible_jwt(token) or plausible_token(token, API_KEY_PREFIX):
+        return True
+    return needs.audience is Audience.SITE and plausible_token(token, GATEWAY_PREFIX)
 
 
 def _uuid(text: str) -> UUID | None:

@@ -14,6 +14,7 @@ from api.access.guesses import Guesses
 from api.access.mail import Mailer
 from api.access.passwords import Passwords
 from api.access.settings import AccessSettings
+from api.access.signing import Signatures
 from api.access.tokens import AccessTokens
 from api.settings import ApiSettings
 from runtime.clock import SystemClock
@@ -44,7 +45,9 @@ class Door:
         self.tokens = AccessTokens(
             pool, ring, clock, issuer=settings.public_url or _NAMELESS, lifetime_s=access.auth_access_token_s
         )
-        self.authority = Authority(pool, hasher, self.tokens, guesses, self.background, connection_wait_s=wait_s)
+        self.authority = Authority(
+            pool, hasher, self.tokens, guesses, Signatures(clock), self.background, connection_wait_s=wait_s
+        )
         self.accounts = Accounts(
             pool, hasher, self._passwords, self.tokens, guesses, logins, access, connection_wait_s=wait_s
         )

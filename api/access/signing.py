@@ -14,11 +14,14 @@ import msgspec
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+from runtime.clock import Clock
 from runtime.ids import uuid7
 from runtime.secrets import BadSealError, KeyRing, Seal, base64url
 
 ALGORITHM: Final = "RS256"
 TYPE: Final = "gateway+jwt"
+#: An unknown key id is asked about again after it; a stream of made-up ones costs a query each time at most.
+RELOAD_UNKNOWN_S: Final = 1.0
 _BITS: Final = 2_048
 _EXPONENT: Final = 65_537
 _LOCK: Final = 0x736C_7569_6365_0004
@@ -84,17 +87,51 @@ class Signer:
         return kid, private
 
 
+class Signatures:
+    """Tells what was signed here, by keys that are read when they are first met."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._keys: dict[str, rsa.RSAPublicKey] = {}
+        self._read_at = float("-inf")
+
+    async def holds(self, connection: Any, token: str) -> bool:
+        """Whether a token carries one of ours: says nothing about its being known or revoked."""
+        try:
+            header = jwt.get_unverified_header(token)
+            if header.get("alg") != ALGORITHM or header.get("typ") != TYPE:
+                return False
+            key = await self._key(connection, str(header.get("kid", "")))
+            if key is None:
+                return False
+            jwt.api_jws.decode(token, key, algorithms=[ALGORITHM])
+        except (jwt.PyJWTError, ValueError, TypeError, AttributeError):
+            return False
+        return True
+
+    async def _key(self, connection: Any, kid: str) -> rsa.RSAPublicKey | None:
+        now = self._clock.monotonic()
+        if kid not in self._keys and now - self._read_at > RELOAD_UNKNOWN_S:
+            self._read_at = now
+            self._keys = {row["kid"]: _loaded(row["public_key"]) for row in await connection.fetch(_PUBLIC_KEYS)}
+        return self._keys.get(kid)
+
+
 async def public_keys(connection: Any) -> list[RsaJsonWebKey]:
     """Of all tokens that may live: for the key set."""
     return [_public(row["kid"], row["public_key"]) for row in await connection.fetch(_PUBLIC_KEYS)]
 
 
 def _public(kid: str, raw: bytes) -> RsaJsonWebKey:
+    numbers = _loaded(raw).public_numbers()
+    return RsaJsonWebKey(kid, _text_of(numbers.n), _text_of(numbers.e))
+
+
+def _loaded(raw: bytes) -> rsa.RSAPublicKey:
     key = serialization.load_der_public_key(raw)
     if not isinstance(key, rsa.RSAPublicKey):
-        raise TypeError(f"the key {kid} is not RSA")
-    numbers = key.public_numbers()
-    return RsaJsonWebKey(kid, _text_of(numbers.n), _text_of(numbers.e))
+        raise TypeError("a gateway signing key is not RSA")
+    return key
 
 
 def _text_of(number: int) -> str:

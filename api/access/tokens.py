@@ -49,6 +49,13 @@ def is_jwt(token: str) -> bool:
     return token.startswith("eyJ") and token.count(".") == 2
 
 
+def is_access_token(token: str) -> bool:
+    """Whether it says that it is one: who knows whether that is true."""
+    with suppress(jwt.PyJWTError):
+        return bool(jwt.get_unverified_header(token).get("typ") == TYPE)
+    return False
+
+
 class Claims(NamedTuple):
     """What an access token says."""
 

@@ -41,8 +41,9 @@ function content(title, holder, schemas) {
 }
 
 function table(heads, rows) {
-  return element("table", {}, element("tr", {}, ...heads.map((head) => element("th", {}, head))),
-    ...rows.map((row) => element("tr", {}, ...row.map((cell) => element("td", {}, ...[cell].flat())))));
+  const head = element("tr", {}, ...heads.map((one) => element("th", {}, one)));
+  return element("div", { class: "scroll" }, element("table", {}, head,
+    ...rows.map((row) => element("tr", {}, ...row.map((cell) => element("td", {}, ...[cell].flat()))))));
 }
 
 function details(operation, schemas, server) {

@@ -26,17 +26,17 @@ _BAD: Final = (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion)
 def requested_key(text: str) -> PublicKey:
     """Raises the problem of what is no request, of another kind of key, and of a signature that is not the key's."""
     if len(text) > CHARACTERS_MAX:
-        raise invalid(FIELD, f"has up to {CHARACTERS_MAX} characters")
+        raise invalid(FIELD, f"must have up to {CHARACTERS_MAX} characters")
     try:
         request = x509.load_pem_x509_csr(text.encode("ascii"))
         key = request.public_key()
     except _BAD:
-        raise invalid(FIELD, "is no certificate request (PKCS 10) in PEM") from None
+        raise invalid(FIELD, "must be a certificate request (PKCS 10) in PEM") from None
     found = taken(key)
     if found is None:
-        raise invalid(FIELD, f"has another key than is taken: {KINDS}")
+        raise invalid(FIELD, f"must be of {KINDS}")
     if not _is_signed(request):
-        raise invalid(FIELD, "is not signed with its own key")
+        raise invalid(FIELD, "must be signed with its own key")
     return found
 
 

@@ -5,8 +5,10 @@ computed (`api.readings`).
 """
 
 from bisect import bisect_right
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
+from types import MappingProxyType
 from typing import Annotated, Any, Final, Literal, NamedTuple
 from uuid import UUID
 
@@ -15,19 +17,20 @@ import msgspec
 from api.access.scopes import READINGS_READ
 from api.devices.shapes import DeviceId, OneDevice
 from api.faces import DEVICES
+from api.http.faults import in_words
 from api.http.lists import Cursors, CursorText
 from api.http.operations import Call, Nothing, Reply, Role, needs, operation
 from api.http.parameters import Name, Span
 from api.http.problems import Problem, invalid_parameter
 from api.metrics import ApiMetrics
-from api.problems import DEVICE_NOT_FOUND, QUERY_TOO_LARGE
+from api.problems import DEVICE_NOT_FOUND, METRIC_NOT_FOUND, QUERY_TOO_LARGE
 from api.readings.aggregation import Aggregated, Question
 from api.readings.cells import page_table
 from api.readings.forms.answers import Form, form_of, whole
 from api.readings.forms.table import Block, Column, Kind, Table, each, micros
 from api.readings.questions import Asked, answer_of, blocks_of, columns_of, head_of, span_of
-from api.readings.raw import Place, SpanRead, read_page
-from api.readings.series import Found, Series, find_devices
+from api.readings.raw import Place, SpanRead, kept_of, read_page
+from api.readings.series import Found, Selection, Series, find_devices, narrowed
 from api.settings import ApiSettings
 from runtime.secrets import KeyRing, Seal
 from schemas.catalogue import metric_name
@@ -37,6 +40,7 @@ LIMIT_MAX: Final = 5_000
 CHANNELS_MAX: Final = 32
 _CHANNELS_CHARACTERS_MAX: Final = 4_000
 _NAMES: Final = ("device_id", "type", "label", "unit")
+_NONE_REMOVED: Final[Mapping[str, datetime]] = MappingProxyType({})
 _FORMS: Final = (Form.ROWS, Form.CSV)
 
 Aggregation = Literal["raw", "5m", "1h", "1d"]
@@ -52,6 +56,7 @@ class Taken(Span, kw_only=True):
             max_length=100,
             pattern="^(mean|min|max|count|last|p50|p95)(,(mean|min|max|count|last|p50|p95))*$",
             description="With `agg`: a list with commas of mean, min, max, count, last, p50, p95.",
+            extra=in_words("must be a list with commas of mean, min, max, count, last, p50, p95"),
         ),
     ] = "mean"
     limit: Annotated[int, msgspec.Meta(ge=1, le=LIMIT_MAX, description="How many to give at most.")] = 1_000
@@ -98,7 +103,9 @@ class Measurements(msgspec.Struct):
     next_cursor: str | None
     has_more: bool
     removed_at: datetime | msgspec.UnsetType = msgspec.UNSET
-    """When their device was deleted, if it was."""
+    """When their device was deleted, if it was; of several, the last one, once all of them were."""
+    removed_devices: dict[str, datetime] | msgspec.UnsetType = msgspec.UNSET
+    """Of channels: which of their devices were deleted, and when."""
     source: str | msgspec.UnsetType = msgspec.UNSET
     """With `agg`: whether roll-ups told of it, readings, both, or there is none."""
     tier: str | msgspec.UnsetType | None = msgspec.UNSET
@@ -106,7 +113,13 @@ class Measurements(msgspec.Struct):
     """With `agg`: what was received until then is in it."""
     dirty: bool | msgspec.UnsetType = msgspec.UNSET
     kept_from: datetime | msgspec.UnsetType = msgspec.UNSET
-    """With `agg`, if that is later than `from`: measurements before are no longer kept, but their buckets are."""
+    """If that is later than `from`: measurements before are no longer kept; their buckets may be."""
+    told_from: datetime | msgspec.UnsetType = msgspec.UNSET
+    """With `agg`, if that is later than `from`: before, nothing is kept any more that would tell of such buckets."""
+    told_to: datetime | msgspec.UnsetType = msgspec.UNSET
+    """With `agg`, if that is earlier than `to`: of the piece behind it nothing is kept any more."""
+    coarser: str | msgspec.UnsetType = msgspec.UNSET
+    """With `agg`: which buckets still tell of the time before `told_from`."""
 
 
 class _Bucket(NamedTuple):
@@ -127,7 +140,8 @@ class MeasurementOperations:
         self._metrics = metrics
 
     @operation(
-        DEVICES, "GET", "/v1/devices/{id}/measurements", _READS, missing=DEVICE_NOT_FOUND, problems=[QUERY_TOO_LARGE],
+        DEVICES, "GET", "/v1/devices/{id}/measurements", _READS, missing=DEVICE_NOT_FOUND,
+        problems=[METRIC_NOT_FOUND, QUERY_TOO_LARGE],
         other_types={Form.CSV.media_type: None},
     )  # fmt: skip
     async def device_measurements(self, call: Call[OneDevice, OfDevice, Nothing]) -> Reply[Measurements]:
@@ -141,10 +155,11 @@ class MeasurementOperations:
         if found is None:
             raise Problem(DEVICE_NOT_FOUND)
         metric = None if query.type is None else metric_name(query.type)
-        return await self._answer(call, found.narrowed(metric, query.label), (str(device), metric, query.label))
+        some = await narrowed(call.connection, found, Selection(device, metric=metric, label=query.label))
+        return await self._answer(call, some, (str(device), metric, query.label))
 
     @operation(
-        DEVICES, "GET", "/v1/measurements", _READS, problems=[DEVICE_NOT_FOUND, QUERY_TOO_LARGE],
+        DEVICES, "GET", "/v1/measurements", _READS, problems=[DEVICE_NOT_FOUND, METRIC_NOT_FOUND, QUERY_TOO_LARGE],
         other_types={Form.CSV.media_type: None},
     )  # fmt: skip
     async def channel_measurements(self, call: Call[Nothing, OfChannels, Nothing]) -> Reply[Measurements]:
@@ -158,26 +173,40 @@ class MeasurementOperations:
         for channel in channels:
             if channel.device not in known:
                 raise Problem(DEVICE_NOT_FOUND)
-            series |= known[channel.device].narrowed(channel.metric, channel.label).series
+            wanted = Selection(channel.device, metric=channel.metric, label=channel.label)
+            series |= (await narrowed(call.connection, known[channel.device], wanted)).series
         if len(series) > CHANNELS_MAX:
             raise _too_many()
-        return await self._answer(call, Found(series), tuple(map(str, channels)))
+        removed = {
+            str(DeviceId(device)): one.removed_at for device, one in known.items() if one.removed_at is not None
+        }
+        of_all = max(removed.values()) if len(removed) == len(known) else None
+        return await self._answer(call, Found(series, removed_at=of_all), tuple(map(str, channels)), removed)
 
-    async def _answer(self, call: Call[Any, Any, Nothing], found: Found, of: tuple[Any, ...]) -> Reply[Measurements]:
+    async def _answer(
+        self,
+        call: Call[Any, Any, Nothing],
+        found: Found,
+        of: tuple[Any, ...],
+        removed: Mapping[str, datetime] = _NONE_REMOVED,
+    ) -> Reply[Measurements]:
         query: Taken = call.query
         form = form_of(call.accept, query.format, _FORMS)
         mark = (call.organisation, of, query.start, query.end, query.agg, query.fn)
         answer = self._raw if query.agg == "raw" else self._put_together
         table = await answer(call, found, mark)
-        return await whole(form, replace(table, names=_NAMES))
+        beside = {"removed_devices": removed} if removed else {}
+        return await whole(form, replace(table, names=_NAMES, head={**table.head, **beside}))
 
     async def _raw(self, call: Call[Any, Any, Nothing], found: Found, mark: tuple[Any, ...]) -> Table:
         query: Taken = call.query
         after = self._places.take(mark, query.cursor)
-        page = await read_page(call.connection, found, SpanRead(query.start, query.end, False, query.limit), after)
+        kept = await kept_of(call.connection, found, query.start)
+        read = SpanRead(kept.start, query.end, False, query.limit)
+        page = await read_page(call.connection, kept.found, read, after)
         self._metrics.readings.inc(len(page.rows))
         end = None if page.end is None else self._places.give(mark, page.end)
-        return page_table(page.rows, _spelt(found), _head(found, end), by_series=False)
+        return page_table(page.rows, _spelt(found), _paged(end) | kept.head, by_series=False)
 
     async def _put_together(self, call: Call[Any, Any, Nothing], found: Found, mark: tuple[Any, ...]) -> Table:
         query: Taken = call.query
@@ -193,7 +222,7 @@ class MeasurementOperations:
             last = _Bucket(list(some.series)[-1], micros(question.end))
         cursor = None if last is None else self._buckets.give(mark, last)
         columns = [Column("ts", Kind.TIME), *columns_of(question.functions)[1:]]
-        return Table(columns, each(blocks), _head(found, cursor) | head_of(answer, found, question))
+        return Table(columns, each(blocks), _paged(cursor) | head_of(answer, found, question))
 
 
 class _Channel(NamedTuple):
@@ -205,7 +234,7 @@ class _Channel(NamedTuple):
 
 
 def _too_many() -> Problem:
-    return invalid_parameter("channels", f"are {CHANNELS_MAX} at most")
+    return invalid_parameter("channels", f"must be {CHANNELS_MAX} at most")
 
 
 def _channels(text: str) -> list[_Channel]:
@@ -238,9 +267,8 @@ def _spelt(found: Found) -> Found:
     )
 
 
-def _head(found: Found, cursor: str | None) -> dict[str, Any]:
-    removed = {} if found.removed_at is None else {"removed_at": found.removed_at}
-    return {"next_cursor": cursor, "has_more": cursor is not None} | removed
+def _paged(cursor: str | None) -> dict[str, Any]:
+    return {"next_cursor": cursor, "has_more": cursor is not None}
 
 
 def _from(found: Found, after: _Bucket | None, most: int) -> Found:

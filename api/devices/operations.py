@@ -48,9 +48,11 @@ _ONE: Final = f"{PATH}/{{id}}"
 _READS: Final = needs(Role.VIEWER, DEVICES_READ)
 _CHANGES: Final = needs(Role.MEMBER, DEVICES_WRITE)
 
+#: The document shortens ids; these begin as its own do.
+_SITE, _OTHER_SITE = "site_4f3c7e6a7b8c4d9e8f1a2b3c4d5e6f70", "site_4f8b7e6a7b8c4d9e8f1a2b3c4d5e6f70"
 _LISTED: Final = {
-    "id": "dev_b1d2",
-    "site_id": "site_4f3c",
+    "id": "dev_b1d27e6a7b8c4d9e8f1a2b3c4d5e6f70",
+    "site_id": _SITE,
     "local_id": "fridge01",
     "name": "Walk-in fridge",
     "model": "shelly-h-t-gen3",
@@ -59,9 +61,9 @@ _LISTED: Final = {
     "last_seen_at": "2026-05-17T08:22:00Z",
     "online": True,
 }
-_NEW: Final = {"site_id": "site_4f3c", "local_id": "fridge02", "name": "Reach-in fridge", "model": "diy_esp32"}
+_NEW: Final = {"site_id": _SITE, "local_id": "fridge02", "name": "Reach-in fridge", "model": "diy_esp32"}
 _ISSUED: Final = {
-    "id": "dev_b1d3",
+    "id": "dev_b1d37e6a7b8c4d9e8f1a2b3c4d5e6f70",
     "local_id": "fridge02",
     "ingest_token": "ds_live_4f3c1a2b…",
     "ingest_url": "https://api.opensense.murzin.digital/v1/ingest",
@@ -113,8 +115,9 @@ class DeviceOperations:
         site = None if body.site_id is None else body.site_id.value
         device = await devices.create(call.connection, organisation, site, new)
         token = await Credentials(call.connection, self._hasher).add_device_token(organisation, device)
-        issued = await self._issued(call, device, token)
-        return Reply(issued, headers={"Location": f"{PATH}/{issued.id}"})
+        row = await devices.get(call.connection, device)
+        issued = self._issued(row, token)
+        return Reply(issued, version=str(row["version"]), headers={"Location": f"{PATH}/{issued.id}"})
 
     @operation(DEVICES, "GET", _ONE, _READS, missing=DEVICE_NOT_FOUND)
     async def get_device(self, call: Call[OneDevice, Nothing, Nothing]) -> Reply[WholeDevice]:
@@ -145,7 +148,7 @@ class DeviceOperations:
     @operation(
         DEVICES, "POST", f"{_ONE}/move", _CHANGES, missing=DEVICE_NOT_FOUND,
         problems=[SITE_NOT_FOUND, LOCAL_ID_TAKEN, MOVE_LIMIT, STALE],
-        example=Example({"to_site_id": "site_4f8b", "effective_at": "2026-05-17T08:30:00Z"}),
+        example=Example({"to_site_id": _OTHER_SITE, "effective_at": "2026-05-17T08:30:00Z"}),
     )  # fmt: skip
     async def move_device(self, call: Call[OneDevice, Nothing, Move]) -> Moved:
         """Move a device to another site
@@ -174,7 +177,7 @@ class DeviceOperations:
         device = call.path.id.value
         credentials = Credentials(call.connection, self._hasher)
         token = await devices.rotate_token(call.connection, credentials, call.organisation, device)
-        return await self._issued(call, device, token)
+        return self._issued(await devices.get(call.connection, device), token)
 
     @operation(
         DEVICES, "POST", f"{_ONE}/identify", _CHANGES, status=202, missing=DEVICE_NOT_FOUND,
@@ -195,10 +198,9 @@ class DeviceOperations:
         """List the models that a device can be of"""
         return Models([shown_model(model) for model in MODELS.values()], None, False)
 
-    async def _issued(self, call: Call[Any, Any, Any], device: UUID, token: str) -> Issued:
-        row = await devices.get(call.connection, device)
+    def _issued(self, row: Any, token: str) -> Issued:
         return Issued(
-            id=str(DeviceId(device)),
+            id=str(DeviceId(row["device_id"])),
             local_id=row["local_id"],
             ingest_token=token,
             ingest_url=ingest_url(self._public_url, row["model"], token),

@@ -8,18 +8,13 @@ from msgspec import UNSET, UnsetType
 
 from api.http.lists import CursorText, Limit
 from api.http.parameters import Name as Part
-from api.http.problems import INVALID, Detail, Problem, invalid
-from api.http.spelt import Moment, PrefixedId
+from api.http.problems import invalid
+from api.http.spelt import Moment, Never, PrefixedId
 from api.registry.devices import Filter
 from api.registry.texts import LocalId, Name, Notes
 from schemas import models
 from schemas.models import Model, ingest_url_kind
 
-_IMMUTABLE: Final = {
-    "site_id": "cannot be changed here: POST …/move moves a device",
-    "model": "cannot be changed: delete the device and create it anew",
-}
-_NEVER: Final = msgspec.Meta(extra_json_schema={"not": {}}, description="Immutable.")
 _MODEL_CHARACTERS_MAX: Final = 64
 
 
@@ -33,6 +28,14 @@ class SiteId(PrefixedId, prefix="site_"):
 
 class AccountId(PrefixedId, prefix="acc_"):
     """An organisation, as this face calls it."""
+
+
+class FixedSite(Never, why="cannot be changed here: POST …/move moves a device"):
+    """Where a device stands."""
+
+
+class FixedModel(Never, why="cannot be changed: delete the device and create it anew"):
+    """What a device is."""
 
 
 class OneDevice(msgspec.Struct):
@@ -80,15 +83,11 @@ class Change(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     name: Name | UnsetType = UNSET
     local_id: LocalId | UnsetType = UNSET
     notes: Notes | UnsetType = UNSET
-    site_id: Annotated[Any, _NEVER] = UNSET
-    model: Annotated[Any, _NEVER] = UNSET
+    site_id: FixedSite | UnsetType = UNSET
+    model: FixedModel | UnsetType = UNSET
 
     @property
     def values(self) -> dict[str, str | None]:
-        """Raises the problem that names the fields which nobody can change."""
-        wrong = [Detail(name, why) for name, why in _IMMUTABLE.items() if getattr(self, name) is not UNSET]
-        if wrong:
-            raise Problem(INVALID, "; ".join(f"{one.field} {one.message}" for one in wrong), details=wrong)
         fields = {"name": self.name, "local_id": self.local_id, "notes": self.notes}
         return {name: text.value for name, text in fields.items() if not isinstance(text, UnsetType)}
 

@@ -19,7 +19,6 @@ from api.http.problems import (
     INVALID,
     INVALID_BODY,
     INVALID_PARAMETER,
-    NOT_FOUND,
     REQUEST_TIMEOUT,
     UNSUPPORTED_ENCODING,
     UNSUPPORTED_TYPE,
@@ -43,12 +42,17 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 def read_path(operation: Operation, found: Mapping[str, str]) -> Any:
     """Raises the problem of a thing that is not there: an id that none can have is nobody's."""
-    if not all(_storable(text) for text in found.values()):
-        raise Problem(operation.missing or NOT_FOUND)
+    named = dict(found)
     try:
-        return msgspec.convert(dict(found), operation.path_type, strict=False, dec_hook=spelt.read)
+        if all(_storable(text) for text in named.values()):
+            return msgspec.convert(named, operation.path_type, strict=False, dec_hook=spelt.read)
     except (msgspec.ValidationError, ValueError):
-        raise Problem(operation.missing or NOT_FOUND) from None
+        pass
+    wrong = [detail.field for detail in faults(operation.path_type, named, strict=False)]
+    wrong += [name for name, text in named.items() if not _storable(text)]
+    # The path names what is in a thing after the thing itself.
+    first = next((name for name in named if name in wrong), "")
+    raise Problem(operation.missing_at(first))
 
 
 def read_query(kind: type[T], query: MultiMapping[str]) -> T:
@@ -77,7 +81,7 @@ def _parameter_fault(name: str, query: MultiMapping[str], known: Collection[str]
     if len(query.getall(name)) > 1:
         return "stands twice"
     if len(query[name]) > _PARAMETER_CHARACTERS_MAX:
-        return f"has up to {_PARAMETER_CHARACTERS_MAX} characters"
+        return f"must have up to {_PARAMETER_CHARACTERS_MAX} characters"
     if not _storable(query[name]):
         return "holds what no text may"
     return None
@@ -113,7 +117,7 @@ def read_body(kind: Any, body: bytes) -> Any:
         if not _NUL.search(body):
             return _decoded(kind, body)
         wrong = faults(kind, _whole(msgspec.json.decode(body))) or [Detail("", NUL_FAULT)]
-    except msgspec.ValidationError as error:
+    except (msgspec.ValidationError, Problem) as error:
         wrong = _all_faults(kind, body) or [detail_of(error)]
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Problem(INVALID_BODY, f"the body is not JSON: {error}") from None

@@ -9,7 +9,6 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any, Final
 
-import asyncpg
 import msgspec
 from aiohttp import hdrs, web
 
@@ -18,6 +17,7 @@ from api.access.guesses import address_of
 from api.http import spelt
 from api.http.decoding import read_body, read_path, read_query, take_body
 from api.http.faces import Face, face_of
+from api.http.failures import failure_of
 from api.http.operations import Call, Operation, Reply
 from api.http.packing import Streamed, add_vary, pack, version_of
 from api.http.problems import (
@@ -26,10 +26,7 @@ from api.http.problems import (
     INTERNAL,
     METHOD_NOT_ALLOWED,
     NOT_FOUND,
-    OVERLOADED,
-    QUERY_TIMEOUT,
     Problem,
-    unavailable,
 )
 from api.http.repeats import HEADER, Rendered, Repeats
 from api.metrics import ApiMetrics
@@ -179,7 +176,9 @@ def _broke_off(request: web.Request, error: Exception) -> None:
 
 
 def _headers(reply: Reply[Any]) -> dict[str, str]:
-    return {**reply.headers} | ({} if reply.version is None else {hdrs.ETAG: f'"{reply.version}"'})
+    if reply.version is None:
+        return {**reply.headers}
+    return {**reply.headers, hdrs.ETAG: f'{"W/" if reply.is_weak else ""}"{reply.version}"'}
 
 
 def _response(rendered: Rendered) -> web.Response:
@@ -219,7 +218,7 @@ class _Edge:
             response = await handler(request)
         except Exception as error:
             if isinstance(error, web.HTTPMethodNotAllowed) and request.method == hdrs.METH_OPTIONS:
-                allowed = ", ".join(sorted({*error.allowed_methods, hdrs.METH_OPTIONS}))
+                allowed = _allowed(error)
                 response = web.Response(status=204, headers={hdrs.ALLOW: allowed})
             else:
                 problem = _problem(error, request, request_id)
@@ -236,22 +235,24 @@ def _problem(error: Exception, request: web.Request, request_id: str) -> Problem
     if isinstance(error, Problem):
         return error
     if isinstance(error, web.HTTPMethodNotAllowed):
-        allowed = ", ".join(sorted(error.allowed_methods))
+        allowed = _allowed(error)
         message = f"{request.method} is not possible here: {allowed}"
         return Problem(METHOD_NOT_ALLOWED, message, headers={hdrs.ALLOW: allowed})
     if isinstance(error, web.HTTPNotFound):
         return Problem(NOT_FOUND)
     if isinstance(error, web.HTTPException):
         return Problem(BAD_REQUEST, error.reason)
-    if isinstance(error, asyncpg.QueryCanceledError):
-        return unavailable(QUERY_TIMEOUT, "the query took too long: ask for less")
-    if isinstance(error, asyncpg.DeadlockDetectedError):
-        return unavailable(OVERLOADED, "it met another request: try again")
-    if isinstance(error, UNAVAILABLE):
-        _log.warning("the database is away", extra={"request_id": request_id, "reason": str(error)})
-        return unavailable(DATABASE_UNAVAILABLE, "the database is away: try again")
+    if failure := failure_of(error):
+        if failure.kind is DATABASE_UNAVAILABLE:
+            _log.warning("the database is away", extra={"request_id": request_id, "reason": str(error)})
+        return failure
     _log.error("a request failed", extra={"request_id": request_id, "route": _route(request)}, exc_info=error)
     return Problem(INTERNAL)
+
+
+def _allowed(error: web.HTTPMethodNotAllowed) -> str:
+    """Every path answers OPTIONS."""
+    return ", ".join(sorted({*error.allowed_methods, hdrs.METH_OPTIONS}))
 
 
 def problem_response(face: Face, problem: Problem, request_id: str) -> web.Response:

@@ -23,7 +23,6 @@ from api.http.problems import (
     INVALID_BODY,
     INVALID_PARAMETER,
     NOT_ACCEPTABLE,
-    NOT_FOUND,
     OVERLOADED,
     QUERY_TIMEOUT,
     RATE_LIMITED,
@@ -225,8 +224,7 @@ def _add_unread(responses: Mapping[str, Any], last: Face) -> None:
 def kinds_of(operation: Operation) -> list[Kind]:
     """Everything that can go wrong with an operation."""
     kinds = [*operation.problems, *_ALWAYS]
-    if operation.missing is not None or msgspec.structs.fields(operation.path_type):
-        kinds.append(operation.missing or NOT_FOUND)
+    kinds += [operation.missing_at(field.encode_name) for field in msgspec.structs.fields(operation.path_type)]
     if msgspec.structs.fields(operation.query_type):
         kinds.append(INVALID_PARAMETER)
     if _is_said(operation.body_type):

@@ -16,7 +16,7 @@ from uuid import UUID
 import msgspec
 
 from api.http.faces import Face
-from api.http.problems import Kind
+from api.http.problems import NOT_FOUND, Kind
 
 P = TypeVar("P", bound=msgspec.Struct)
 Q = TypeVar("Q", bound=msgspec.Struct)
@@ -147,6 +147,8 @@ class Reply(Generic[A]):
     status: int | None = None
     version: str | None = None
     """For `ETag`, printable ASCII without quotes, commas and semicolons."""
+    is_weak: bool = False
+    """Whether answers of one version may differ in bytes, though not in what they are good for (`W/`)."""
     headers: Mapping[str, str] = field(default_factory=dict)
     content_type: str | None = None
 
@@ -177,8 +179,8 @@ class Operation:
     handler: Handler
     status: int
     problems: tuple[Kind, ...]
-    missing: Kind | None
-    """What a malformed id in the path means: that there is no such thing."""
+    missing: Kind | Mapping[str, Kind] | None
+    """What a malformed id in the path means: that there is no such thing; of several, by their names in the path."""
     body_bytes_max: int
     writes: bool
     repeatable: bool
@@ -197,6 +199,11 @@ class Operation:
     summary: str
     description: str
 
+    def missing_at(self, name: str) -> Kind:
+        """What is not there where this field of the path is malformed."""
+        kind = self.missing if isinstance(self.missing, Kind | None) else self.missing.get(name)
+        return kind or NOT_FOUND
+
 
 _NO_EXAMPLE: Final = Example()
 
@@ -209,7 +216,7 @@ def operation(
     *,
     status: int = 200,
     problems: Sequence[Kind] = (),
-    missing: Kind | None = None,
+    missing: Kind | Mapping[str, Kind] | None = None,
     body_bytes_max: int = BODY_BYTES_MAX,
     writes: bool | None = None,
     repeatable: bool = False,

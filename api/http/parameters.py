@@ -16,11 +16,19 @@ Count = Annotated[
 ]
 
 
-class Span(msgspec.Struct, kw_only=True):
-    """A span `[from, to)` of time."""
+def check_span(start: datetime, end: datetime) -> None:
+    """Raises the problem of a span `[start, end)` that holds no time."""
+    if start == end:
+        raise invalid_parameter("from", "is the same as `to`: nothing lies between them")
+    if start > end:
+        raise invalid_parameter("from", "lies after `to`")
 
-    from_: Moment | None = msgspec.field(default=None, name="from")
-    to: Moment | None = None
+
+class Spanned:
+    """What has `from_` and `to` among its fields."""
+
+    from_: Moment | None
+    to: Moment | None
 
     @property
     def start(self) -> datetime | None:
@@ -31,8 +39,15 @@ class Span(msgspec.Struct, kw_only=True):
         return None if self.to is None else self.to.value
 
     def __post_init__(self) -> None:
-        if self.from_ is not None and self.to is not None and self.from_.value > self.to.value:
-            raise invalid_parameter("from", "lies after `to`")
+        if self.from_ is not None and self.to is not None:
+            check_span(self.from_.value, self.to.value)
+
+
+class Span(Spanned, msgspec.Struct, kw_only=True):
+    """A span `[from, to)` of time."""
+
+    from_: Moment | None = msgspec.field(default=None, name="from")
+    to: Moment | None = None
 
 
 def limit_within(limit: int | None, default: int, most: int) -> int:
@@ -40,5 +55,5 @@ def limit_within(limit: int | None, default: int, most: int) -> int:
     if limit is None:
         return min(default, most)
     if limit > most:
-        raise invalid_parameter("limit", f"is a number from 1 to {most}")
+        raise invalid_parameter("limit", f"must be a number from 1 to {most}")
     return limit

@@ -103,7 +103,7 @@ def _key(header: str) -> str:
     if len(key) > 1 and key[0] == key[-1] == '"':
         key = key[1:-1]
     if not 0 < len(key) <= KEY_CHARACTERS_MAX or not (key.isascii() and key.isprintable()):
-        raise invalid_parameter(HEADER, f"is 1 to {KEY_CHARACTERS_MAX} printable ASCII characters")
+        raise invalid_parameter(HEADER, f"must be 1 to {KEY_CHARACTERS_MAX} printable ASCII characters")
     return key
 
 

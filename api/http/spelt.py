@@ -55,11 +55,21 @@ class PrefixedId(Spelt):
     @classmethod
     def parse(cls, text: str) -> Self:
         if cls.pattern.fullmatch(text) is None:
-            raise ValueError(f"is `{cls.prefix}` and 32 hexadecimal digits")
+            raise ValueError(f"must be `{cls.prefix}` and 32 hexadecimal digits")
         return cls(UUID(text.removeprefix(cls.prefix)))
 
     def __str__(self) -> str:
         return f"{self.prefix}{UUID(int=self.value.int).hex}"
+
+
+class Never(Spelt):
+    """No value at all: of a field that is known, and that nobody may send here."""
+
+    why: ClassVar[str]
+    schema: ClassVar[Mapping[str, Any]] = {"not": {}, "description": "Immutable."}
+
+    def __init_subclass__(cls, *, why: str) -> None:
+        cls.why = why
 
 
 class Moment(Spelt):
@@ -83,7 +93,7 @@ class Moment(Spelt):
         try:
             return cls(parse_time(text))
         except (ValueError, OverflowError):
-            raise ValueError("is neither RFC 3339 with an offset nor seconds since 1970 as a text") from None
+            raise ValueError("must be RFC 3339 with an offset, or seconds since 1970 as a text") from None
 
     def __str__(self) -> str:
         return self.value.astimezone(UTC).isoformat().replace("+00:00", "Z")
@@ -105,9 +115,11 @@ def parse_time(text: str) -> datetime:
 
 def read(kind: type, raw: Any) -> Any:
     """msgspec's hook for types that it does not know. Raises `ValueError`, as msgspec wants it."""
+    if issubclass(kind, Never):
+        raise ValueError(kind.why)  # noqa: TRY004 - what msgspec tells of
     if issubclass(kind, Spelt):
         if not isinstance(raw, str):
-            raise ValueError(f"is a text{kind.texts}")  # noqa: TRY004 - what msgspec tells of
+            raise ValueError(f"must be a text{kind.texts}")  # noqa: TRY004 - what msgspec tells of
         return kind.parse(raw)
     raise NotImplementedError(kind)
 

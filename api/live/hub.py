@@ -131,13 +131,16 @@ class Live:
         """Raises the problems of a log that cannot be read, of too many listeners, and of too many devices."""
         settings = self._settings
         if self._log is None or self._ending:
+            self._metrics.live_refused.labels("unavailable").inc()
             raise unavailable(LIVE_UNAVAILABLE, "the log cannot be read here at the moment: query readings instead")
         full = len(self._listeners) >= settings.live_listeners_max
         if full or self._watches.watched + len(members.devices) > settings.live_watched_max:
+            self._metrics.live_refused.labels("process").inc()
             raise unavailable(OVERLOADED, "too many are listening: try again")
         own = sum(listener.watch.organisation == organisation for listener in self._listeners)
         if own >= settings.live_listeners_per_organisation_max:
             most = settings.live_listeners_per_organisation_max
+            self._metrics.live_refused.labels("organisation").inc()
             message = f"the organisation has {most} streams here, as many as it may: close one"
             raise Problem(RATE_LIMITED, message, headers={"Retry-After": str(RETRY_AFTER_S[1])})
 
@@ -241,6 +244,7 @@ class Live:
             if self._live is None:
                 self._live = Pass(log, landed, careful=False)
             live = self._live
+            self._metrics.live_lag.set(_distance(live.mark.positions, landed.positions))
             self._welcome(log, live)
             if any(listener.reads is live for listener in self._listeners):
                 busy = await self._advance(connection, live, landed)
@@ -279,6 +283,7 @@ class Live:
     async def _rest(self) -> None:
         """Nobody listens, or everybody begins anew."""
         passes, self._live, self._behind = (self._live, self._behind), None, None
+        self._metrics.live_lag.set(0)
         for listener in self._listeners:
             listener.reads = None
         self._coming = [listener for listener in self._coming if listener in self._listeners]
@@ -319,8 +324,7 @@ class Live:
         positions = live.mark.positions
         if mark.source != live.mark.source or mark.positions.keys() != positions.keys():
             return True
-        behind = sum(max(0, at - mark.positions[partition]) for partition, at in positions.items())
-        return behind > self._settings.live_resume_records_max
+        return _distance(mark.positions, positions) > self._settings.live_resume_records_max
 
     def _join(self, listener: Listener, one: Pass) -> None:
         listener.reads = one
@@ -541,9 +545,9 @@ class Live:
             await act_for(connection, organisation=organisation)
             wanted = [watch.wanted for watch in watches]
             members = await resolve(connection, wanted, self._settings.live_devices_max)
-            let_in = await still_let_in(connection, callers, self._needs)
+            shut_out = callers - await still_let_in(connection, callers, self._needs)
         for watch, now in zip(watches, members, strict=True):
-            self._let_go([one for one in watch.listeners if one.caller not in let_in], "revoked")
+            self._let_go([one for one in watch.listeners if one.caller in shut_out], "revoked")
             if now is None:
                 self._let_go(watch.listeners, "deleted")
             elif len(now.devices) > self._settings.live_devices_max:
@@ -555,6 +559,11 @@ class Live:
 def _is_behind(positions: Mapping[int, int], others: Mapping[int, int]) -> bool:
     """Whether there is a partition in which the first stand before the others."""
     return any(at < others[partition] for partition, at in positions.items())
+
+
+def _distance(positions: Mapping[int, int], others: Mapping[int, int]) -> int:
+    """How many records the first stand before the others."""
+    return sum(max(0, at - positions[partition]) for partition, at in others.items())
 
 
 def _least(listeners: Iterable[Listener]) -> Mark:

@@ -3,24 +3,24 @@
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Annotated, Final
-from uuid import UUID
 
 import msgspec
 import orjson
 
 from api.access.scopes import READINGS_READ
 from api.faces import PLATFORM
-from api.http.operations import Call, Nothing, Reply, Role, needs, operation, unchanged
-from api.http.parameters import Name
+from api.http.faults import in_words
+from api.http.operations import Call, Nothing, Reply, Role, needs, operation
 from api.http.problems import Problem, invalid
 from api.http.spelt import Moment
 from api.metrics import ApiMetrics
-from api.platform.readings import MISSING, SeriesId, Whose, selection_of
+from api.platform.readings import UNKNOWN, Selected, Whose
 from api.problems import QUERY_TOO_LARGE
 from api.readings.batches import Answered, Item, answer_all
-from api.readings.buckets import PATTERN
+from api.readings.buckets import PATTERN, WORDS
 from api.readings.forms.answers import form_of, other_types, whole
 from api.readings.forms.texts import write_columns
+from api.readings.functions import FUNCTIONS
 from api.readings.questions import (
     Asked,
     Fill,
@@ -29,14 +29,15 @@ from api.readings.questions import (
     statistics_question,
     statistics_table,
     table_of,
-    version_of,
+    version_of_question,
     zone_named,
 )
 from api.readings.series import find
+from api.readings.versions import known, versioned
 from api.settings import ApiSettings
 
 _READS: Final = needs(Role.VIEWER, READINGS_READ)
-_PROBLEMS: Final = (*MISSING, QUERY_TOO_LARGE)
+_PROBLEMS: Final = (*UNKNOWN, QUERY_TOO_LARGE)
 
 BucketText = Annotated[
     str,
@@ -45,6 +46,7 @@ BucketText = Annotated[
         pattern=PATTERN,
         description="How long buckets are: a number and m, h, d, w or mo. Without one, what suits the span: 1m up to "
         "2 hours, 5m up to a day, 1h up to a week, else 1d.",
+        extra=in_words(WORDS),
     ),
 ]
 FunctionsText = Annotated[
@@ -54,6 +56,7 @@ FunctionsText = Annotated[
         pattern="^[a-z0-9_]+( *, *[a-z0-9_]+)*$",
         description="A list with commas of count, sum, mean, min, max, first, last, delta, rate, time_weighted_mean, "
         "time_in_state, p50, p95, p99.",
+        extra=in_words(f"must be a list with commas of {', '.join(FUNCTIONS)}"),
     ),
 ]
 ZoneText = Annotated[
@@ -62,6 +65,7 @@ ZoneText = Annotated[
         max_length=64,
         pattern="^[A-Za-z0-9_+/-]+$",
         description="By whose clock hours and days are cut: an IANA name, or `site` for that of the site.",
+        extra=in_words("must be a time zone of the IANA database, such as Europe/Prague, or `site`"),
     ),
 ]
 
@@ -88,6 +92,12 @@ class Told(msgspec.Struct, kw_only=True):
     """Whether some of it waits to be rolled up again; readings themselves have told of it meanwhile."""
     kept_from: datetime | msgspec.UnsetType = msgspec.UNSET
     """If that is later than `from`: readings before are no longer kept, so roll-ups alone tell of them."""
+    told_from: datetime | msgspec.UnsetType = msgspec.UNSET
+    """If that is later than `from`: before, nothing is kept any more that would tell of such buckets."""
+    told_to: datetime | msgspec.UnsetType = msgspec.UNSET
+    """If that is earlier than `to`: of the piece behind it nothing is kept any more."""
+    coarser: str | msgspec.UnsetType = msgspec.UNSET
+    """Which buckets of UTC still tell of the time before `told_from`: 5m, 1h or 1d."""
     removed_at: datetime | msgspec.UnsetType = msgspec.UNSET
     """When the device was deleted, if it was."""
 
@@ -175,19 +185,13 @@ class StatisticsColumns(Told):
     series: list[SeriesStatistics]
 
 
-class BatchQuestion(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+class BatchQuestion(Selected, forbid_unknown_fields=True, kw_only=True):
     """One question of a batch."""
 
     from_: Moment = msgspec.field(name="from")
     to: Moment
     ref: Annotated[str, msgspec.Meta(max_length=100)] | None = None
     """Given back with the answer."""
-    device_id: UUID | None = None
-    site_id: UUID | None = None
-    group_id: UUID | None = None
-    series_id: SeriesId | None = None
-    metric: Name | None = None
-    label: Name | None = None
     bucket: BucketText | None = None
     fn: FunctionsText = "mean"
     fill: Fill = "none"
@@ -219,6 +223,9 @@ class BatchAnswer(msgspec.Struct):
     complete_through: datetime | msgspec.UnsetType | None = msgspec.UNSET
     dirty: bool | msgspec.UnsetType = msgspec.UNSET
     kept_from: datetime | msgspec.UnsetType = msgspec.UNSET
+    told_from: datetime | msgspec.UnsetType = msgspec.UNSET
+    told_to: datetime | msgspec.UnsetType = msgspec.UNSET
+    coarser: str | msgspec.UnsetType = msgspec.UNSET
     removed_at: datetime | msgspec.UnsetType = msgspec.UNSET
 
 
@@ -253,12 +260,12 @@ class AggregateOperations:
         zone = await zone_named(call.connection, query.tz, found, query.site_id)
         asked = Asked(start, end, query.bucket, query.fn, query.fill, zone)
         question = asked.question(len(found.series), self._settings.api_aggregate_cells_max)
-        version = await version_of(call.connection, found, (form.value, *asked), question, query.fill)
+        version = await version_of_question(call.connection, found, (form.value, *asked), question, query.fill)
         if call.known(version):
-            return unchanged(version)
+            return known(version)
         answer = await answer_of(call.connection, found, question, self._settings)
         reply = await whole(form, table_of(answer, found, question, query.fill, datetime.now(UTC)))
-        return replace(reply, version=version)
+        return versioned(reply, version)
 
     @operation(
         PLATFORM, "GET", "/api/v1/readings/stats", _READS, problems=_PROBLEMS,
@@ -272,11 +279,11 @@ class AggregateOperations:
         start, end = span_of(query.start, query.end)
         found = await find(call.connection, query.series, start, end, self._settings.api_page_series_max)
         question = statistics_question(start, end)
-        version = await version_of(call.connection, found, (form.value, start, end), question)
+        version = await version_of_question(call.connection, found, (form.value, start, end), question)
         if call.known(version):
-            return unchanged(version)
+            return known(version)
         answer = await answer_of(call.connection, found, question, self._settings)
-        return replace(await whole(form, statistics_table(answer, found, question)), version=version)
+        return versioned(await whole(form, statistics_table(answer, found, question)), version)
 
     @operation(
         PLATFORM, "POST", "/api/v1/readings/batch", _READS, problems=[QUERY_TOO_LARGE], writes=False,
@@ -290,7 +297,7 @@ class AggregateOperations:
         questions = call.body.queries
         most = self._settings.api_batch_questions_max
         if not 0 < len(questions) <= most:
-            raise invalid("queries", f"are 1 to {most} questions")
+            raise invalid("queries", f"must be 1 to {most} questions")
         items: list[Item | Problem] = [_item(question) for question in questions]
         asked = [item for item in items if isinstance(item, Item)]
         answers = iter(await answer_all(call.connection, asked, self._settings))
@@ -303,10 +310,9 @@ class AggregateOperations:
 def _item(question: BatchQuestion) -> Item | Problem:
     try:
         start, end = span_of(question.from_.value, question.to.value)
-        wanted = selection_of(question)
     except Problem as problem:
         return problem
-    return Item(wanted, Asked(start, end, question.bucket, question.fn, question.fill, question.tz))
+    return Item(question.series, Asked(start, end, question.bucket, question.fn, question.fill, question.tz))
 
 
 async def _result(question: BatchQuestion, result: Answered | Problem, now: datetime) -> bytes:

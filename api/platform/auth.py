@@ -155,13 +155,13 @@ class AuthOperations:
     """`/api/v1/auth`, and the key set."""
 
     def __init__(
-        self, people: Accounts, tokens: AccessTokens, mailer: Mailer, background: Background, public_url: str
+        self, people: Accounts, tokens: AccessTokens, mailer: Mailer, background: Background, api_url: str
     ) -> None:
         self._people = people
         self._tokens = tokens
         self._mailer = mailer
         self._background = background
-        self._public_url = public_url
+        self._api_url = api_url
 
     @operation(
         PLATFORM, "POST", f"{PATH}/login", PUBLIC, problems=[LOGIN_FAILED, NOT_FOUND],
@@ -245,7 +245,7 @@ class AuthOperations:
     async def _send_reset(self, email: str) -> None:
         token = await self._people.make_reset(email)
         if token is not None:
-            link = reset_link(self._public_url, token)
+            link = reset_link(self._api_url, token)
             self._mailer.send(email, "Reset your password", f"Whoever opens this link may set a new one:\n\n{link}\n")
 
     @operation(PLATFORM, "POST", f"{PATH}/password/reset", PUBLIC, status=204, body_bytes_max=_BODY_BYTES)
@@ -282,11 +282,11 @@ class AuthOperations:
         return Tokens(tokens.access, self._tokens.lifetime_s, tokens.refresh, tokens.user, tokens.organisation)
 
 
-def reset_link(public_url: str, token: str) -> str:
+def reset_link(api_url: str, token: str) -> str:
     """In the part of a URL that no server is sent, and none logs."""
-    return f"{public_url}{ACCOUNT_PATH}#reset={token}"
+    return f"{api_url}{ACCOUNT_PATH}#reset={token}"
 
 
-def invitation_link(public_url: str, token: str) -> str:
+def invitation_link(api_url: str, token: str) -> str:
     """Likewise."""
-    return f"{public_url}{ACCOUNT_PATH}#invitation={token}"
+    return f"{api_url}{ACCOUNT_PATH}#invitation={token}"

@@ -54,6 +54,10 @@ class NewRegistration(msgspec.Struct, forbid_unknown_fields=True, rename="camel"
     device_name: Name | None = None
     device_id: UUID | None = None
 
+    def __post_init__(self) -> None:
+        if (self.device_name is None) == (self.device_id is None):
+            raise invalid("deviceName", "must name a new device, unless deviceId says which one: one of the two")
+
 
 class Registered(msgspec.Struct, rename="camel"):
     """A token, which is shown here and never again."""
@@ -126,7 +130,7 @@ class CertificateOperations:
         self._registrations = registrations
         self._lists = lists
         self._acting = acting
-        self._endpoint = f"{settings.public_url.rstrip('/')}{PROVISION}"
+        self._endpoint = f"{settings.api_url.rstrip('/')}{PROVISION}"
         self._broker = broker_address(settings)
 
     # ------------------------------------------------------------ first certificates
@@ -143,8 +147,6 @@ class CertificateOperations:
         tokens end.
         """
         body = call.body
-        if (body.device_name is None) == (body.device_id is None):
-            raise invalid("deviceName", "names a new device, or `deviceId` one that is there: one of the two")
         name = None if body.device_name is None else str(body.device_name)
         made = await self._registrations.register(call.connection, call.organisation, name, body.device_id)
         return Registered(made.token, made.device, made.name, self._endpoint, made.expires_at)

@@ -1,5 +1,6 @@
 """Groups of devices, as operations. Left out: what is asked of the database (`api.registry.groups`)."""
 
+from dataclasses import replace
 from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
@@ -19,6 +20,7 @@ from runtime.secrets import KeyRing, Seal
 PATH: Final = "/api/v1/device-groups"
 _ONE: Final = f"{PATH}/{{id}}"
 _MEMBER: Final = f"{_ONE}/devices/{{deviceId}}"
+_MISSING: Final = {"id": GROUP_NOT_FOUND, "deviceId": DEVICE_NOT_FOUND}
 _READS: Final = needs(Role.VIEWER, DEVICES_READ)
 _CHANGES: Final = needs(Role.MEMBER, DEVICES_WRITE)
 
@@ -93,7 +95,7 @@ class DeviceGroupOperations:
     async def create_device_group(self, call: Call[Nothing, Nothing, Named]) -> Reply[Group]:
         """Create a group of devices"""
         group = await groups.create(call.connection, call.organisation, call.body.name.value)
-        return await _found(call, group)
+        return replace(await _found(call, group), headers={"Location": _ONE.format(id=group)})
 
     @operation(PLATFORM, "GET", _ONE, _READS, missing=GROUP_NOT_FOUND)
     async def device_group(self, call: Call[One, Nothing, Nothing]) -> Reply[Group]:
@@ -121,14 +123,12 @@ class DeviceGroupOperations:
         data = [UUID(int=device.int) for device in page]
         return Members(data, self._cursors.give(mark, data[-1]) if more else None)
 
-    @operation(PLATFORM, "PUT", _MEMBER, _CHANGES, status=204, missing=GROUP_NOT_FOUND, problems=[DEVICE_NOT_FOUND])
+    @operation(PLATFORM, "PUT", _MEMBER, _CHANGES, status=204, missing=_MISSING)
     async def join_device_group(self, call: Call[Member, Nothing, Nothing]) -> None:
         """Put a device into a group; it may be there already"""
         await groups.join(call.connection, call.organisation, call.path.id, call.path.device_id)
 
-    @operation(
-        PLATFORM, "DELETE", _MEMBER, _CHANGES, status=204, missing=GROUP_NOT_FOUND, problems=[DEVICE_NOT_FOUND]
-    )
+    @operation(PLATFORM, "DELETE", _MEMBER, _CHANGES, status=204, missing=_MISSING)
     async def leave_device_group(self, call: Call[Member, Nothing, Nothing]) -> None:
         """Take a device out of a group"""
         await groups.leave(call.connection, call.path.id, call.path.device_id)

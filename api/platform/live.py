@@ -2,21 +2,19 @@
 
 from datetime import UTC, datetime
 from typing import Annotated, Final
-from uuid import UUID
 
 import msgspec
 
 from api.access.scopes import READINGS_READ
 from api.faces import PLATFORM
 from api.http.operations import Call, Nothing, Reply, Role, needs, operation
-from api.http.parameters import Name
 from api.http.problems import OVERLOADED, RATE_LIMITED, invalid_parameter, unavailable
 from api.http.spelt import STORABLE
 from api.live.hub import LIVE_UNAVAILABLE, Live
 from api.live.settings import LiveSettings
 from api.live.watches import resolve
-from api.platform.readings import MISSING, SeriesId, selection_of
-from api.readings.series import Selection, find
+from api.platform.readings import MISSING, Selected
+from api.readings.series import find
 from api.settings import ApiSettings
 
 LISTENS: Final = needs(Role.VIEWER, READINGS_READ)
@@ -34,20 +32,10 @@ EventId = Annotated[
 ]
 
 
-class Listening(msgspec.Struct, kw_only=True):
+class Listening(Selected, kw_only=True):
     """Whose readings, and after which event."""
 
-    device_id: UUID | None = None
-    site_id: UUID | None = None
-    group_id: UUID | None = None
-    series_id: SeriesId | None = None
-    metric: Name | None = None
-    label: Name | None = None
     last_event_id: EventId | None = None
-
-    @property
-    def series(self) -> Selection:
-        return selection_of(self)
 
 
 class LiveOperations:
@@ -75,7 +63,7 @@ class LiveOperations:
         an id: with the last one as `Last-Event-ID`, or as `last_event_id`, the stream goes on right after it.
         """
         wanted, now = call.query.series, datetime.now(UTC)
-        await find(call.connection, wanted, now, None, self._settings.api_page_series_max)
+        await find(call.connection, wanted, now, None, self._settings.api_page_series_max, is_awaited=True)
         if self._live is None:
             raise unavailable(LIVE_UNAVAILABLE, "no log is read here: query readings instead")
         sent = call.query.last_event_id or call.last_event_id

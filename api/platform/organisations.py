@@ -1,5 +1,6 @@
 """Organisations, their members and invitations, as operations. Left out: the rules (`api.registry`)."""
 
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Annotated, Any, Final
 from uuid import UUID
@@ -166,12 +167,12 @@ class Created(Invitation):
 class OrganisationOperations:
     """`/api/v1/organisations`."""
 
-    def __init__(self, ring: KeyRing, settings: AccessSettings, mailer: Mailer, public_url: str) -> None:
+    def __init__(self, ring: KeyRing, settings: AccessSettings, mailer: Mailer, api_url: str) -> None:
         self._cursors: Cursors[UUID] = Cursors(Seal(ring, "people cursor"), UUID)
         self._hasher = TokenHasher(ring)
         self._lasts = timedelta(days=settings.auth_invitation_days)
         self._mailer = mailer
-        self._public_url = public_url
+        self._api_url = api_url
 
     @operation(PLATFORM, "GET", PATH, USER)
     async def organisations(self, call: Call[Nothing, Page, Nothing]) -> MineList:
@@ -186,7 +187,8 @@ class OrganisationOperations:
     async def create_organisation(self, call: Call[Nothing, Nothing, NewOrganisation]) -> Reply[Organisation]:
         """Make an organisation of which one is the owner"""
         user, _ = person(call.caller)
-        return _whole(await organisations.create(call.connection, user, str(call.body.name)))
+        row = await organisations.create(call.connection, user, str(call.body.name))
+        return replace(_whole(row), headers={"Location": f"{PATH}/{row['organisation_id']}"})
 
     @operation(PLATFORM, "GET", "/api/v1/organisation", _READS)
     async def own_organisation(self, call: Call[Nothing, Nothing, Nothing]) -> Reply[Organisation]:
@@ -262,7 +264,7 @@ class OrganisationOperations:
             call.body.role,
             self._lasts,
         )
-        link = invitation_link(self._public_url, invited.token)
+        link = invitation_link(self._api_url, invited.token)
         if not self._mailer.sends:
             return Created(**invited.row, link=link)
         self._mailer.send(email, "You are invited", f"To accept the invitation, open this link:\n\n{link}\n")

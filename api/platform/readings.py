@@ -1,7 +1,7 @@
 """Reading back, as operations. Left out: what is asked of the database (`api.readings`)."""
 
 from datetime import datetime
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, NamedTuple
 from uuid import UUID
 
 import msgspec
@@ -10,29 +10,39 @@ from api.access.scopes import READINGS_READ
 from api.faces import PLATFORM
 from api.http.lists import Cursors, CursorText
 from api.http.operations import Call, Nothing, Reply, Role, needs, operation
-from api.http.parameters import Count, Name, Span, limit_within
+from api.http.parameters import Count, Name, Spanned, limit_within
 from api.http.problems import invalid_parameter
+from api.http.spelt import Moment
 from api.metrics import ApiMetrics
-from api.problems import DEVICE_NOT_FOUND, GROUP_NOT_FOUND, QUERY_TOO_LARGE, SERIES_NOT_FOUND, SITE_NOT_FOUND
+from api.problems import (
+    DEVICE_NOT_FOUND,
+    GROUP_NOT_FOUND,
+    METRIC_NOT_FOUND,
+    QUERY_TOO_LARGE,
+    SERIES_NOT_FOUND,
+    SITE_NOT_FOUND,
+)
 from api.readings.cells import page_table
 from api.readings.forms.answers import Form, FormName, form_of, other_types, streamed, whole
-from api.readings.raw import Place, SpanRead, read_latest, read_page
-from api.readings.series import Found, Selection, find
+from api.readings.raw import Kept, Place, SpanRead, kept_of, read_latest, read_page
+from api.readings.series import Selection, find
 from api.readings.streams import Streams
+from api.readings.versions import known, version_of, versioned
 from api.settings import ApiSettings
 from runtime.secrets import KeyRing, Seal
 from schemas.catalogue import metric_name
 
 _READS: Final = needs(Role.VIEWER, READINGS_READ)
+#: Of whose series one may ask, and what of them.
 MISSING: Final = (DEVICE_NOT_FOUND, SITE_NOT_FOUND, GROUP_NOT_FOUND, SERIES_NOT_FOUND)
-
+UNKNOWN: Final = (*MISSING, METRIC_NOT_FOUND)
 
 SeriesId = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1, description="A series, as answers name it.")]
 
 
-class Whose(Span, kw_only=True):
+class Selected(msgspec.Struct, kw_only=True):
     """Which series: of a device, of what stood at a site, of a group of devices, or one; those with any metric and
-    label unless they are named. And which span of time."""
+    label unless they are named."""
 
     device_id: UUID | None = None
     site_id: UUID | None = None
@@ -40,17 +50,19 @@ class Whose(Span, kw_only=True):
     series_id: SeriesId | None = None
     metric: Name | None = None
     label: Name | None = None
-    format: FormName | None = None
 
     @property
     def series(self) -> Selection:
-        return selection_of(self)
+        metric = None if self.metric is None else metric_name(self.metric)
+        return Selection(self.device_id, self.site_id, self.group_id, self.series_id, metric, self.label)
 
 
-def selection_of(query: Any) -> Selection:
-    """Whose series a query or question means by its fields."""
-    metric = None if query.metric is None else metric_name(query.metric)
-    return Selection(query.device_id, query.site_id, query.group_id, query.series_id, metric, query.label)
+class Whose(Selected, Spanned, kw_only=True):
+    """Which series, and which span `[from, to)` of time."""
+
+    from_: Moment | None = msgspec.field(default=None, name="from")
+    to: Moment | None = None
+    format: FormName | None = None
 
 
 class Page(Whose, kw_only=True):
@@ -78,6 +90,8 @@ class Readings(msgspec.Struct):
 
     data: list[Reading]
     next_cursor: str | None
+    kept_from: datetime | msgspec.UnsetType = msgspec.UNSET
+    """If that is later than `from`: readings before are no longer kept."""
     removed_at: datetime | msgspec.UnsetType = msgspec.UNSET
     """When their device was deleted, if it was."""
 
@@ -101,6 +115,8 @@ class ReadingColumns(msgspec.Struct):
 
     series: list[SeriesColumns]
     next_cursor: str | None
+    kept_from: datetime | msgspec.UnsetType = msgspec.UNSET
+    """If that is later than `from`: readings before are no longer kept."""
     removed_at: datetime | msgspec.UnsetType = msgspec.UNSET
     """When their device was deleted, if it was."""
 
@@ -108,8 +124,15 @@ class ReadingColumns(msgspec.Struct):
 _OTHERS: Final = other_types(ReadingColumns)
 
 
+class _Asked(NamedTuple):
+    """What a request means, and the version of its answer."""
+
+    kept: Kept
+    version: str
+
+
 class ReadingOperations:
-    """`/api/v1/readings`."""
+    """`/api/v1/readings` and `/api/v1/readings/latest`."""
 
     def __init__(self, ring: KeyRing, settings: ApiSettings, metrics: ApiMetrics, streams: Streams) -> None:
         self._cursors: Cursors[Place] = Cursors(Seal(ring, "cursor"), Place)
@@ -117,7 +140,10 @@ class ReadingOperations:
         self._metrics = metrics
         self._streams = streams
 
-    @operation(PLATFORM, "GET", "/api/v1/readings", _READS, problems=(*MISSING, QUERY_TOO_LARGE), other_types=_OTHERS)
+    @operation(
+        PLATFORM, "GET", "/api/v1/readings", _READS, problems=(*UNKNOWN, QUERY_TOO_LARGE), other_types=_OTHERS,
+        versioned=True,
+    )  # fmt: skip
     async def readings(self, call: Call[Nothing, Page, Nothing]) -> Reply[Readings]:
         """Readings of a device or a site, page after page
 
@@ -130,25 +156,31 @@ class ReadingOperations:
         if form is not Form.ROWS and query.limit is None:
             return await self._all(call, form)
         limit = limit_within(query.limit, limits.api_page_readings_default, limits.api_page_readings_max)
-        read = SpanRead(query.start, query.end, query.order == "desc", limit)
         wanted = query.series
         mark = (call.organisation, wanted, query.start, query.end, query.order)
         after = self._cursors.take(mark, query.cursor)
-        found = await find(call.connection, wanted, query.start, query.end, limits.api_page_series_max)
-        page = await read_page(call.connection, found, read, after)
-        return await self._reply(form, page.rows, found, self._cursors.give(mark, page.end) if page.end else None)
+        asked = await self._ask(call, ("page", form.value, query.order, limit, after))
+        if call.known(asked.version):
+            return known(asked.version)
+        read = SpanRead(asked.kept.start, query.end, query.order == "desc", limit)
+        page = await read_page(call.connection, asked.kept.found, read, after)
+        return await self._reply(form, page.rows, asked, self._cursors.give(mark, page.end) if page.end else None)
 
     async def _all(self, call: Call[Nothing, Page, Nothing], form: Form) -> Reply[Readings]:
         query = call.query
         if query.cursor is not None:
             raise invalid_parameter("cursor", "goes with a limit: without one, this form has no pages")
-        found = await find(call.connection, query.series, query.start, query.end, self._settings.api_page_series_max)
-        span = SpanRead(query.start, query.end, query.order == "desc", 0)
-        return streamed(
-            form, await self._streams.table(call.connection, call.organisation, found, span, _head(found, None))
-        )
+        asked = await self._ask(call, ("all", form.value, query.order))
+        if call.known(asked.version):
+            return known(asked.version)
+        span = SpanRead(asked.kept.start, query.end, query.order == "desc", 0)
+        found, head = asked.kept.found, _head(asked, None)
+        table = await self._streams.table(call.connection, call.organisation, found, span, head)
+        return versioned(streamed(form, table), asked.version)
 
-    @operation(PLATFORM, "GET", "/api/v1/readings/latest", _READS, problems=MISSING, other_types=_OTHERS)
+    @operation(
+        PLATFORM, "GET", "/api/v1/readings/latest", _READS, problems=UNKNOWN, other_types=_OTHERS, versioned=True
+    )
     async def latest_readings(self, call: Call[Nothing, Whose, Nothing]) -> Reply[Readings]:
         """The newest reading of each series
 
@@ -156,15 +188,23 @@ class ReadingOperations:
         """
         query = call.query
         form = form_of(call.accept, query.format)
-        found = await find(call.connection, query.series, query.start, query.end, self._settings.api_page_series_max)
-        rows = await read_latest(call.connection, found, query.start, query.end)
-        return await self._reply(form, rows, found, None)
+        asked = await self._ask(call, ("latest", form.value))
+        if call.known(asked.version):
+            return known(asked.version)
+        rows = await read_latest(call.connection, asked.kept.found, asked.kept.start, query.end)
+        return await self._reply(form, rows, asked, None)
 
-    async def _reply(self, form: Form, rows: Any, found: Found, next_cursor: str | None) -> Reply[Readings]:
+    async def _ask(self, call: Call[Nothing, Any, Nothing], how: tuple[Any, ...]) -> _Asked:
+        query, most = call.query, self._settings.api_page_series_max
+        found = await find(call.connection, query.series, query.start, query.end, most)
+        version = await version_of(call.connection, found, (how, query.start, query.end), query.end)
+        return _Asked(await kept_of(call.connection, found, query.start), version)
+
+    async def _reply(self, form: Form, rows: Any, asked: _Asked, next_cursor: str | None) -> Reply[Readings]:
         self._metrics.readings.inc(len(rows))
-        table = page_table(rows, found, _head(found, next_cursor), by_series=form is not Form.ROWS)
-        return await whole(form, table)
+        table = page_table(rows, asked.kept.found, _head(asked, next_cursor), by_series=form is not Form.ROWS)
+        return versioned(await whole(form, table), asked.version)
 
 
-def _head(found: Found, next_cursor: str | None) -> dict[str, Any]:
-    return {"next_cursor": next_cursor} | ({} if found.removed_at is None else {"removed_at": found.removed_at})
+def _head(asked: _Asked, next_cursor: str | None) -> dict[str, Any]:
+    return {"next_cursor": next_cursor, **asked.kept.head}

@@ -18,6 +18,7 @@ _STATE: Final = """
 SELECT nullif(landed_through, '-infinity') AS landed_through,
        (SELECT nullif(dropped_through, '-infinity') FROM retention_horizons WHERE tier = 'raw') AS kept_from
 FROM rollup_state"""
+_TOLD: Final = "SELECT told_from, told_to, coarser FROM readings_told($1, $2, $3)"
 _AGGREGATED: Final = """
 SELECT slot, buckets, counts, sums, mins, maxs, firsts, firsts_ts, lasts, lasts_ts, deltas, deltas_seconds, areas,
        areas_seconds, seconds_true, from_raw, from_rollups, is_dirty
@@ -49,6 +50,11 @@ class Aggregated:
     """What was received until then is in it."""
     kept_from: datetime | None = None
     """Readings before are no longer kept: of those times roll-ups alone tell."""
+    told_from: datetime | None = None
+    """Of what lies before it, or behind `told_to`, nothing is kept that would do for these buckets; else None."""
+    told_to: datetime | None = None
+    coarser: str | None = None
+    """The roll-up that still tells of what lies before `told_from`, if one does."""
 
     @property
     def from_readings(self) -> int:
@@ -78,6 +84,8 @@ async def aggregate(connection: Any, found: Found, question: Question, *, raw: b
     tier = None if raw else tier_of(question.edges)
     state = await connection.fetchrow(_STATE)
     answer = Aggregated(tier=tier, complete_through=state["landed_through"], kept_from=state["kept_from"])
+    if answer.kept_from is not None and answer.kept_from > question.start:
+        await _limit(connection, answer, question)
     slots = slots_of(found, question.start, question.end)
     wanted = [FUNCTIONS[name] for name in question.functions]
     if not slots[0]:
@@ -89,6 +97,15 @@ async def aggregate(connection: Any, found: Found, question: Question, *, raw: b
     if fractions:
         await _percentiles(connection, answer, slots, question, fractions)
     return answer
+
+
+async def _limit(connection: Any, answer: Aggregated, question: Question) -> None:
+    """Say how far the answer reaches where some of what would tell is gone."""
+    row = await connection.fetchrow(_TOLD, question.start, question.end, answer.tier)
+    if row["told_from"] > question.start:
+        answer.told_from, answer.coarser = row["told_from"], row["coarser"]
+    if row["told_from"] < question.end and row["told_to"] < question.end:
+        answer.told_to = row["told_to"]
 
 
 def _take(answer: Aggregated, series_id: int, row: Any) -> None:

@@ -2,17 +2,29 @@
 answered does not stop the others.
 """
 
+import logging
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from time import monotonic
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
-from api.http.problems import Problem
+import asyncpg
+
+from api.http.failures import failure_of
+from api.http.problems import DATABASE_UNAVAILABLE, INTERNAL, QUERY_TIMEOUT, Problem, unavailable
 from api.problems import QUERY_TOO_LARGE
 from api.readings.aggregation import Aggregated, Question
 from api.readings.questions import Asked, answer_of, needs_readings, zone_named
-from api.readings.series import Found, Selection, find, find_devices, find_each
+from api.readings.series import Found, Selection, find, find_devices, find_each, narrowed
 from api.settings import ApiSettings
+
+_log = logging.getLogger("sluice.api")
+
+#: Two questions may be given up and the others still be answered.
+_STATEMENTS_LONG: Final = 3
+_TAKE_BACK: Final = "ROLLBACK TO SAVEPOINT questions"
 
 
 class Item(NamedTuple):
@@ -31,15 +43,17 @@ class Answered(NamedTuple):
 
 
 async def answer_all(connection: Any, items: Sequence[Item], settings: ApiSettings) -> list[Answered | Problem]:
-    """In the order of the items."""
+    """In the order of the items. Raises what the database raises where it is away: then it is for all of them."""
     known = await _looked_up(connection, items)
-    budget = _Budget(settings)
+    budget, trials = _Budget(settings), _Trials(connection, settings)
+    await trials.begin()
     results: dict[int, Answered | Problem] = {}
     together: defaultdict[tuple[Any, ...], list[tuple[int, Found, Question]]] = defaultdict(list)
     for index, item in enumerate(items):
         try:
-            found = await _found(connection, item, known, settings)
-            question = await _question(connection, item, found, budget)
+            async with trials.one():
+                found = await _found(connection, item, known, settings)
+                question = await _question(connection, item, found, budget)
         except Problem as problem:
             results[index] = problem
             continue
@@ -47,7 +61,7 @@ async def answer_all(connection: Any, items: Sequence[Item], settings: ApiSettin
         own = index if found.spans is not None or needs_readings(question) else None
         together[question.start, question.end, tuple(question.edges), own].append((index, found, question))
     for group in together.values():
-        await _answer_group(connection, group, results, settings)
+        await _answer_group(connection, group, results, settings, trials)
     return [results[index] for index in range(len(items))]
 
 
@@ -56,19 +70,52 @@ async def _answer_group(
     group: Sequence[tuple[int, Found, Question]],
     results: dict[int, Answered | Problem],
     settings: ApiSettings,
+    trials: "_Trials",
 ) -> None:
     """All of the series and functions of questions with the same buckets, in one."""
     series = {series_id: one for _, found, _ in group for series_id, one in found.series.items()}
     functions = tuple(dict.fromkeys(name for _, _, question in group for name in question.functions))
     everything = Found(series, group[0][1].spans)
     try:
-        answer = await answer_of(connection, everything, group[0][2]._replace(functions=functions), settings)
+        async with trials.one():
+            answer = await answer_of(connection, everything, group[0][2]._replace(functions=functions), settings)
     except Problem as problem:
         for index, _, _ in group:
             results[index] = problem
         return
     for index, found, question in group:
         results[index] = Answered(found, question, answer.of(found))
+
+
+class _Trials:
+    """Questions of one transaction, which outlives those that the database gives up."""
+
+    def __init__(self, connection: Any, settings: ApiSettings) -> None:
+        self._connection = connection
+        self._until = monotonic() + _STATEMENTS_LONG * settings.api_statement_timeout_ms / 1000
+
+    async def begin(self) -> None:
+        """Nothing is written here: one point to come back to is enough for all."""
+        await self._connection.execute("SAVEPOINT questions")
+
+    @asynccontextmanager
+    async def one(self) -> AsyncIterator[None]:
+        """Raises its problem in place of what the database says of this question alone.
+
+        Once they have taken three times as long as one may, no further one is begun: so long a batch is waited for.
+        """
+        if monotonic() >= self._until:
+            raise unavailable(QUERY_TIMEOUT, "the questions of the batch before it took too long: ask again")
+        try:
+            yield
+        except asyncpg.PostgresError as error:
+            failure = failure_of(error)
+            if failure is not None and failure.kind is DATABASE_UNAVAILABLE:
+                raise
+            await self._connection.execute(_TAKE_BACK)
+            if failure is None:
+                _log.error("a question of a batch failed", exc_info=error)
+            raise failure or Problem(INTERNAL) from None
 
 
 class _Budget:
@@ -122,5 +169,5 @@ async def _found(connection: Any, item: Item, known: _Known, settings: ApiSettin
     elif wanted.device_id is not None and _names_only(wanted, "device_id"):
         found = known.devices.get(wanted.device_id)
     if found is not None:
-        return found.narrowed(wanted.metric, wanted.label)
+        return await narrowed(connection, found, wanted)
     return await find(connection, wanted, item.asked.start, item.asked.end, settings.api_page_series_max)

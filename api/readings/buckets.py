@@ -25,6 +25,7 @@ _LONGEST_S: Final = 366 * 200 * _DAY_S
 TIERS: Final = (("1d", 86_400), ("1h", 3_600), ("5m", 300))
 
 PATTERN: Final = f"^{_TEXT.pattern}$"
+WORDS: Final = "must be a number and m, h, d, w or mo: 1m, 5m, 15m, 1h, 6h, 1d, 1w, 1mo, or any other multiple of one"
 
 
 class Bucket(NamedTuple):
@@ -39,11 +40,11 @@ class Bucket(NamedTuple):
         """`5m`, `1h`, `2d`, `1w`, `1mo`. Raises the problem of anything else."""
         match = _TEXT.fullmatch(text)
         if match is None:
-            raise invalid_parameter("bucket", "is a number and m, h, d, w or mo: 1m, 15m, 1h, 1d, 1w, 1mo")
+            raise invalid_parameter("bucket", WORDS)
         number, unit = int(match[1] or 1), match[2]
         bucket = cls(text, 0, number) if unit == "mo" else cls(text, number * _SECONDS[unit])
         if bucket.least_s > _LONGEST_S:
-            raise invalid_parameter("bucket", "is 200 years at most")
+            raise invalid_parameter("bucket", "must be 200 years at most")
         return bucket
 
     @property

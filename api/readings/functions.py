@@ -111,7 +111,7 @@ def functions_of(text: str) -> tuple[str, ...]:
     names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
     for name in names:
         if name not in FUNCTIONS:
-            raise invalid_parameter("fn", f"is a list of {', '.join(FUNCTIONS)}")
+            raise invalid_parameter("fn", f"must be a list of {', '.join(FUNCTIONS)}")
     return names
 
 

@@ -4,11 +4,12 @@ What an answer would cost is known before it is asked for: how many buckets of h
 themselves have to be gone through, how many those are.
 """
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
-from hashlib import blake2b
 from typing import Any, Final, Literal, NamedTuple
 
+from api.http.parameters import check_span
 from api.http.problems import Problem, invalid_parameter
 from api.problems import QUERY_TOO_LARGE
 from api.readings.aggregation import Aggregated, Question, aggregate
@@ -16,19 +17,17 @@ from api.readings.buckets import Bucket, count_of, edges_of, tier_of, zone_of
 from api.readings.forms.table import Block, Column, Kind, Table, each, micros
 from api.readings.functions import FUNCTIONS, Parts, filled, functions_of
 from api.readings.series import Found, slots_of
+from api.readings.versions import LATEST, version_of
 from api.settings import ApiSettings
 
 Fill = Literal["none", "null", "previous", "linear"]
 
 _ESTIMATED: Final = "SELECT readings, fits_until FROM readings_estimated($1, $2, $3, $4)"
-_VERSION: Final = "SELECT readings_version($1, $2)"
 _LASTING: Final = {"time_weighted_mean", "time_in_state"}
 #: The longest spans for which these are the buckets where none are asked for.
 _BY_SPAN: Final = ((timedelta(hours=2), "1m"), (timedelta(days=1), "5m"), (timedelta(days=7), "1h"))
-_DIGEST_BYTES: Final = 16
 #: Buckets of 200 years reach no end of the calendar from here.
 _EARLIEST: Final = datetime(1900, 1, 1, tzinfo=UTC)
-_LATEST: Final = datetime(9000, 1, 1, tzinfo=UTC)
 _ZONE: Final = """
 SELECT timezone FROM sites WHERE site_id = coalesce($1, (
     SELECT h.site_id FROM device_sites h WHERE h.device_id = $2::uuid AND h.valid_from <= now()
@@ -68,14 +67,17 @@ class Asked(NamedTuple):
 
 def span_of(start: datetime | None, end: datetime | None) -> tuple[datetime, datetime]:
     """Raises the problem of a span that is open or empty."""
-    for name, value in (("from", start), ("to", end)):
-        if value is None:
-            raise invalid_parameter(name, "is missing: a span has a beginning and an end")
-        if not _EARLIEST <= value <= _LATEST:
-            raise invalid_parameter(name, "lies not between the years 1900 and 9000")
-    if start is None or end is None or start >= end:
-        raise invalid_parameter("from", "lies not before `to`")
-    return start, end
+    span = _bounded("from", start), _bounded("to", end)
+    check_span(*span)
+    return span
+
+
+def _bounded(name: str, value: datetime | None) -> datetime:
+    if value is None:
+        raise invalid_parameter(name, "is missing: a span has a beginning and an end")
+    if not _EARLIEST <= value <= LATEST:
+        raise invalid_parameter(name, "lies not between the years 1900 and 9000")
+    return value
 
 
 def _by_span(span: timedelta) -> str:
@@ -89,16 +91,14 @@ def _text(ts: datetime) -> str:
 # ---------------------------------------------------------------- asking
 
 
-async def version_of(
+async def version_of_question(
     connection: Any, found: Found, asked: tuple[Any, ...], question: Question, fill: Fill = "none"
 ) -> str:
-    """Another one whenever the answer to `asked` may be: for `ETag`."""
+    """Another one whenever the values that answer `asked` may be: for `ETag`."""
     # How long a last value stood is known once the next one has come, wherever.
-    end = _LATEST if _LASTING & set(question.functions) else question.end
-    changes = await connection.fetchval(_VERSION, list(found.series), end)
+    end = LATEST if _LASTING & set(question.functions) else question.end
     begun = None if fill == "none" else _begun(question, datetime.now(UTC))
-    content = repr((asked, sorted(found.series.items()), found.spans, found.removed_at, changes, begun))
-    return blake2b(content.encode(), digest_size=_DIGEST_BYTES).hexdigest()
+    return await version_of(connection, found, (*asked, begun), end)
 
 
 def _begun(question: Question, now: datetime) -> int:
@@ -137,9 +137,13 @@ def _kind(function: str) -> Kind:
 
 
 def blocks_of(answer: Aggregated, found: Found, question: Question, fill: Fill, now: datetime) -> Iterator[Block]:
-    """Of each series in the order of `found`: buckets that hold readings, or all that have begun if any is filled."""
+    """Of each series in the order of `found`: buckets that hold readings, or all that have begun if any is filled.
+
+    Of those that nothing tells of any more, none is filled: whether they held readings is not known.
+    """
     starts = [micros(edge) for edge in question.edges[:-1]]
-    begun = range(_begun(question, now))
+    told = _told(answer, question)
+    begun = min(told.stop, _begun(question, now))
     for series_id, series in found.series.items():
         parts = answer.series.get(series_id)
         if parts is None:
@@ -149,12 +153,19 @@ def blocks_of(answer: Aggregated, found: Found, question: Question, fill: Fill, 
         columns = [FUNCTIONS[name].of(parts) for name in question.functions]
         buckets: list[int] | range = parts.buckets
         if fill != "none":
-            buckets = range(max([begun.stop, *(bucket + 1 for bucket in parts.buckets[-1:])]))
+            buckets = range(told.start, max([begun, *(bucket + 1 for bucket in parts.buckets[-1:])]))
             columns = [
                 filled(fill, name, parts.buckets, column, buckets)
                 for name, column in zip(question.functions, columns, strict=True)
             ]
         yield Block(series, [[starts[bucket] for bucket in buckets], *columns])
+
+
+def _told(answer: Aggregated, question: Question) -> range:
+    """The buckets of which something is told."""
+    edges, last = question.edges, len(question.edges) - 1
+    first = 0 if answer.told_from is None else bisect_right(edges, answer.told_from) - 1
+    return range(first, last if answer.told_to is None else bisect_left(edges, answer.told_to))
 
 
 def table_of(answer: Aggregated, found: Found, question: Question, fill: Fill, now: datetime) -> Table:
@@ -172,6 +183,9 @@ def head_of(answer: Aggregated, found: Found, question: Question) -> dict[str, A
     }
     if answer.kept_from is not None and answer.kept_from > question.start:
         head["kept_from"] = answer.kept_from
+    for name in ("told_from", "told_to", "coarser"):
+        if (value := getattr(answer, name)) is not None:
+            head[name] = value
     return head | ({} if found.removed_at is None else {"removed_at": found.removed_at})
 
 

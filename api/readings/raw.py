@@ -26,6 +26,8 @@ _FORWARDS: Final = _PAGE.format(descending="false", unbounded="-infinity", direc
 _BACKWARDS: Final = _PAGE.format(descending="true", unbounded="infinity", direction="DESC")
 _STAYS_FORWARDS: Final = _OF_STAYS.format(descending="false", unbounded="-infinity", direction="ASC")
 _STAYS_BACKWARDS: Final = _OF_STAYS.format(descending="true", unbounded="infinity", direction="DESC")
+_KEPT_FROM: Final = """
+SELECT nullif(dropped_through, '-infinity') FROM retention_horizons WHERE tier = 'raw'"""
 _LATEST: Final = """
 SELECT ts, series_id, kind, quality, value, text_value FROM readings_latest($1, $2, $3) ORDER BY ts DESC, kind DESC"""
 #: The least read of a series at once, so that uneven series need few rounds.
@@ -58,6 +60,29 @@ class Page:
 
     rows: Sequence[Any]
     end: Place | None
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What is kept of series from a time on. What is not may still stand there until its chunk goes."""
+
+    found: Found
+    start: datetime | None
+    kept_from: datetime | None
+    """If that is later than the time that was asked for: readings before are no longer kept."""
+
+    @property
+    def head(self) -> dict[str, Any]:
+        """What is said of it beside readings."""
+        head = {"kept_from": self.kept_from, "removed_at": self.found.removed_at}
+        return {name: value for name, value in head.items() if value is not None}
+
+
+async def kept_of(connection: Any, found: Found, start: datetime | None) -> Kept:
+    kept = await connection.fetchval(_KEPT_FROM)
+    if kept is None or (start is not None and start >= kept):
+        return Kept(found, start, None)
+    return Kept(found.since(kept), kept, None if start is None else kept)
 
 
 async def read_page(connection: Any, found: Found, wanted: SpanRead, after: Place | None) -> Page:

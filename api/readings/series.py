@@ -10,7 +10,8 @@ from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 from api.http.problems import Problem, invalid_parameter
-from api.problems import DEVICE_NOT_FOUND, GROUP_NOT_FOUND, SERIES_NOT_FOUND, SITE_NOT_FOUND
+from api.problems import DEVICE_NOT_FOUND, GROUP_NOT_FOUND, METRIC_NOT_FOUND, SERIES_NOT_FOUND, SITE_NOT_FOUND
+from schemas.catalogue import METRICS
 
 #: What a selection may name, how it is looked for, and what is said if the organisation has none.
 _THINGS: Final = {
@@ -26,6 +27,9 @@ _NARROWED: Final = {
     "metric": "s.metric = ${}",
     "label": "s.label = ${}",
 }
+_SENT: Final = "SELECT EXISTS (SELECT FROM series WHERE metric = $1)"
+_ANY: Final = "SELECT EXISTS (SELECT FROM series s WHERE {narrowed})"
+_STOOD: Final = "s.device_id IN (SELECT h.device_id FROM device_sites h WHERE h.site_id = ${})"
 _EACH: Final = "SELECT series_id, device_id, metric, label, unit FROM series WHERE series_id = ANY ($1::int[])"
 _OF_DEVICES: Final = """
 SELECT d.device_id, d.deleted_at, s.series_id, s.metric, s.label, s.unit
@@ -74,6 +78,7 @@ class Series(NamedTuple):
 #: Until when something stays that has not left: how the driver tells of infinity, with the zone that it leaves out.
 STAYS: Final = datetime.max.replace(tzinfo=UTC)
 ALWAYS: Final = datetime.min.replace(tzinfo=UTC)
+_BEGINNING: Final = datetime.min  # noqa: DTZ901 -- as the driver tells of it
 
 
 @dataclass(frozen=True)
@@ -92,6 +97,13 @@ class Found:
             if metric in (None, one.metric) and label in (None, one.label)
         }
         return replace(self, series=series)
+
+    def since(self, start: datetime | None) -> "Found":
+        """The same without what its spans have before `start`."""
+        if self.spans is None or start is None:
+            return self
+        spans = [(series_id, max(first, start), stop) for series_id, first, stop in self.spans if stop > start]
+        return replace(self, spans=spans)
 
 
 def slots_of(found: Found, start: datetime, end: datetime) -> tuple[list[int], list[datetime], list[datetime]]:
@@ -122,11 +134,19 @@ async def find_devices(connection: Any, devices: Sequence[UUID]) -> dict[UUID, F
     return {device: Found(of_device, removed_at=removed[device]) for device, of_device in series.items()}
 
 
-async def find(connection: Any, wanted: Selection, start: datetime | None, end: datetime | None, most: int) -> Found:
+async def find(
+    connection: Any,
+    wanted: Selection,
+    start: datetime | None,
+    end: datetime | None,
+    most: int,
+    *,
+    is_awaited: bool = False,
+) -> Found:
     """The series; of a site those of the devices that stood there within `[start, end)`, and when they did.
 
-    Raises the problems of what this organisation does not have, of a selection that says too little, and of more
-    than `most` series.
+    Raises the problems of what this organisation does not have, of a selection that says too little, of more than
+    `most` series, and of a metric that is none, unless whoever asks waits for what is still to come (`is_awaited`).
     """
     named = {name: value for name, value in wanted._asdict().items() if value is not None}
     things = {name: await _have(connection, name, named[name]) for name in _THINGS if name in named}
@@ -135,12 +155,10 @@ async def find(connection: Any, wanted: Selection, start: datetime | None, end: 
     arguments: list[Any] = [most + 1]
     if wanted.site_id is not None:
         arguments += [wanted.site_id, start or ALWAYS, end or STAYS]
-    conditions = []
-    for name in _NARROWED.keys() & named:
-        arguments.append(named[name])
-        conditions.append(_NARROWED[name].format(len(arguments)))
     sql = _WHOLE if wanted.site_id is None else _OF_STAYS
-    rows = await connection.fetch(sql.format(narrowed=" AND ".join(conditions) or "true"), *arguments)
+    rows = await connection.fetch(sql.format(narrowed=_narrowed(named, _NARROWED, arguments)), *arguments)
+    if not rows and not is_awaited:
+        await check_metric(connection, wanted)
     if len(rows) > most:
         raise invalid_parameter("metric", f"more than {most} series: name a metric, a device or a shorter time")
     spans = None
@@ -148,6 +166,38 @@ async def find(connection: Any, wanted: Selection, start: datetime | None, end: 
         spans = [(row["series_id"], _aware(row["start"]), _aware(row["stop"])) for row in rows]
     removed_at = things["device_id"]["deleted_at"] if "device_id" in things else None
     return Found({row["series_id"]: _series(row) for row in rows}, spans, removed_at)
+
+
+def _narrowed(named: Mapping[str, Any], conditions: Mapping[str, str], arguments: list[Any]) -> str:
+    """A condition for each that is named, whose value is added to the arguments."""
+    found = []
+    for name in conditions.keys() & named.keys():
+        arguments.append(named[name])
+        found.append(conditions[name].format(len(arguments)))
+    return " AND ".join(found) or "true"
+
+
+async def narrowed(connection: Any, found: Found, wanted: Selection) -> Found:
+    """What of it has the metric and label that are wanted. Raises the problem of a metric that is none."""
+    some = found.narrowed(wanted.metric, wanted.label)
+    if found.series and not some.series:
+        await check_metric(connection, wanted)
+    return some
+
+
+async def check_metric(connection: Any, wanted: Selection) -> None:
+    """Once nothing was found: raises the problem of a metric that is no known one and that nobody has sent.
+
+    What has not sent anything yet may still send any.
+    """
+    if wanted.metric is None or wanted.metric in METRICS or await connection.fetchval(_SENT, wanted.metric):
+        return
+    named = {name: value for name, value in wanted._asdict().items() if name in _THINGS and value is not None}
+    arguments: list[Any] = []
+    narrowed = _narrowed(named, _NARROWED | {"site_id": _STOOD}, arguments)
+    if await connection.fetchval(_ANY.format(narrowed=narrowed), *arguments):
+        message = f"`{wanted.metric}` is no metric that is known here, and nobody in the organisation has sent it"
+        raise Problem(METRIC_NOT_FOUND, message)
 
 
 async def _have(connection: Any, name: str, thing: UUID | int) -> Any:
@@ -159,7 +209,7 @@ async def _have(connection: Any, name: str, thing: UUID | int) -> Any:
 
 
 def _aware(time: datetime) -> datetime:
-    return time if time.tzinfo else time.replace(tzinfo=UTC)
+    return time if time.tzinfo else ALWAYS if time == _BEGINNING else STAYS
 
 
 def _series(row: Any) -> Series:

@@ -169,13 +169,13 @@ async def move(
     time before 1970 or at which what the device measures is still erased, and of too many moves.
     """
     if at is not None and at < EPOCH:
-        raise invalid("effective_at", "is not before 1970-01-01T00:00:00Z")
+        raise invalid("effective_at", "must not be before 1970-01-01T00:00:00Z")
     await sites.hold(connection)
     row = await _lock(connection, device, expected)
     until = await connection.fetchval(_ERASED_UNTIL, device, at)
     if until is not None:
         raise invalid(
-            "effective_at", f"is not before {until.isoformat()}: until then it stands at a site that is erased"
+            "effective_at", f"must not be before {until.isoformat()}: until then it stands at a site that is erased"
         )
     if site is not None:
         await _lock_target(connection, site)

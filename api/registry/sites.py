@@ -205,7 +205,16 @@ async def begin_erasure(connection: Any, site: UUID, versions: Sequence[str] | N
     await audit.record(connection, "site.deleted", site)
 
 
+def check_coordinates(latitude: float | None, longitude: float | None) -> None:
+    """Raises the problem of one without the other, which it names."""
+    if (latitude is None) != (longitude is None):
+        missing = "latitude" if latitude is None else "longitude"
+        raise invalid(missing, "is missing: a place has both coordinates or neither")
+
+
 def _check_location(location: Location) -> None:
-    if (location.latitude is None) != (location.longitude is None):
-        missing = "latitude" if location.latitude is None else "longitude"
-        raise invalid(f"location.{missing}", "is missing: a place has both coordinates or neither")
+    try:
+        check_coordinates(location.latitude, location.longitude)
+    except Problem as problem:
+        (one,) = problem.details
+        raise invalid(f"location.{one.field}", one.message) from None

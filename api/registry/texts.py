@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Final, Self
 
 from api.http.spelt import Spelt
 from runtime.characters import BLANK, DEPENDENT, HIDDEN, HIDDEN_IN_LINES, MISPLACED, first_hidden
+from schemas.device_ids import DEVICE_ID, device_id_of
 
 _ENDING_ALPHABET: Final = "abcdefghijklmnopqrstuvwxyz0123456789"
 #: Two thousand million of them: nobody guesses which are taken.
@@ -70,7 +71,7 @@ class Name(
     pattern=_seen(HIDDEN, BLANK),
     written=True,
     most=200,
-    wanted="has 1 to 200 characters in one line, not all of them blank and none hidden",
+    wanted="must have 1 to 200 characters in one line, not all of them blank and none hidden",
 ):
     """What a person calls something, in any script."""
 
@@ -80,7 +81,7 @@ class Email(
     # Roughly: only a mail that arrives can tell whether there is such a mailbox.
     pattern=rf"{_MAILBOX}@{_MAILBOX}",
     most=254,
-    wanted="is an e-mail address",
+    wanted="must be an e-mail address",
 ):
     """Where a person gets mail."""
 
@@ -91,7 +92,7 @@ class PostalAddress(
     written=True,
     lines=True,
     most=500,
-    wanted="has 1 to 500 characters, not all of them blank and none hidden",
+    wanted="must have 1 to 500 characters, not all of them blank and none hidden",
 ):
     """Where something is, as a person writes it."""
 
@@ -102,7 +103,7 @@ class Reason(
     written=True,
     lines=True,
     most=1_000,
-    wanted="is a text of 1 to 1000 characters that says why, none of them hidden",
+    wanted="must be a text of 1 to 1000 characters that says why, none of them hidden",
 ):
     """Why somebody does something that is not undone."""
 
@@ -114,7 +115,7 @@ class Notes(
     lines=True,
     least=0,
     most=4_000,
-    wanted="has up to 4,000 characters, none of them hidden",
+    wanted="must have up to 4,000 characters, none of them hidden",
 ):
     """What a person wants to remember of something."""
 
@@ -123,17 +124,28 @@ class LocalId(
     Text,
     pattern=r"[A-Za-z0-9][A-Za-z0-9._:-]*",
     most=64,
-    wanted="has 1 to 64 ASCII letters, digits, dots, colons, hyphens and underscores, and begins with a letter or "
-    "digit",
+    wanted="must have 1 to 64 ASCII letters, digits, dots, colons, hyphens and underscores, and begin with a letter "
+    "or digit",
 ):
-    """What a device is called at its site: it stands in URLs, headers and topics."""
+    """What a device is called at its site: it stands in URLs, headers and topics, where its id may stand as well."""
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        if device_id_of(text) is not None:
+            raise ValueError("must not be spelt like the id of a device: a UUID, or `dev_` and its digits")
+        return super().parse(text)
 
 
-class HardwareId(Text, pattern=r"[!-~]+", most=200, wanted="has 1 to 200 printable ASCII characters and no blanks"):
+LocalId.schema = {**LocalId.schema, "not": {"pattern": f"^{DEVICE_ID}$"}}
+
+
+class HardwareId(
+    Text, pattern=r"[!-~]+", most=200, wanted="must have 1 to 200 printable ASCII characters and no blanks"
+):
     """What a machine says it is: the same for as long as it is the same machine."""
 
 
-class Version(Text, pattern=r"[!-~]+", most=64, wanted="has 1 to 64 printable ASCII characters and no blanks"):
+class Version(Text, pattern=r"[!-~]+", most=64, wanted="must have 1 to 64 printable ASCII characters and no blanks"):
     """Of the software that a machine runs."""
 
 
@@ -141,7 +153,7 @@ class EdgeId(
     Text,
     pattern=r"[A-Za-z0-9][A-Za-z0-9._-]*",
     most=64,
-    wanted="has 1 to 64 ASCII letters, digits, dots, hyphens and underscores, and begins with a letter or digit",
+    wanted="must have 1 to 64 ASCII letters, digits, dots, hyphens and underscores, and begin with a letter or digit",
 ):
     """What an edge device is called at its site."""
 
@@ -150,7 +162,7 @@ class HostName(
     Text,
     pattern=rf"{_LABEL}(?:\.{_LABEL})*",
     most=HOST_CHARACTERS_MAX,
-    wanted="is a host name: labels of ASCII letters, digits and hyphens with dots between, up to 253 characters",
+    wanted="must be a host name: labels of ASCII letters, digits and hyphens with dots between, up to 253 characters",
 ):
     """The name of a machine in its network, or its IPv4 address."""
 
@@ -160,8 +172,8 @@ class Slug(
     # Two hyphens after two letters begin an encoded name (xn--…), which browsers show as letters that look alike.
     pattern=r"(?!..--)[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?",
     most=SLUG_CHARACTERS_MAX,
-    wanted="has 1 to 63 lower-case ASCII letters, digits and hyphens, begins and ends with a letter or digit, "
-    "and has no two hyphens in its third and fourth place",
+    wanted="must have 1 to 63 lower-case ASCII letters, digits and hyphens, begin and end with a letter or digit, "
+    "and have no two hyphens in its third and fourth place",
 ):
     """A short name for addresses: one label of a host name."""
 

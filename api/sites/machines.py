@@ -34,6 +34,7 @@ from api.sites.sites import CHANGES, ONE
 from runtime.secrets import TokenHasher
 
 EDGE: Final = f"{ONE}/edge-devices/{{edgeId}}"
+_MISSING: Final = {"siteId": SITE_NOT_FOUND, "edgeId": EDGE_NOT_FOUND}
 
 
 class MachineOperations:
@@ -86,7 +87,7 @@ class MachineOperations:
         """
         await gateways.remove_server(call.connection, self._credentials(call), call.path.site_id)
 
-    @operation(SITES, "DELETE", EDGE, CHANGES, status=204, missing=SITE_NOT_FOUND, problems=[EDGE_NOT_FOUND])
+    @operation(SITES, "DELETE", EDGE, CHANGES, status=204, missing=_MISSING)
     async def remove_edge(self, call: Call[OfEdge, Nothing, Nothing]) -> None:
         """Remove an edge device from a site
 

@@ -9,7 +9,7 @@ import msgspec
 
 from api.http.lists import LIMIT_MAX, CursorText, Limit
 from api.http.spelt import STORABLE
-from api.registry.sites import UTC, Location, NewSite
+from api.registry.sites import UTC, Location, NewSite, check_coordinates
 from api.registry.texts import EdgeId, HardwareId, HostName, Name, PostalAddress, Slug, Version, Zone
 
 Status = Literal["provisioning", "online", "offline"]
@@ -56,7 +56,7 @@ class SitesPage(msgspec.Struct):
 
 
 class SiteLocationGiven(msgspec.Struct, forbid_unknown_fields=True):
-    """Where a site is: both coordinates or neither. What is null is not known."""
+    """A place, as far as it is told."""
 
     latitude: Latitude | msgspec.UnsetType | None = msgspec.UNSET
     longitude: Longitude | msgspec.UnsetType | None = msgspec.UNSET
@@ -71,13 +71,29 @@ class SiteLocationGiven(msgspec.Struct, forbid_unknown_fields=True):
         }
 
 
+class NewSiteLocation(SiteLocationGiven, forbid_unknown_fields=True):
+    """Where a site is: both coordinates or neither. What is null is not known."""
+
+    def __post_init__(self) -> None:
+        latitude, longitude = ((None if one is msgspec.UNSET else one) for one in (self.latitude, self.longitude))
+        check_coordinates(latitude, longitude)
+
+
+class SiteLocationChange(SiteLocationGiven, forbid_unknown_fields=True):
+    """What changes of where a site is: what is left out stays, what is null is not known."""
+
+    def __post_init__(self) -> None:
+        if self.latitude is not msgspec.UNSET and self.longitude is not msgspec.UNSET:
+            check_coordinates(self.latitude, self.longitude)
+
+
 class SiteToCreate(msgspec.Struct, forbid_unknown_fields=True):
     """A new site. Without a slug it gets one made from its name; without a time zone, UTC."""
 
     name: Name
     slug: Slug | None = None
     timezone: Zone | msgspec.UnsetType = msgspec.UNSET
-    location: Annotated[SiteLocationGiven | None, msgspec.Meta(extra_json_schema=_BOTH)] = None
+    location: Annotated[NewSiteLocation | None, msgspec.Meta(extra_json_schema=_BOTH)] = None
 
     @property
     def new(self) -> NewSite:
@@ -95,7 +111,7 @@ class SiteToUpdate(msgspec.Struct, forbid_unknown_fields=True):
     name: Name | msgspec.UnsetType = msgspec.UNSET
     timezone: Zone | msgspec.UnsetType = msgspec.UNSET
     location: Annotated[
-        SiteLocationGiven | msgspec.UnsetType | None, msgspec.Meta(extra_json_schema=_BOTH_OR_LEFT)
+        SiteLocationChange | msgspec.UnsetType | None, msgspec.Meta(extra_json_schema=_BOTH_OR_LEFT)
     ] = msgspec.UNSET
 
     @property

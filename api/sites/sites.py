@@ -61,7 +61,8 @@ class SiteOperations:
         """
         site = await sites.create(call.connection, call.organisation, call.body.new)
         row = await sites.get(call.connection, site, self._silence_s)
-        return Reply(CreatedSite.of(row, self._domain), version=str(row["version"]))
+        where = {"Location": ONE.format(orgId=call.organisation, siteId=site)}
+        return Reply(CreatedSite.of(row, self._domain), version=str(row["version"]), headers=where)
 
     @operation(SITES, "GET", PATH, READS, example=Example(answer=examples.LISTED_SITES))
     async def list_sites(self, call: Call[OfOrganisation, SitesPage, Nothing]) -> ListedSites:

@@ -1,5 +1,6 @@
 """What the commands share: options, settings with the options over them, exit statuses."""
 
+import os
 import sys
 from collections.abc import Callable
 from datetime import datetime
@@ -9,9 +10,10 @@ import click
 
 from api.access.scopes import SCOPES
 from deploy.printing import say
-from deploy.settings import load
+from deploy.settings import load, settings_of_up
+from runtime.errors import MissingSettingError
 from runtime.logging import LoggingSettings, set_up_logging
-from runtime.settings import Settings
+from runtime.settings import CONFIG_VARIABLE, Settings
 
 EXIT_UNAVAILABLE: Final = 1
 F = TypeVar("F", bound=Callable[..., Any])
@@ -21,6 +23,14 @@ def refuse(error: Exception, status: int) -> NoReturn:
     """End with the error in one line on standard error, with `--json` too: nothing on standard output is its sign."""
     say(f"sluice: {' '.join(str(error).split())}", err=True)
     sys.exit(status)
+
+
+def with_remedy(error: MissingSettingError) -> MissingSettingError:
+    """Names the file of a `sluice up` in this directory as well: it leads to what that one runs on."""
+    file = settings_of_up(os.environ)
+    if file is None:
+        return error
+    return MissingSettingError(f"{error}; or, to reach what `sluice up` runs here: {CONFIG_VARIABLE}={file}")
 
 
 def load_settings(**overrides: object) -> Settings:

@@ -143,7 +143,7 @@ LOG: Final = Dashboard(
 
 STORE: Final = Dashboard(
     "store",
-    "Sluice: store, books and quarantine",
+    "Sluice: store, roll-ups, retention, books and quarantine",
     [
         stat(
             "Unaccounted readings", Prom("max(sluice_ledger_unaccounted_readings)"), what="Anything but 0 is a fault."
@@ -169,6 +169,41 @@ STORE: Final = Dashboard(
             unit="cps",
         ),
         chart("Quarantine", Prom("max(sluice_quarantine_held_rows)", "held")),
+        stat("Roll-ups behind the present", Prom("max(sluice_rollups_lag_seconds)"), "s"),
+        stat("Ranges to repair", Prom("max(sluice_rollups_marks)")),
+        stat(
+            "First of them waits for",
+            Prom("max(sluice_rollups_oldest_mark_seconds)"),
+            "s",
+            what="60 s is the promise.",
+        ),
+        stat("Chunks beyond retention", Prom("sum(max by (why) (sluice_retention_waiting_chunks))")),
+        stat("Chunks with rows to delete", Prom("max(sluice_retention_waiting_shares)")),
+        stat("Last pass of retention", Prom("time() - max(sluice_retention_passed_timestamp_seconds)"), "s"),
+        chart("How far roll-ups are behind", Prom("max(sluice_rollups_lag_seconds)", "behind the present"), unit="s"),
+        chart("Repairs: ranges marked", Prom("max(sluice_rollups_marks)", "waiting")),
+        chart("Repairs: age", Prom("max(sluice_rollups_oldest_mark_seconds)", "of the first"), unit="s"),
+        chart("Roll-ups written", Prom(rate("sluice_rollups_rows_total", "tier"), "{{tier}}"), unit="cps"),
+        chart(
+            "Time of roll-ups' passes",
+            Prom(rate("sluice_rollups_pass_seconds_sum", "kind"), "{{kind}}"),
+            unit="percentunit",
+            what="Seconds in a second, of all workers.",
+        ),
+        chart(
+            "Roll-ups that waited for a transaction too long",
+            Prom(rate("sluice_rollups_unsettled_total"), "passes"),
+            unit="cps",
+        ),
+        chart("The oldest chunk", Prom("max by (tier) (sluice_retention_oldest_seconds)", "{{tier}}"), unit="s"),
+        chart("Beyond retention, by why", Prom("max by (why) (sluice_retention_waiting_chunks)", "{{why}}")),
+        chart(
+            "Chunks with rows to delete, over time",
+            Prom("max(sluice_retention_waiting_shares)", "waiting"),
+            what="Of organisations that keep less than others.",
+        ),
+        chart("Rows deleted one by one", Prom(rate("sluice_retention_rows_total", "kind"), "{{kind}}"), unit="cps"),
+        chart("Dropped with chunks", Prom(rate("sluice_retention_bytes_total", "tier"), "{{tier}}"), unit="Bps"),
     ],
 )
 
@@ -179,6 +214,9 @@ API: Final = Dashboard(
         stat("Server errors", Prom("sluice:api_errors:ratio_rate5m"), "percentunit"),
         stat("Requests in work", Prom("sum(sluice_api_requests_in_flight)")),
         stat("Handed out since the start", Prom("sum(sluice_api_readings_total)")),
+        stat("Streams", Prom("sum(sluice_api_live_listeners)")),
+        stat("Records that streams are behind", Prom("max(sluice_api_live_lag_records)")),
+        stat("Waiting to be read", Prom("sum(sluice_api_live_queued_bytes)"), "bytes"),
         chart("Requests by status", Prom(rate("sluice_api_requests_total", "status"), "{{status}}"), unit="reqps"),
         chart("Requests by route", Prom(rate("sluice_api_requests_total", "route"), "{{route}}"), unit="reqps"),
         chart("Time of an answer", *quantiles("sluice_api_request_seconds"), unit="s"),
@@ -189,6 +227,25 @@ API: Final = Dashboard(
             Prom(rate("sluice_http_refused_connections_total", "reason", 'listener=~"api|up"'), "{{reason}}"),
             unit="cps",
         ),
+        chart("Streams sent", Prom(rate("sluice_api_live_events_total"), "events with readings"), unit="cps"),
+        chart(
+            "From arrival at ingest to a stream's event",
+            *quantiles("sluice_api_live_delay_seconds"),
+            unit="s",
+            what="Of the last record of each turn.",
+        ),
+        chart(
+            "Streams ended",
+            Prom(rate("sluice_api_live_ended_total", "reason"), "{{reason}}"),
+            unit="cps",
+            what="`slow` was cut off and comes back by its id; `gone` left.",
+        ),
+        chart("Streams refused", Prom(rate("sluice_api_live_refused_total", "reason"), "{{reason}}"), unit="cps"),
+        chart(
+            "Records that have landed and were not told yet",
+            Prom("sum by (instance) (sluice_api_live_lag_records)", "{{instance}}"),
+        ),
+        chart("Streams open", Prom("sum by (instance) (sluice_api_live_listeners)", "{{instance}}")),
     ],
 )
 

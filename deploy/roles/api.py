@@ -16,12 +16,13 @@ from api.serving import ApiFace
 from api.settings import ApiSettings
 from deploy.process import Process
 from deploy.roles.role import Role, serve
-from deploy.settings import public_url
+from deploy.settings import api_url, http_address, public_url
 from ingest.http.description import described
 from ingest.settings import IngestSettings
 from runtime.http.cors import CorsSettings, Origins
 from runtime.log.port import Log
 from runtime.secrets import KeyRing, SecretSettings
+from runtime.sockets import Address, address_of
 
 #: For the log at the start, before requests are taken: whoever comes back for a stream finds it.
 _LOG_WAIT_S: Final = 5.0
@@ -29,14 +30,18 @@ OpenLog = Callable[[], Awaitable[Log]]
 
 
 async def make_api(
-    process: Process, ring: KeyRing, ingest_address: str, open_log: OpenLog, *, beside_ingest: bool
+    process: Process, ring: KeyRing, address: Address, ingest_address: Address | None, open_log: OpenLog
 ) -> tuple[ApiFace, Live]:
     """The API on sessions of its own, started, and its streams; they end with the process.
 
-    Its document describes the ingest face too, which is served beside it or at an address of its own.
+    Its document describes the ingest face too, which is served beside it or, if that is not None, at an address of
+    its own.
     """
-    settings = process.settings.get(ApiSettings)
-    settings = replace(settings, public_url=public_url(process.settings, ingest_address))
+    settings = replace(
+        process.settings.get(ApiSettings),
+        public_url=public_url(process.settings, ingest_address or address),
+        api_url=api_url(process.settings, address),
+    )
     pool = await process.pool("sluice_app", statement_timeout=str(settings.api_statement_timeout_ms))
     process.watch_database(pool)
     metrics, limits = ApiMetrics(), process.settings.get(LiveSettings)
@@ -51,7 +56,7 @@ async def make_api(
         access=process.settings.get(AccessSettings),
         certificates=process.settings.get(CertificateSettings),
         trusted_proxies=process.settings.get(IngestSettings).trusted_proxies,
-        described=[described(None if beside_ingest else settings.public_url)],
+        described=[described(None if ingest_address is None else settings.public_url)],
         origins=Origins(process.settings.get(CorsSettings).api_cors_origins),
         live=live,
         limits=limits,
@@ -95,8 +100,8 @@ async def _work_api(process: Process, listeners: list[socket.socket]) -> None:
     ring = KeyRing.parse(process.settings.get(SecretSettings).secret_keys)
     log = _OwnLog(process)
     process.teardown.add("log", log.close)
-    ingest_address = process.settings.get(IngestSettings).http_listen
-    face, live = await make_api(process, ring, ingest_address, log.open, beside_ingest=False)
+    address, ingest_address = address_of(listeners[0]), http_address(process.settings)
+    face, live = await make_api(process, ring, address, ingest_address, log.open)
     await serve(process, listeners[0], face.handler, face.refuse, face.request_factory)
     end_streams_first(process, live)
 

@@ -6,7 +6,6 @@ Left out: how credentials are looked up and kept (`ingest.credentials`).
 import asyncio
 from hashlib import blake2b
 from typing import Final
-from uuid import UUID
 
 import msgspec
 from aiohttp import hdrs, web
@@ -27,6 +26,7 @@ from runtime.secrets import (
     plausible_jwt,
     plausible_token,
 )
+from schemas.device_ids import device_id_of
 from schemas.errors import ReadingCode, RequestCode
 
 SENDERS: Final = ("device", "gateway")
@@ -204,12 +204,8 @@ def bearer(request: web.BaseRequest) -> str | None:
 
 
 def _is_id(name: object, device: bytes) -> bool:
-    if type(name) is not str:
-        return False
-    try:
-        return UUID(name.removeprefix("dev_")).bytes == device
-    except ValueError:
-        return False
+    found = device_id_of(name) if type(name) is str else None
+    return found is not None and found.bytes == device
 
 
 def _check_names(submissions: list[Submission]) -> None:

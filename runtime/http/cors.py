@@ -18,9 +18,9 @@ _TAKES: Final = (
     "X-Device-Id, X-Request-Id"
 )
 _SHOWS: Final = (
-    "ETag, X-Request-Id, Retry-After, Idempotency-Replayed, Preference-Applied, RateLimit, RateLimit-Policy, "
-    "Sluice-Next-Cursor, Sluice-Source, Sluice-Tier, Sluice-Complete-Through, Sluice-Dirty, Sluice-Kept-From, "
-    "Sluice-Removed-At"
+    "ETag, Location, X-Request-Id, Retry-After, Idempotency-Replayed, Preference-Applied, RateLimit, "
+    "RateLimit-Policy, Sluice-Next-Cursor, Sluice-Source, Sluice-Tier, Sluice-Complete-Through, Sluice-Dirty, "
+    "Sluice-Kept-From, Sluice-Removed-At"
 )
 _PREFLIGHT_S: Final = 600
 

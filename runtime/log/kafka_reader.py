@@ -94,15 +94,17 @@ class KafkaReader:
         return slices
 
     async def close(self) -> None:
-        self._forget(self)
         await self._stop()
+        self._forget(self)
 
     async def _stop(self) -> None:
-        if self._fetching is not None:
-            self._fetching.cancel()
-            await asyncio.gather(self._fetching, return_exceptions=True)
-            self._fetching = None
-        await self._cluster.close()  # a fetch that still waits would hold up the next one on its connection
+        fetching, self._fetching = self._fetching, None
+        try:
+            if fetching is not None:
+                fetching.cancel()
+                await asyncio.gather(fetching, return_exceptions=True)
+        finally:  # whoever is cancelled here leaves no connection open
+            await self._cluster.close()  # a fetch that still waits would hold up the next one on its connection
 
     def _take(self, bytes_max: int) -> list[Slice]:
         """From the store, partition after partition; one that was read goes to the end of the queue."""

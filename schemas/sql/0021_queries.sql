@@ -1,9 +1,46 @@
 -- What readings come to, bucket by bucket: from roll-ups where those may be believed, from readings where these are kept.
 
 -- A series in a span: from head to tail roll-ups tell but for what is dirty; what is raw, readings. What is gone should
--- be told by readings that are no longer kept.
+-- be told by readings that are no longer kept: buckets of 5 minutes tell of it, of gone_hours those of an hour.
 CREATE TYPE readings_wanted AS (slot int, series_id int, first timestamptz, stop timestamptz, head timestamptz,
-    tail timestamptz, dirty tstzmultirange, raw tstzmultirange, gone tstzmultirange);
+    tail timestamptz, dirty tstzmultirange, raw tstzmultirange, gone tstzmultirange, gone_hours tstzmultirange);
+
+-- From when on the caller's organisation keeps each: midnights of UTC, each tier's no later than the finer ones'.
+CREATE TYPE readings_kept AS (readings timestamptz, minutes timestamptz, hours timestamptz, days timestamptz);
+
+CREATE FUNCTION kept_from() RETURNS readings_kept LANGUAGE sql STABLE AS $$
+    SELECT coalesce(max(h.dropped_through) FILTER (WHERE h.tier = 'raw'), '-infinity'),
+           coalesce(max(h.dropped_through) FILTER (WHERE h.tier = '5m'), '-infinity'),
+           coalesce(max(h.dropped_through) FILTER (WHERE h.tier = '1h'), '-infinity'),
+           coalesce(max(h.dropped_through) FILTER (WHERE h.tier = '1d'), '-infinity')
+    FROM retention_horizons h
+$$;
+
+-- The first bucket that begins at p_ts or later.
+CREATE FUNCTION next_bucket(p_width interval, p_ts timestamptz) RETURNS timestamptz LANGUAGE sql IMMUTABLE AS
+$$ SELECT bucket_of(p_width, p_ts - interval '1 microsecond') + p_width $$;
+
+-- From when on, and up to when, a span that begins or ends at p_ts can be told by p_tier and the finer ones (NULL:
+-- readings alone): p_ts, or where a bucket begins that still stands.
+CREATE FUNCTION earliest_told(p_ts timestamptz, p_tier text, p_kept readings_kept) RETURNS timestamptz
+LANGUAGE sql IMMUTABLE AS $$
+    SELECT CASE WHEN p_ts >= (p_kept).readings THEN p_ts
+                WHEN p_tier IS NULL THEN (p_kept).readings
+                WHEN p_ts >= (p_kept).minutes THEN next_bucket('5 minutes', p_ts)
+                WHEN p_tier = '5m' THEN (p_kept).minutes
+                WHEN p_ts >= (p_kept).hours THEN next_bucket('1 hour', p_ts)
+                WHEN p_tier = '1h' THEN (p_kept).hours
+                WHEN p_ts >= (p_kept).days THEN next_bucket('1 day', p_ts)
+                ELSE (p_kept).days END
+$$;
+
+CREATE FUNCTION latest_told(p_ts timestamptz, p_tier text, p_kept readings_kept) RETURNS timestamptz
+LANGUAGE sql IMMUTABLE AS $$
+    SELECT CASE WHEN p_ts > (p_kept).readings OR p_tier IS NULL THEN p_ts
+                WHEN p_ts > (p_kept).minutes OR p_tier = '5m' THEN bucket_of('5 minutes', p_ts)
+                WHEN p_ts > (p_kept).hours OR p_tier = '1h' THEN bucket_of('1 hour', p_ts)
+                ELSE bucket_of('1 day', p_ts) END
+$$;
 
 -- Readings of one series in [p_from, p_to), by the buckets between p_edges (ascending; the n-th begins at the n-th):
 -- what they come to, and what happened between them inside each bucket.
@@ -28,14 +65,15 @@ $$;
 
 -- What readings_aggregated asks of a tier, whole and short: functions of their own, so that a session plans each once,
 -- under the settings of readings_aggregated. Nothing is looked for in pieces that are not there: what stands behind
--- `OFFSET 0` is gone through from the outside in, and a slot's neighbours are looked up for its two ends alone. The bounds that all series share, beside their own, let the executor leave out every chunk beyond them.
+-- `OFFSET 0` is gone through from the outside in, and a slot's neighbours are looked up for its two ends alone. The
+-- bounds that all series share, beside their own, let the executor leave out every chunk beyond them.
 DO $$
 DECLARE v_tier text;
 BEGIN
     FOREACH v_tier IN ARRAY ARRAY['rollups_5m', 'rollups_1h', 'rollups_1d'] LOOP
         EXECUTE format('
 CREATE FUNCTION whole_of_%1$s(p_wanted readings_wanted[], p_edges timestamptz[], p_low timestamptz, p_high timestamptz,
-    p_raw_low timestamptz, p_raw_high timestamptz, p_horizon timestamptz)
+    p_raw_low timestamptz, p_raw_high timestamptz, p_kept readings_kept)
 RETURNS TABLE (slot int, buckets int[], counts bigint[], sums float8[], mins float8[], maxs float8[], firsts float8[],
     firsts_ts timestamptz[], lasts float8[], lasts_ts timestamptz[], deltas float8[], deltas_seconds float8[],
     areas float8[], areas_seconds float8[], seconds_true float8[], from_raw bigint, from_rollups bigint,
@@ -60,6 +98,12 @@ BEGIN
                 SELECT y.* FROM rollups_5m y WHERE y.series_id = w.series_id AND y.bucket >= lower(r)
                   AND y.bucket <= upper(r) - interval ''5 minutes'' OFFSET 0) x
             UNION ALL
+            SELECT w.slot, width_bucket(x.bucket, (SELECT edges FROM flat)), x.count, x.sum, x.min, x.max, x.first,
+                   x.first_ts, x.last, x.last_ts, x.increase, x.area, x.seconds_true, 0, x.count, w.first, w.stop
+            FROM wanted w CROSS JOIN LATERAL unnest(w.gone_hours) r CROSS JOIN LATERAL (
+                SELECT y.* FROM rollups_1h y WHERE y.series_id = w.series_id AND y.bucket >= lower(r)
+                  AND y.bucket <= upper(r) - interval ''1 hour'' OFFSET 0) x
+            UNION ALL
             SELECT w.slot, a.*, a.count, 0, w.first, w.stop
             FROM wanted w CROSS JOIN flat f CROSS JOIN LATERAL unnest(w.raw) r
             CROSS JOIN LATERAL readings_between(w.series_id, lower(r), upper(r), f.edges) a
@@ -70,19 +114,41 @@ BEGIN
             FROM pieces p
             WINDOW o AS (PARTITION BY p.slot ORDER BY p.first_ts ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW)
         ), neighbours AS MATERIALIZED (
-            SELECT w.slot, coalesce(b.value, e.last) AS before, coalesce(b.ts, e.last_ts) AS before_ts,
-                   least(a.ts, c.first_ts) AS after_ts
+            -- Each tier tells of what the finer ones before it have no more.
+            SELECT w.slot, coalesce(b.value, e.last, f.last, g.last) AS before,
+                   coalesce(b.ts, e.last_ts, f.last_ts, g.last_ts) AS before_ts,
+                   least(a.ts, c.first_ts, d.first_ts, h.first_ts) AS after_ts
             FROM wanted w
             LEFT JOIN LATERAL (SELECT x.value, x.ts FROM readings x WHERE x.series_id = w.series_id AND x.ts < w.first
-                                 AND x.ts >= p_horizon ORDER BY x.ts DESC LIMIT 1) b ON true
+                                 AND x.ts >= (p_kept).readings ORDER BY x.ts DESC LIMIT 1) b ON true
             LEFT JOIN LATERAL (SELECT x.last, x.last_ts FROM rollups_5m x
-                               WHERE b.ts IS NULL AND isfinite(p_horizon) AND x.series_id = w.series_id
-                                 AND x.bucket < w.first AND x.last_ts < w.first ORDER BY x.bucket DESC LIMIT 1) e ON true
+                               WHERE b.ts IS NULL AND isfinite((p_kept).readings) AND x.series_id = w.series_id
+                                 AND x.bucket < least(w.first, (p_kept).readings) AND x.bucket >= (p_kept).minutes
+                               ORDER BY x.bucket DESC LIMIT 1) e ON true
+            LEFT JOIN LATERAL (SELECT x.last, x.last_ts FROM rollups_1h x
+                               WHERE b.ts IS NULL AND e.last_ts IS NULL AND isfinite((p_kept).minutes)
+                                 AND x.series_id = w.series_id
+                                 AND x.bucket < least(w.first, (p_kept).minutes) AND x.bucket >= (p_kept).hours
+                               ORDER BY x.bucket DESC LIMIT 1) f ON true
+            LEFT JOIN LATERAL (SELECT x.last, x.last_ts FROM rollups_1d x
+                               WHERE b.ts IS NULL AND e.last_ts IS NULL AND f.last_ts IS NULL
+                                 AND isfinite((p_kept).hours) AND x.series_id = w.series_id
+                                 AND x.bucket < least(w.first, (p_kept).hours) AND x.bucket >= (p_kept).days
+                               ORDER BY x.bucket DESC LIMIT 1) g ON true
             LEFT JOIN LATERAL (SELECT x.ts FROM readings x WHERE x.series_id = w.series_id AND x.ts >= w.stop
                                ORDER BY x.ts LIMIT 1) a ON true
             LEFT JOIN LATERAL (SELECT x.first_ts FROM rollups_5m x
-                               WHERE w.stop < p_horizon AND x.series_id = w.series_id AND x.bucket >= w.stop
+                               WHERE w.stop < (p_kept).readings AND x.series_id = w.series_id AND x.bucket >= w.stop
+                                 AND x.bucket >= (p_kept).minutes
                                ORDER BY x.bucket LIMIT 1) c ON true
+            LEFT JOIN LATERAL (SELECT x.first_ts FROM rollups_1h x
+                               WHERE w.stop < (p_kept).minutes AND x.series_id = w.series_id AND x.bucket >= w.stop
+                                 AND x.bucket >= (p_kept).hours
+                               ORDER BY x.bucket LIMIT 1) d ON true
+            LEFT JOIN LATERAL (SELECT x.first_ts FROM rollups_1d x
+                               WHERE w.stop < (p_kept).hours AND x.series_id = w.series_id AND x.bucket >= w.stop
+                                 AND x.bucket >= (p_kept).days
+                               ORDER BY x.bucket LIMIT 1) h ON true
         ), joined AS (
             -- Looked up for the two ends of a slot alone: as a join, every piece would go through all slots. OFFSET 0,
             -- here and below: each is computed once, not wherever it is used.
@@ -128,7 +194,7 @@ BEGIN
 END $f$', v_tier);
         EXECUTE format('
 CREATE FUNCTION short_of_%1$s(p_wanted readings_wanted[], p_edges timestamptz[], p_low timestamptz, p_high timestamptz,
-    p_raw_low timestamptz, p_raw_high timestamptz, p_horizon timestamptz)
+    p_raw_low timestamptz, p_raw_high timestamptz, p_kept readings_kept)
 RETURNS TABLE (slot int, buckets int[], counts bigint[], sums float8[], mins float8[], maxs float8[], firsts float8[],
     firsts_ts timestamptz[], lasts float8[], lasts_ts timestamptz[], deltas float8[], deltas_seconds float8[],
     areas float8[], areas_seconds float8[], seconds_true float8[], from_raw bigint, from_rollups bigint,
@@ -149,8 +215,14 @@ BEGIN
             SELECT w.slot, width_bucket(x.bucket, (SELECT edges FROM flat)), x.count, x.sum, x.min, x.max, 0,
                    x.count
             FROM wanted w CROSS JOIN LATERAL unnest(w.gone) r CROSS JOIN LATERAL (
-                SELECT y.bucket, y.count, y.sum, y.min, y.max FROM rollups_5m y WHERE y.series_id = w.series_id AND y.bucket >= lower(r)
-                  AND y.bucket <= upper(r) - interval ''5 minutes'' OFFSET 0) x
+                SELECT y.bucket, y.count, y.sum, y.min, y.max FROM rollups_5m y
+                WHERE y.series_id = w.series_id AND y.bucket >= lower(r) AND y.bucket <= upper(r) - interval ''5 minutes'' OFFSET 0) x
+            UNION ALL
+            SELECT w.slot, width_bucket(x.bucket, (SELECT edges FROM flat)), x.count, x.sum, x.min, x.max, 0,
+                   x.count
+            FROM wanted w CROSS JOIN LATERAL unnest(w.gone_hours) r CROSS JOIN LATERAL (
+                SELECT y.bucket, y.count, y.sum, y.min, y.max FROM rollups_1h y
+                WHERE y.series_id = w.series_id AND y.bucket >= lower(r) AND y.bucket <= upper(r) - interval ''1 hour'' OFFSET 0) x
             UNION ALL
             SELECT w.slot, a.*, a.count, 0
             FROM wanted w CROSS JOIN LATERAL unnest(w.raw) r CROSS JOIN LATERAL (
@@ -183,7 +255,7 @@ END $$;
 --   area, area_seconds     value times seconds and seconds, each value until the next reading, as far as the bucket goes
 --   seconds_true           the seconds of those during which the value was not 0
 -- Without p_whole only count, sum, min and max. Sums are null where a number is beyond all of them. is_dirty: some of
--- it has a mark. Where readings are no longer kept, spans are cut at multiples of 5 minutes.
+-- it has a mark. A span is cut where nothing tells of its beginning or end any more (earliest_told, latest_told).
 CREATE FUNCTION readings_aggregated(p_series int[], p_from timestamptz[], p_to timestamptz[], p_edges timestamptz[],
     p_tier text, p_whole boolean)
 RETURNS TABLE (slot int, buckets int[], counts bigint[], sums float8[], mins float8[], maxs float8[], firsts float8[],
@@ -196,9 +268,9 @@ DECLARE
     v_piece interval := CASE p_tier WHEN '5m' THEN interval '5 minutes' WHEN '1h' THEN interval '1 hour'
                                     WHEN '1d' THEN interval '1 day' END;
     v_computed timestamptz := '-infinity';
-    v_horizon timestamptz := coalesce(
-        (SELECT h.dropped_through FROM retention_horizons h WHERE h.tier = 'raw'), '-infinity');
-    v_kept tstzmultirange := tstzmultirange(tstzrange(v_horizon, NULL));
+    v_from readings_kept := kept_from();
+    v_kept tstzmultirange := tstzmultirange(tstzrange((v_from).readings, NULL));
+    v_minutes tstzmultirange := tstzmultirange(tstzrange((v_from).minutes, NULL));
     v_wanted readings_wanted[];
     v_low timestamptz;
     v_high timestamptz;
@@ -217,10 +289,11 @@ BEGIN
         SELECT u.slot::int, s.series_id, u.first, u.stop, h.head, t.tail, d.dirty,
                (tstzmultirange(tstzrange(u.first, u.stop)) - tstzmultirange(tstzrange(h.head, t.tail))
                    + d.dirty * tstzmultirange(tstzrange(h.head, t.tail))) * v_kept AS raw,
-               CASE WHEN p_tier IS NULL THEN '{}' ELSE
-                   tstzmultirange(tstzrange(u.first, u.stop)) - tstzmultirange(tstzrange(h.head, t.tail)) - v_kept
-               END AS gone
-        FROM unnest(p_series, p_from, p_to) WITH ORDINALITY AS u (series_id, first, stop, slot)
+               g.gone * v_minutes AS gone, g.gone - v_minutes AS gone_hours
+        FROM (SELECT a.series_id, earliest_told(a.first, p_tier, v_from) AS first,
+                     latest_told(a.stop, p_tier, v_from) AS stop, a.slot
+              FROM unnest(p_series, p_from, p_to) WITH ORDINALITY AS a (series_id, first, stop, slot)
+              WHERE isfinite(a.first) AND isfinite(a.stop) OFFSET 0) u
         JOIN series s ON s.series_id = u.series_id
         CROSS JOIN LATERAL (
             SELECT CASE WHEN p_tier IS NULL THEN u.first
@@ -235,19 +308,23 @@ BEGIN
             FROM rollup_marks m
             WHERE p_tier IS NOT NULL AND m.series_id = s.series_id
               AND m.last_bucket + v_piece > u.first AND m.first_bucket < u.stop + v_piece) d
-        WHERE u.first < u.stop AND isfinite(u.first) AND isfinite(u.stop)) w;
+        CROSS JOIN LATERAL (
+            SELECT CASE WHEN p_tier IS NULL OR u.first >= (v_from).readings THEN '{}' ELSE
+                tstzmultirange(tstzrange(u.first, u.stop)) - tstzmultirange(tstzrange(h.head, t.tail)) - v_kept
+            END AS gone) g
+        WHERE u.first < u.stop) w;
     CASE WHEN p_whole AND p_tier = '1d' THEN
-        RETURN QUERY SELECT * FROM whole_of_rollups_1d(v_wanted, p_edges, v_low, v_high, v_raw_low, v_raw_high, v_horizon);
+        RETURN QUERY SELECT * FROM whole_of_rollups_1d(v_wanted, p_edges, v_low, v_high, v_raw_low, v_raw_high, v_from);
     WHEN p_whole AND p_tier = '1h' THEN
-        RETURN QUERY SELECT * FROM whole_of_rollups_1h(v_wanted, p_edges, v_low, v_high, v_raw_low, v_raw_high, v_horizon);
+        RETURN QUERY SELECT * FROM whole_of_rollups_1h(v_wanted, p_edges, v_low, v_high, v_raw_low, v_raw_high, v_from);
     WHEN p_whole THEN
-        RETURN QUERY SELECT * FROM whole_of_rollups_5m(v_wanted, p_edges, v_low, v_high, v_raw_low, v_raw_high, v_horizon);
+        RETURN QUERY SELECT * FROM whole_of_rollups_5m(v_wanted, p_edges, v_low, v_high, v_raw_low, v_raw_high, v_from);
     WHEN p_tier = '1d' THEN
-        RETURN QUERY SELECT * FROM short_of_rollups_1d(v_wanted, p_edges, v_low, v_high, v_raw_low, v_raw_high, v_horizon);
+        RETURN QUERY SELECT * FROM short_of_rollups_1d(v_wanted, p_edges, v_low, v_high, v_raw_low, v_raw_high, v_from);
     WHEN p_tier = '1h' THEN
-        RETURN QUERY SELECT * FROM short_of_rollups_1h(v_wanted, p_edges, v_low, v_high, v_raw_low, v_raw_high, v_horizon);
+        RETURN QUERY SELECT * FROM short_of_rollups_1h(v_wanted, p_edges, v_low, v_high, v_raw_low, v_raw_high, v_from);
     ELSE
-        RETURN QUERY SELECT * FROM short_of_rollups_5m(v_wanted, p_edges, v_low, v_high, v_raw_low, v_raw_high, v_horizon);
+        RETURN QUERY SELECT * FROM short_of_rollups_5m(v_wanted, p_edges, v_low, v_high, v_raw_low, v_raw_high, v_from);
     END CASE;
 END $$;
 
@@ -269,6 +346,21 @@ BEGIN
         (SELECT max(t) FROM unnest(p_to) t);
 END $$;
 
+-- What of [p_from, p_to) can be told by p_tier, and if roll-ups of that are gone at its beginning, the next coarser ones
+-- that reach back to it, or else the furthest.
+CREATE FUNCTION readings_told(p_from timestamptz, p_to timestamptz, p_tier text)
+RETURNS TABLE (told_from timestamptz, told_to timestamptz, coarser text)
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp AS $$
+    SELECT earliest_told(p_from, p_tier, k), latest_told(p_to, p_tier, k), (
+        SELECT c.tier
+        FROM (VALUES (NULL, 0, (k).readings), ('5m', 1, (k).minutes), ('1h', 2, (k).hours), ('1d', 3, (k).days))
+                 AS own (tier, rank, since)
+        JOIN (VALUES ('5m', 1, (k).minutes), ('1h', 2, (k).hours), ('1d', 3, (k).days)) AS c (tier, rank, since)
+            ON c.rank > own.rank AND c.since < own.since
+        WHERE own.tier IS NOT DISTINCT FROM p_tier AND p_from < own.since
+        ORDER BY greatest(c.since, p_from), c.rank LIMIT 1)
+    FROM kept_from() k
+$$;
 -- What changes whenever readings of these series before p_to do: every mark that was ever left on them counts, how long
 -- readings are kept, and beyond what is rolled up, where no mark is left, how far everything has landed and what was
 -- erased.
@@ -317,6 +409,11 @@ BEGIN
     END LOOP;
 END $$;
 
-REVOKE ALL ON FUNCTION readings_aggregated, readings_percentiles, readings_version, readings_latest FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION readings_aggregated, readings_percentiles, readings_version, readings_latest
+REVOKE ALL ON FUNCTION readings_aggregated, readings_told, readings_percentiles, readings_version, readings_latest
+    FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION readings_aggregated, readings_told, readings_percentiles, readings_version, readings_latest
     TO sluice_app, sluice_reader;
+
+-- Which metrics an organisation has, without a look at all of its series.
+CREATE INDEX series_by_metric ON series (organisation_id, metric);
+DROP INDEX series_by_organisation;

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import dataclasses
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -14,11 +13,12 @@ import uvloop
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 from aiokafka.structs import TopicPartition
 
+from bench.usage import free_port
 from runtime.log import Expected, Log, LogSettings, create_log, open_log
 from tests.conftest import exports, run_services
 
 PARTITIONS = 4
-RUN_TIMEOUT_S = 60.0
+RUN_TIMEOUT_S = 240.0
 
 T = TypeVar("T")
 
@@ -200,9 +200,7 @@ class Broker:
 @pytest.fixture(scope="session")
 def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
     directory = tmp_path_factory.mktemp("broker")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        proxy_port = probe.getsockname()[1]
+    proxy_port = free_port()
     try:
         printed = run_services("start", "kafka", "--kafka-advertise", str(proxy_port), "--dir", str(directory))
         port = int(exports(printed)["SLUICE_LOG_URL"].rpartition(":")[2])

@@ -23,6 +23,7 @@ from runtime.log import (
     create_log,
     open_log,
 )
+from runtime.log.kafka_reader import KafkaReader
 from runtime.log.port import RECORD_ROOM
 from tests.contract.conftest import (
     PARTITIONS,
@@ -286,6 +287,25 @@ def test_a_read_that_is_cancelled_loses_nothing(place: Place) -> None:
             await log.append(0, b"here")
             assert await read_one(reader) == b"here"
             await reader.close()
+
+    run(test())
+
+
+def test_a_reader_whose_end_is_cancelled_leaves_no_connection(services: dict[str, str]) -> None:
+    async def test() -> None:
+        async with opened(KafkaPlace(services["SLUICE_LOG_URL"])) as log:
+            await log.append(0, b"here")
+            for turns in range(1, 4):
+                reader = log.reader()
+                assert isinstance(reader, KafkaReader)
+                await reader.assign({0: 0})
+                assert await read_one(reader) == b"here"
+                ending = asyncio.create_task(reader.close())
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                ending.cancel()
+                await asyncio.gather(ending, return_exceptions=True)
+                assert not reader._cluster._connections, turns
 
     run(test())
 

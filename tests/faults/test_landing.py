@@ -8,10 +8,9 @@ import dataclasses
 import json
 import os
 import signal
-import socket
 import sys
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -19,6 +18,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from bench.proxy import Mode, Proxy
+from bench.usage import free_port
 from runtime.clock import SystemClock
 from runtime.postgres import PostgresSettings
 from tests.databases import Database
@@ -155,8 +155,8 @@ def test_a_commit_of_unknown_outcome(
 
 def test_a_database_that_goes_away_and_comes_back(database: Database, tmp_path: Path) -> None:
     async def test() -> None:
-        with _free_port() as port:
-            proxy = Proxy(port, urlsplit(database.url).port or 0)
+        port = free_port()
+        proxy = Proxy(port, urlsplit(database.url).port or 0)
         async with open_rig(database, sqlite_url(tmp_path)) as rig, proxy:
             rig.postgres = through(rig, port)
             devices = await rig.register(4)
@@ -178,8 +178,8 @@ def test_a_database_that_goes_away_and_comes_back(database: Database, tmp_path: 
 
 def test_a_connection_that_goes_silent_in_its_transaction(database: Database, tmp_path: Path) -> None:
     async def test() -> None:
-        with _free_port() as port:
-            proxy = Proxy(port, urlsplit(database.url).port or 0)
+        port = free_port()
+        proxy = Proxy(port, urlsplit(database.url).port or 0)
         async with open_rig(database, sqlite_url(tmp_path)) as rig, proxy:
             rig.postgres = through(rig, port)
             devices = await rig.register(4)
@@ -459,19 +459,12 @@ async def process(rig: Rig, output: Path) -> AsyncIterator[asyncio.subprocess.Pr
         if child.returncode is None:
             child.send_signal(signal.SIGCONT)
             child.terminate()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(120):
             await child.wait()
 
 
 def _environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("SLUICE_")}
-
-
-@contextmanager
-def _free_port() -> Iterator[int]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        yield probe.getsockname()[1]
 
 
 def _stored(rig: Rig) -> float:

@@ -16,7 +16,7 @@ from bench.faults.sender import Sender
 from bench.faults.stage import Instance, Stage, own_parts
 
 RATE = 3_000.0
-FAULT_TIMEOUT_S = 180.0
+FAULT_TIMEOUT_S = 600.0
 #: Leases that end, and waits that double, on the scale of a short fault.
 SHORT = {
     "SLUICE_LANDING_LEASE_TTL_S": "2",

@@ -1,10 +1,11 @@
 """What readings come to, over HTTP and on both databases: buckets by a zone's clock, functions, fills, refusals."""
 
+import asyncio
 import csv
 import io
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import uuid4
 from zoneinfo import ZoneInfo
 
@@ -13,10 +14,12 @@ import pytest
 
 from api.http.problems import Problem
 from api.readings.buckets import Bucket, edges_of, tier_of, zone_of
+from api.registry.devices import add_device
 from api.registry.organisations import acting_for
 from api.registry.sites import add_site
 from runtime.postgres import connect
 from tests.databases import Database
+from tests.landing_rig import until
 from tests.services.test_api_readings import World, world
 from tests.support import run
 
@@ -232,9 +235,16 @@ def test_an_answer_that_is_known_is_not_made_again_until_it_changes(any_database
             async with it.session.get(url, params=query, headers=headers) as answer:
                 assert answer.status == 200
                 version = answer.headers["ETag"]
+                assert version.startswith('W/"'), "what it says of itself is not of its version"
+                fresh = (await answer.json())["complete_through"]
+            later = "UPDATE rollup_state SET landed_through = landed_through + interval '1 hour'"
+            await write(it.database, later)
             known = headers | {"If-None-Match": version}
             async with it.session.get(url, params=query, headers=known) as answer:
                 assert (answer.status, await answer.read()) == (304, b"")
+                assert answer.headers["ETag"] == version
+            async with it.session.get(url, params=query, headers=headers) as answer:
+                assert (await answer.json())["complete_through"] > fresh
             mark = "INSERT INTO rollup_marks (series_id, first_bucket, last_bucket) VALUES ($1, $2, $2)"
             await write(it.database, mark, series, T0)
             await it.store(series, T0 + 1 * MINUTE, 50)
@@ -258,6 +268,109 @@ def test_an_answer_that_is_known_is_not_made_again_until_it_changes(any_database
     run(test())
 
 
+async def status_of(it: World, path: str, tag: str = "", **query: Any) -> tuple[int, Any]:
+    """Status and headers of what answers who has that tag."""
+    headers = {"Authorization": f"Bearer {it.key}"} | ({"If-None-Match": tag} if tag else {})
+    async with it.session.get(f"{it.url}/api/v1/readings{path}", params=query, headers=headers) as answer:
+        assert bool(await answer.read()) == (answer.status == 200)
+        return answer.status, answer.headers
+
+
+def test_raw_answers_and_the_newest_are_not_sent_again_until_they_change(any_database: Database) -> None:
+    async def test() -> None:
+        async with world(any_database) as it:
+            series, mode = await it.series("power"), await it.series("mode")
+            await it.store(series, T0, 1)
+            await it.store(series, T0 + 2 * MINUTE, 2)
+            await it.store(mode, T0 + MINUTE, "on")
+            await roll_up(it, T0 + 2 * DAY)
+            device = {"device_id": str(it.device)}
+            past = {**device, "from": T0.isoformat(), "to": (T0 + DAY).isoformat()}
+            asked: list[tuple[str, dict[str, str]]] = [
+                ("", past | {"limit": "1"}),
+                ("", past | {"limit": "1", "order": "desc"}),
+                ("", past | {"format": "csv"}),
+                ("", past | {"format": "csv", "limit": "2"}),
+                ("", past | {"format": "columns"}),
+                ("/latest", past),
+            ]
+            present: list[tuple[str, dict[str, str]]] = [("", device), ("/latest", device)]
+            tags: list[str] = []
+
+            async def changed() -> list[bool]:
+                statuses = [
+                    (await status_of(it, path, tag, **query))[0]
+                    for tag, (path, query) in zip(tags, asked + present, strict=True)
+                ]
+                assert set(statuses) <= {200, 304}
+                tags[:] = [(await status_of(it, path, **query))[1]["ETag"] for path, query in asked + present]
+                return [status == 200 for status in statuses]
+
+            tags = [(await status_of(it, path, **query))[1]["ETag"] for path, query in asked + present]
+            assert len(set(tags)) == len(tags)
+            assert all(tag.startswith('W/"') for tag in tags), "a cursor is spelt anew each time"
+            assert not any(await changed())
+            await landed(it.database)
+            assert await changed() == [False] * len(asked) + [True] * len(present)
+            mark = "INSERT INTO rollup_marks (series_id, first_bucket, last_bucket) VALUES ($1, $2, $2)"
+            for late in (series, mode):
+                await it.store(late, T0 + 3 * MINUTE, 3 if late == series else "off")
+                await write(it.database, mark, late, T0)
+                assert all(await changed())
+            await let_go(it)
+            assert all(await changed())
+
+    run(test())
+
+
+def test_readings_that_are_kept_no_longer_are_not_told_while_they_still_stand(any_database: Database) -> None:
+    async def test() -> None:
+        async with world(any_database) as it:
+            series = await it.series("power")
+            horizon = T0 + 5 * DAY
+            for time in (T0, horizon - MINUTE, horizon, horizon + MINUTE):
+                await it.store(series, time, 1)
+            await let_go(it)
+            of_site: dict[str, Any] = {"device_id": None, "site_id": it.site}
+            for asked in ({}, of_site):
+                for span in ({"from_": T0.isoformat()}, {"from_": (horizon - HOUR).isoformat()}):
+                    for query in ({}, {"limit": 1, "order": "desc"}):
+                        rows = [row["ts"] for page in await it.pages(**asked, **span, **query) for row in page]
+                        assert sorted(rows) == [spelt(horizon), spelt(horizon + MINUTE)]
+                    status, body, _ = await it.get(**asked, **span)
+                    assert (status, body["kept_from"]) == (200, spelt(horizon))
+                    status, body, _ = await it.get(**asked, **span, format="columns")
+                    assert [len(one["ts"]) for one in body["series"]] == [2]
+                    assert body["kept_from"] == spelt(horizon)
+                whole = {**asked, "from_": T0.isoformat(), "to": horizon.isoformat()}
+                assert await it.data("/latest", **whole) == []
+                status, body, _ = await it.get(**asked, from_=horizon.isoformat())
+                assert (len(body["data"]), "kept_from" in body) == (2, False)
+
+    run(test())
+
+
+def test_an_empty_span_is_refused_everywhere(any_database: Database) -> None:
+    async def test() -> None:
+        async with world(any_database) as it:
+            series = await it.series("power")
+            empty = {"from_": T0.isoformat(), "to": T0.isoformat()}
+            for path in ("", "/latest", "/aggregated", "/stats"):
+                status, body, _ = await it.get(path, **empty)
+                assert (status, body["code"]) == (400, "invalid_parameter"), path
+                assert "from: is the same as `to`" in body["detail"]
+            question = {"series_id": series, "from": T0.isoformat(), "to": (T0 + HOUR).isoformat()}
+            refused, told = await batch(it, {**question, "to": T0.isoformat()}, question)
+            assert (refused["status"], refused["error"]["code"], told["status"]) == (400, "invalid_parameter", 200)
+            url, headers = f"{it.url}/api/v1/readings/batch", {"Authorization": f"Bearer {it.key}"}
+            wrong = {"queries": [question, {**question, "bucket": "90s"}]}
+            async with it.session.post(url, json=wrong, headers=headers) as answer:
+                detail = (await answer.json())["detail"]
+            assert detail.startswith("queries[1].bucket: must be a number and m, h, d, w or mo"), detail
+
+    run(test())
+
+
 def test_what_cannot_be_asked_is_refused_in_words(any_database: Database) -> None:
     async def test() -> None:
         async with world(any_database, api_aggregate_cells_max=100, api_aggregate_readings_max=50) as it:
@@ -266,10 +379,20 @@ def test_what_cannot_be_asked_is_refused_in_words(any_database: Database) -> Non
             for wrong, status, code, words in (
                 ({"from_": None}, 400, "invalid_parameter", "from: is missing"),
                 ({"to": None}, 400, "invalid_parameter", "to: is missing"),
-                ({"to": T0.isoformat()}, 400, "invalid_parameter", "not before"),
+                ({"to": T0.isoformat()}, 400, "invalid_parameter", "from: is the same as `to`"),
                 ({"from_": "2027-01-01T00:00:00Z"}, 400, "invalid_parameter", "after"),
                 ({"bucket": "0m"}, 400, "invalid_parameter", "bucket"),
-                ({"bucket": "90s"}, 400, "invalid_parameter", "bucket"),
+                (
+                    {"bucket": "90s"},
+                    400,
+                    "invalid_parameter",
+                    "bucket: must be a number and m, h, d, w or mo: 1m, 5m",
+                ),
+                ({"bucket": "5 minutes"}, 400, "invalid_parameter", "bucket: must be a number and m, h, d, w or mo"),
+                ({"fn": "MEAN"}, 400, "invalid_parameter", "fn: must be a list with commas of count, sum"),
+                ({"tz": "Mars, Olympus"}, 400, "invalid_parameter", "tz: must be a time zone of the IANA database"),
+                ({"metric": "powre"}, 404, "metric_not_found", "`powre`"),
+                ({"metric": "powre", "site_id": "$site", "device_id": None}, 404, "metric_not_found", "`powre`"),
                 ({"bucket": "999999w"}, 400, "invalid_parameter", "bucket"),
                 ({"bucket": "7m", "tz": "Europe/Prague"}, 400, "invalid_parameter", "divides a day"),
                 ({"tz": "Europe/Atlantis"}, 400, "invalid_parameter", "tz"),
@@ -287,10 +410,48 @@ def test_what_cannot_be_asked_is_refused_in_words(any_database: Database) -> Non
                 ({"fn": "p95", "to": (T0 + DAY).isoformat(), "bucket": "1d"}, 422, "query_too_large", "readings"),
             ):
                 asked: dict[str, Any] = {**right, **wrong}
+                if asked.get("site_id"):
+                    asked["site_id"] = it.site
                 got, body, _ = await it.get("/aggregated", **asked)
                 assert (got, body["code"]) == (status, code), (wrong, body)
                 assert words in body["detail"], body
-            assert await it.data("/aggregated", metric="none", **right) == []
+                assert "regex" not in body["detail"], body
+
+    run(test())
+
+
+def test_what_may_still_be_sent_is_no_unknown_metric(any_database: Database) -> None:
+    async def test() -> None:
+        async with world(any_database) as it, world(any_database) as other:
+            span = {"from_": T0.isoformat(), "to": (T0 + HOUR).isoformat()}
+            whole: tuple[tuple[str, dict[str, Any]], ...] = (
+                ("/aggregated", span),
+                ("/stats", span),
+                ("", {}),
+                ("/latest", {}),
+            )
+            for path, asked in whole:
+                assert await it.data(path, metric="flux", **asked) == [], "nothing was sent yet"
+            await it.series("power")
+            await other.series("flux")
+            for path, asked in whole:
+                assert await it.data(path, metric="temperature", **asked) == [], "in the catalogue"
+                status, body, _ = await it.get(path, metric="flux", **asked)
+                assert (status, body["code"]) == (404, "metric_not_found"), path
+            question = {"device_id": str(it.device), "from": span["from_"], "to": span["to"]}
+            questions = [{**question, "metric": metric} for metric in ("flux", "power")]
+            url, headers = f"{it.url}/api/v1/readings/batch", {"Authorization": f"Bearer {it.key}"}
+            async with it.session.post(url, json={"queries": questions}, headers=headers) as answer:
+                results = (await answer.json())["results"]
+            assert [result["status"] for result in results] == [404, 200]
+            assert results[0]["error"]["code"] == "metric_not_found"
+            connection = await connect(it.database.settings, role="sluice_app", application="test")
+            async with acting_for(connection, it.organisation):
+                second = await add_device(connection, it.organisation, it.site, "Second", "second")
+            await connection.close()
+            await it.series("flux", device=second)
+            for path, asked in whole:
+                assert await it.data(path, metric="flux", **asked) == [], "another device has sent it"
 
     run(test())
 
@@ -349,3 +510,200 @@ def test_another_s_series_are_not_there(any_database: Database) -> None:
                     assert status == 404
 
     run(test())
+
+
+EACH_7_MINUTES = """
+INSERT INTO readings SELECT $1, 0, ts, extract(epoch FROM ts - $2::timestamptz)::bigint % 100000
+FROM generate_series($2::timestamptz, $3::timestamptz, interval '7 minutes') ts"""
+FUNCTIONS = "count,sum,min,first,last,delta,rate,time_weighted_mean,time_in_state"
+GONE = {"readings": ("raw", 5), "rollups_5m": ("5m", 3), "rollups_1h": ("1h", 1)}
+
+
+async def let_go(it: World) -> None:
+    """Horizons as retention leaves them: readings from day 5 on are kept, 5 minutes from day 3, hours from day 1."""
+    connection = await asyncpg.connect(it.database.superuser_url)
+    for tier, days in GONE.values():
+        await connection.execute(
+            "INSERT INTO retention_horizons VALUES ($1, $2, $3, $3, '-infinity', 1)",
+            it.organisation,
+            tier,
+            T0 + days * DAY,
+        )
+    await connection.close()
+
+
+async def delete_gone(it: World) -> None:
+    connection = await asyncpg.connect(it.database.superuser_url)
+    for table, (_, days) in GONE.items():
+        time = "ts" if table == "readings" else "bucket"
+        await connection.execute(f"DELETE FROM {table} WHERE {time} < $1", T0 + days * DAY)
+    await connection.close()
+
+
+def spelt(time: datetime) -> str:
+    return time.isoformat().replace("+00:00", "Z")
+
+
+def alike(rows: list[Any], others: list[Any]) -> None:
+    assert len(rows) == len(others)
+    for row, other in zip(rows, others, strict=True):
+        assert row == {name: pytest.approx(value) if type(value) is float else value for name, value in other.items()}
+
+
+#: Buckets, the span that is asked for, the span that is told once finer ones are gone, and which buckets would do.
+CASES = (
+    ("1d", 0 * DAY, 7 * DAY, 0 * DAY, 7 * DAY, None),
+    ("1d", 3 * DAY + 13 * MINUTE, 7 * DAY, 3 * DAY + 15 * MINUTE, 7 * DAY, None),
+    ("1d", 2 * DAY + 33 * MINUTE, 7 * DAY, 2 * DAY + HOUR, 7 * DAY, None),
+    ("1d", 33 * MINUTE, 7 * DAY, 1 * DAY, 7 * DAY, None),
+    ("1d", 0 * DAY, 2 * DAY + 12 * HOUR + 33 * MINUTE, 0 * DAY, 2 * DAY + 12 * HOUR, None),
+    ("1d", 33 * MINUTE, 1 * DAY + 33 * MINUTE, 1 * DAY, 1 * DAY, None),
+    ("1d", -1 * DAY, 12 * HOUR, -1 * DAY, 0 * DAY, None),
+    ("1d", 1 * DAY, 3 * DAY + 12 * HOUR, 1 * DAY, 3 * DAY + 12 * HOUR, None),
+    ("1w", 1 * DAY + 90 * MINUTE, 4 * DAY + 91 * MINUTE, 1 * DAY + 2 * HOUR, 4 * DAY + 90 * MINUTE, None),
+    ("1h", 2 * DAY, 4 * DAY, 2 * DAY, 4 * DAY, None),
+    ("1h", 2 * DAY + 33 * MINUTE, 2 * DAY + 99 * MINUTE, 2 * DAY + HOUR, 2 * DAY + HOUR, None),
+    ("1h", 0 * DAY, 2 * DAY, 1 * DAY, 2 * DAY, "1d"),
+    ("5m", 2 * DAY, 4 * DAY, 3 * DAY, 4 * DAY, "1h"),
+    ("5m", 0 * DAY, 4 * DAY, 3 * DAY, 4 * DAY, "1d"),
+    ("5m", 0 * DAY, 1 * DAY, 3 * DAY, 1 * DAY, "1d"),
+    ("1m", 4 * DAY + 12 * HOUR, 5 * DAY + HOUR, 5 * DAY, 5 * DAY + HOUR, "5m"),
+)
+
+
+class Case(NamedTuple):
+    """One of them."""
+
+    bucket: str
+    start: timedelta
+    end: timedelta
+    told_start: timedelta
+    told_end: timedelta
+    coarser: str | None
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        return {"bucket": self.bucket, "from": spelt(T0 + self.start), "to": spelt(T0 + self.end)}
+
+    @property
+    def head(self) -> dict[str, str | None]:
+        return {
+            "told_from": spelt(T0 + self.told_start) if self.told_start > self.start else None,
+            "told_to": spelt(T0 + self.told_end) if max(self.told_start, self.told_end) < self.end else None,
+            "coarser": self.coarser,
+        }
+
+    async def told(self, it: World) -> list[Any]:
+        """Of the span that is told later."""
+        span = {"from": spelt(T0 + self.told_start), "to": spelt(T0 + self.told_end)}
+        if self.told_start >= self.told_end:
+            return []
+        return await it.data("/aggregated", **{**self.asked, **span}, fn=FUNCTIONS)
+
+
+def test_coarser_roll_ups_tell_once_finer_ones_are_gone_and_answers_say_how_far(any_database: Database) -> None:
+    """What is told then is the same as before, of the span that the answer names."""
+
+    async def test() -> None:
+        async with world(any_database) as it:
+            series = await it.series("energy")
+            await fill(it, series, T0 - DAY, T0 + 8 * DAY)
+            await write(it.database, "DELETE FROM readings")
+            # Of some, no finer tier has a later reading.
+            ended = [
+                (await it.series("energy", label), end)
+                for label, end in (("m", 90 * HOUR), ("h", 62 * HOUR), ("d", 10 * HOUR))
+            ]
+            for one, end in ((series, 8 * DAY), *ended):
+                await write(it.database, EACH_7_MINUTES, one, T0 - DAY, T0 + end)
+            await roll_up(it, T0 + 7 * DAY)
+            cases = [Case(*case) for case in CASES]
+            before = [await case.told(it) for case in cases]
+            await let_go(it)
+            for _ in ("going", "gone"):
+                for case, kept in zip(cases, before, strict=True):
+                    await check(it, series, case, kept)
+                await delete_gone(it)
+
+    async def check(it: World, series: int, case: Case, kept: list[Any]) -> None:
+        status, body, _ = await it.get("/aggregated", **case.asked, fn=FUNCTIONS)
+        assert status == 200
+        alike(body["data"], kept)
+        (answer,) = await batch(it, {"series_id": series, **case.asked})
+        for told in (body, answer):
+            assert {name: told.get(name) for name in case.head} == case.head, case
+        filled = await it.data("/aggregated", **case.asked, fn="count", fill="null")
+        assert bool(filled) == bool(kept), "what nothing tells of is not filled"
+        first = min([spelt(T0 + case.told_start), *(row["bucket"] for row in kept)])
+        assert all(row["bucket"] >= first for row in filled), case
+        assert sum(row["count"] for row in filled) == sum(row["count"] for row in kept)
+
+    run(test())
+
+
+async def batch(it: World, *questions: dict[str, Any]) -> list[Any]:
+    url, headers = f"{it.url}/api/v1/readings/batch", {"Authorization": f"Bearer {it.key}"}
+    async with it.session.post(url, json={"queries": questions}, headers=headers) as answer:
+        assert answer.status == 200, await answer.text()
+        results: list[Any] = (await answer.json())["results"]
+        return results
+
+
+def test_a_question_that_takes_too_long_takes_no_other_with_it(any_database: Database) -> None:
+    async def test() -> None:
+        async with world(any_database, api_statement_timeout_ms=500) as it:
+            series = await it.series("power")
+            await fill(it, series, T0, T0 + DAY)
+            await roll_up(it, T0 + 2 * DAY)
+            span = {"series_id": series, "from": T0.isoformat(), "to": (T0 + DAY).isoformat(), "fn": "count"}
+            hours = {"bucket": "1h", **span}
+            holder = await asyncpg.connect(it.database.superuser_url)
+            async with holder.transaction():
+                await holder.execute("LOCK TABLE rollups_1d IN ACCESS EXCLUSIVE MODE")
+                late, told, later = await batch(it, {"bucket": "1d", **span}, hours, {"bucket": "2d", **span})
+                assert (told["status"], told["series"][0]["count"]) == (200, [12] * 24)
+                for one in (late, later):
+                    assert (one["status"], one["error"]["code"]) == (503, "query_timeout")
+                # What nobody waits for any more is not begun.
+                days = [{"bucket": f"{number}d", **span} for number in range(1, 7)]
+                results = await batch(it, *days, hours)
+                assert {one["status"] for one in results} == {503}
+                assert "before it" in results[-1]["error"]["message"]
+            await holder.close()
+            assert [one["status"] for one in await batch(it, *days, hours)] == [200] * 7
+
+    run(test())
+
+
+def test_a_question_that_fails_takes_no_other_with_it_and_a_lost_database_takes_all(any_database: Database) -> None:
+    async def test() -> None:
+        async with world(any_database) as it:
+            series = await it.series("power")
+            await fill(it, series, T0, T0 + DAY)
+            await roll_up(it, T0 + 2 * DAY)
+            span = {"series_id": series, "from": T0.isoformat(), "to": (T0 + DAY).isoformat(), "fn": "count"}
+            questions = [{"bucket": bucket, **span} for bucket in ("1d", "1h")]
+            holder = await asyncpg.connect(it.database.superuser_url)
+            await holder.execute("ALTER FUNCTION short_of_rollups_1d RENAME TO missing")
+            broken, told = await batch(it, *questions)
+            assert (broken["status"], broken["error"]["code"], told["status"]) == (500, "internal_error", 200)
+            await holder.execute("ALTER FUNCTION missing RENAME TO short_of_rollups_1d")
+            url, headers = f"{it.url}/api/v1/readings/batch", {"Authorization": f"Bearer {it.key}"}
+            async with holder.transaction():
+                await holder.execute("LOCK TABLE rollups_1d IN ACCESS EXCLUSIVE MODE")
+                async with asyncio.TaskGroup() as group:
+                    asking = group.create_task(it.session.post(url, json={"queries": questions}, headers=headers))
+                    await until(lambda: holder.fetchval(ENDED))
+                answer = await asking
+                body = await answer.json()
+                assert (answer.status, body["code"]) == (503, "database_unavailable")
+                assert int(answer.headers["Retry-After"]) > 0
+            await holder.close()
+
+    run(test())
+
+
+#: Ends the session that waits for the lock, if there is one yet.
+ENDED = """
+SELECT bool_or(pg_terminate_backend(pid)) FROM pg_stat_activity
+WHERE datname = current_database() AND wait_event_type = 'Lock' AND usename = 'sluice'"""

@@ -3,18 +3,24 @@
 import asyncio
 import io
 import logging
+from datetime import timedelta
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
+from api.access.passwords import hash_password
+from deploy.people import create_admin, make_reset
 from runtime.logging import LoggingSettings, set_up_logging
+from runtime.postgres import connect
+from runtime.secrets import TokenHasher
 from tests.databases import Database
-from tests.people_rig import HOME, PASSWORD, People, Person, people
+from tests.people_rig import HOME, PASSWORD, RING, People, Person, people
 from tests.support import run
 
 STRANGER = "198.51.100.9"
 WRONG = "wrong horse battery"
+NEW = "another horse battery"
 
 
 async def refresh(here: People, token: str, **more: Any) -> Any:
@@ -110,6 +116,62 @@ def test_guesses_at_the_same_time_are_counted_before_they_are_judged(database: D
             owner = await here.person()
             answers = await asyncio.gather(*(here.login(owner, WRONG) for _ in range(10)))
             assert sorted(answer.status for answer in answers) == [401] * 3 + [429] * 7
+
+    run(test())
+
+
+def test_right_passwords_at_the_same_time_are_no_failed_ones(database: Database) -> None:
+    """Those that wait for others are told so, and come back at once; nobody is locked out by them."""
+
+    async def test() -> None:
+        async with people(database, auth_login_failures_max=2) as here:
+            owner = await here.person()
+            answers = await asyncio.gather(*(here.login(owner) for _ in range(12)))
+            waiting = [answer for answer in answers if answer.status != 200]
+            assert waiting
+            assert len(waiting) < 12
+            for answer in waiting:
+                assert answer.code == (429, "rate_limited")
+                assert answer.headers["Retry-After"] == "1"
+                assert "still being checked" in answer.body["detail"]
+            assert (await here.login(owner)).status == 200
+            assert await here.superuser("SELECT FROM login_attempts") == []
+
+    run(test())
+
+
+def test_what_is_in_flight_counts_until_it_is_judged_or_its_process_has_ended(any_database: Database) -> None:
+    """Without it, guesses made at once, or cut off before they are judged, would cost nothing."""
+
+    async def test() -> None:
+        async with people(any_database, auth_login_failures_max=3) as here:
+            owner = await here.person()
+            assert (await here.login(owner, WRONG)).status == 401
+            await here.superuser("UPDATE login_attempts SET in_flight = 2")
+            assert (await here.login(owner)).headers["Retry-After"] == "1"
+            await here.superuser("UPDATE login_attempts SET in_flight = 1")
+            assert (await here.login(owner, WRONG)).status == 401
+            (row,) = await here.superuser("SELECT failures, in_flight FROM login_attempts")
+            assert tuple(row) == (2, 1)
+            await here.superuser("UPDATE login_attempts SET last_at = last_at - interval '2 minutes'")
+            locked = await here.login(owner)
+            assert (locked.status, int(locked.headers["Retry-After"]) > 600) == (429, True)
+
+    run(test())
+
+
+def test_an_attempt_that_is_not_looked_at_did_not_fail(database: Database) -> None:
+    async def test() -> None:
+        async with people(
+            database, auth_login_failures_max=1, auth_hashes_at_once=1, auth_hashes_waiting_max=1
+        ) as here:
+            persons = [await here.person() for _ in range(6)]
+            await here.superuser("UPDATE users SET password_hash = $1", hash_password(PASSWORD))
+            answers = await asyncio.gather(*(here.login(person) for person in persons))
+            turned_away = [person for person, answer in zip(persons, answers, strict=True) if answer.status == 503]
+            assert turned_away
+            for person in turned_away:
+                assert (await here.login(person)).status == 200
 
     run(test())
 
@@ -273,6 +335,104 @@ def test_a_forgotten_password_is_told_nobody(database: Database) -> None:
             for email in (person.email, "nobody@example.org"):
                 answer = await here.ask("POST", "/api/v1/auth/password/forgot", body={"email": email})
                 assert (answer.status, answer.body) == (204, None)
+
+    run(test())
+
+
+async def by_operator(here: People, person: Person, link: bool = False) -> str:
+    """Made a super-admin with a new password; or a link's secret."""
+    connection = await connect(here.database.settings, role=None, application="test")
+    try:
+        if link:
+            return await make_reset(connection, TokenHasher(RING), person.email, timedelta(hours=1))
+        return await create_admin(connection, person.email, "Somebody", NEW)
+    finally:
+        await connection.close()
+
+
+async def reset(here: People, token: str, **more: Any) -> Any:
+    body = {"token": token, "new_password": NEW}
+    return await here.ask("POST", "/api/v1/auth/password/reset", body=body, **more)
+
+
+def test_who_is_made_a_super_admin_begins_anew(any_database: Database) -> None:
+    """A session or a link from before was let in as somebody who may do less."""
+
+    async def test() -> None:
+        async with people(any_database) as here:
+            person, other = await here.person(), await here.person()
+            tokens, theirs = (await here.login(person)).body, await here.token(other)
+            link = await by_operator(here, person, link=True)
+            assert await by_operator(here, person) == str(person.user)
+            assert (await me(here, tokens["access_token"])).code == (401, "token_invalid")
+            assert (await refresh(here, tokens["refresh_token"])).code == (401, "token_invalid")
+            assert (await reset(here, link)).code == (422, "invalid")
+            assert (await here.login(person)).status == 401
+            access = await here.token(person, password=NEW)
+            assert (await me(here, access)).body["super_admin"] is True
+            assert (await me(here, theirs)).status == 200
+            audited = await here.audited(None)
+            assert ("password.changed", None) in audited
+            assert ("admin.created", None) in audited
+            assert await by_operator(here, Person(uuid4(), "new@example.org")) != str(person.user)
+            assert (await here.audited(None)).count(("password.changed", None)) == 1
+
+    run(test())
+
+
+def test_a_new_password_ends_links_that_are_open(any_database: Database) -> None:
+    async def test() -> None:
+        async with people(any_database) as here:
+            person = await here.person()
+            first, second = [await by_operator(here, person, link=True) for _ in range(2)]
+            body = {"current_password": PASSWORD, "new_password": WRONG}
+            path = "/api/v1/auth/password/change"
+            assert (await here.ask("POST", path, await here.token(person), body)).status == 204
+            for link in (first, second):
+                assert (await reset(here, link)).code == (422, "invalid")
+
+    run(test())
+
+
+def test_a_new_password_by_a_link_is_good_where_the_old_one_was_locked_out(any_database: Database) -> None:
+    async def test() -> None:
+        async with people(any_database, auth_login_failures_max=2) as here:
+            person = await here.person()
+            for address in (HOME, STRANGER):
+                for _ in range(2):
+                    assert (await here.login(person, WRONG, address=address)).status == 401
+                assert (await here.login(person, address=address)).status == 429
+            assert (await reset(here, await by_operator(here, person, link=True))).status == 204
+            assert (await here.login(person, NEW)).status == 200
+            # Whoever guessed elsewhere goes on waiting.
+            assert (await here.login(person, NEW, address=STRANGER)).status == 429
+
+    run(test())
+
+
+def test_who_accepts_an_invitation_may_log_in_where_he_tried_before(any_database: Database) -> None:
+    async def test() -> None:
+        async with people(any_database, auth_login_failures_max=1) as here:
+            email = "new@example.org"
+            where = f"/api/v1/organisations/{here.organisation}/invitations"
+            link = (await here.ask("POST", where, here.key, {"email": email, "role": "viewer"})).body["link"]
+            invited = Person(uuid4(), email)
+            assert (await here.login(invited, NEW)).status == 401
+            assert (await here.login(invited, NEW)).status == 429
+            body = {"token": link.partition("=")[2], "password": NEW, "name": "New"}
+            assert (await here.ask("POST", "/api/v1/invitations/accept", body=body)).status == 200
+            assert (await here.login(invited, NEW)).status == 200
+
+    run(test())
+
+
+def test_of_links_that_are_used_at_once_one_counts(database: Database) -> None:
+    async def test() -> None:
+        async with people(database) as here:
+            person = await here.person()
+            links = [await by_operator(here, person, link=True) for _ in range(3)]
+            answers = await asyncio.gather(*(reset(here, link) for link in links))
+            assert sorted(answer.status for answer in answers) == [204, 422, 422]
 
     run(test())
 

@@ -326,7 +326,7 @@ def test_an_invitation_is_accepted_once_with_a_new_account_or_the_password_of_an
         async with people(any_database) as here:
             admin = await here.token_as("admin")
             made = (await invite(here, admin)).body
-            assert made["link"].startswith("https://sluice.example/account#invitation=iv_live_")
+            assert made["link"].startswith("https://api.sluice.example/account#invitation=iv_live_")
             assert (await accept(here, made["link"], name=None)).code == (422, "invalid")
             assert (await accept(here, made["link"], "short")).code == (422, "invalid")
             joined = await accept(here, made["link"])

@@ -257,6 +257,54 @@ def test_made_up_key_ids_do_not_make_a_query_each(database: Database) -> None:
 # ---------------------------------------------------------------- guesses
 
 
+async def registered(here: People) -> tuple[str, list[str]]:
+    """Where a site's machines tell that they run, and tokens of its server: the last one is good."""
+    where = f"/api/organisations/{here.organisation}/sites"
+    site = f"{where}/{(await here.ask('POST', where, here.key, {'name': 'Site'})).body['id']}"
+    body = {"hardwareId": "x", "version": "1", "hostname": "server.local"}
+    tokens = [(await here.ask("POST", f"{site}/register-server", here.key, body)).body["siteToken"] for _ in range(2)]
+    return f"{site}/heartbeat", tokens
+
+
+def test_a_gateway_s_token_is_no_guess(any_database: Database) -> None:
+    """Nobody makes up a signature: it is good while its address guesses, and one that was revoked counts as none."""
+
+    async def test() -> None:
+        async with people(any_database, auth_guesses_per_minute=3) as here:
+            path, (revoked, good) = await registered(here)
+            beat = {"version": "1"}
+            for _ in range(5):
+                assert (await here.ask("POST", path, revoked, beat)).status == 401
+            forged = f"{good[: good.rindex('.')]}.{revoked.rpartition('.')[2]}"
+            for guess in ("x", forged, forged):
+                assert (await here.ask("POST", path, guess, beat)).status == 401
+            assert (await here.ask("POST", path, forged, beat)).status == 429
+            assert (await here.ask("POST", path, make_token(API_KEY_PREFIX), beat)).status == 429
+            assert (await here.ask("POST", path, good, beat)).status == 204
+            assert (await here.ask("POST", path, revoked, beat)).status == 401
+
+    run(test())
+
+
+def test_who_is_no_machine_is_told_what_a_heartbeat_takes(any_database: Database) -> None:
+    async def test() -> None:
+        async with people(any_database, auth_guesses_per_minute=3) as here:
+            path, _ = await registered(here)
+            person = await here.person("owner")
+            beat = {"version": "1"}
+            for token in (here.key, await here.token(person)):
+                answer = await here.ask("POST", path, token, beat)
+                assert (answer.status, answer.body["error"]["code"]) == (403, "forbidden")
+                assert "token of the site's server" in answer.body["error"]["message"]
+            ended = await here.token(person)
+            assert (await here.ask("POST", "/api/v1/auth/logout", ended)).status == 204
+            for token in (make_token(API_KEY_PREFIX), ended, make_token("rt_live_")):
+                answer = await here.ask("POST", path, token, beat)
+                assert (answer.status, answer.body["error"]["code"]) == (401, "token_invalid")
+
+    run(test())
+
+
 def test_guesses_of_an_address_are_slowed_down_and_what_is_known_goes_on(any_database: Database) -> None:
     async def test() -> None:
         async with people(any_database, auth_guesses_per_minute=5) as here:

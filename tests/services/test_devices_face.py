@@ -155,6 +155,7 @@ def test_every_request_and_response_of_the_document(any_database: Database) -> N
             second = {"site_id": site_id(here.site), "local_id": "fridge02", "name": "Reach-in fridge"}
             status, found, headers = await ask(here, "POST", body=second | {"model": "diy_esp32"})
             assert (status, headers["Location"]) == (201, f"{PATH}/{found['id']}")
+            assert headers["ETag"] == (await ask(here, "GET", headers["Location"]))[2]["ETag"]
             assert set(found) == {"id", "local_id", "ingest_token", "ingest_url", "issued_at"}
             assert (found["local_id"], found["ingest_url"]) == ("fridge02", f"{BASE}/v1/ingest")
             assert plausible_token(found["ingest_token"], DEVICE_PREFIX)
@@ -380,7 +381,7 @@ def test_bad_fields_are_named_and_nothing_is_made(any_database: Database) -> Non
                 status, found, _ = await ask(here, "POST", body=body)
                 assert (status, found["error"]["details"][0]["field"]) == (422, missing)
             for raw in (b"", b"{", b"nothing", b"\xff"):
-                assert await error(here, "POST", raw=raw) == (400, "invalid_body"), raw
+                assert await error(here, "POST", raw=raw) == (400, "bad_json"), raw
             assert await error(here, "POST", body=[good]) == (422, "invalid")
             strange = {"name": "🥶 ثلاجة", "notes": "two\nlines"}
             device = await made(here, "new", **strange)
@@ -390,9 +391,14 @@ def test_bad_fields_are_named_and_nothing_is_made(any_database: Database) -> Non
             for bad in ({"name": None}, {"local_id": "a b"}, {"colour": "white"}, {"id": device}):
                 status, found, _ = await ask(here, "PATCH", f"{PATH}/{device}", bad)
                 assert (status, found["error"]["details"][0]["field"]) == (422, next(iter(bad))), bad
-            wrong = {"site_id": None, "model": "diy_esp32", "name": "Renamed"}
+            wrong: dict[str, Any] = {"site_id": None, "model": "diy_esp32", "name": "Renamed"}
             status, found, _ = await ask(here, "PATCH", f"{PATH}/{device}", wrong)
             assert [one["field"] for one in found["error"]["details"]] == ["site_id", "model"]
+            assert all("cannot be changed" in one["message"] for one in found["error"]["details"])
+            wrong = {"name": 5, "model": "y", "site_id": "z", "colour": "white"}
+            status, found, _ = await ask(here, "PATCH", f"{PATH}/{device}", wrong)
+            named = [one["field"] for one in found["error"]["details"]]
+            assert (status, sorted(named)) == (422, sorted(wrong))
             assert (await ask(here, "GET", f"{PATH}/{device}"))[1]["name"] == strange["name"]
 
     run(test())
@@ -410,6 +416,33 @@ def test_everything_that_is_wrong_is_named_at_once(any_database: Database) -> No
             status, found, _ = await ask(here, "GET", limit=0, site_id="x", colour="white", online="maybe")
             named = [one["field"] for one in found["error"]["details"]]
             assert (status, sorted(named)) == (400, ["colour", "limit", "online", "site_id"])
+            # One of two is missing; nobody can tell where one of them is wrong.
+            either: list[tuple[dict[str, Any], list[str]]]
+            either = [({}, ["limit", "site_id"]), ({"account_id": "x"}, ["account_id", "limit"])]
+            for given, wanted in either:
+                status, found, _ = await ask(here, "GET", limit=0, **given)
+                assert (status, sorted(one["field"] for one in found["error"]["details"])) == (400, wanted)
+
+    run(test())
+
+
+def test_a_local_id_is_not_spelt_like_the_id_of_a_device(any_database: Database) -> None:
+    """Whoever sends for both would mean another one by it."""
+
+    async def test() -> None:
+        async with world(any_database) as here:
+            device, other = await made(here, "one"), uuid_of(await made(here, "two"))
+            for name in (str(other), other.hex, f"dev_{other.hex}", f"dev_{other}", str(uuid4()).upper()):
+                body = {"site_id": site_id(here.site), "local_id": name, "name": "New", "model": "diy_esp32"}
+                for answer in (
+                    await ask(here, "POST", body=body),
+                    await ask(here, "PATCH", f"{PATH}/{device}", {"local_id": name}),
+                ):
+                    status, found, _ = answer
+                    assert (status, found["error"]["details"][0]["field"]) == (422, "local_id"), name
+                    assert "like the id of a device" in found["error"]["message"]
+            for name in (other.hex[1:], f"dev_{other.hex[1:]}", f"x{other}", f"dev-{other.hex[:20]}"):
+                assert (await ask(here, "PATCH", f"{PATH}/{device}", {"local_id": name}))[0] == 200, name
 
     run(test())
 
@@ -772,6 +805,14 @@ def test_groups_of_devices(any_database: Database) -> None:
             status, group, headers = await ask(here, "POST", path, {"name": "Kitchen"})
             assert (status, set(group)) == (201, {"group_id", "name", "created_at", "updated_at"})
             one = f"{path}/{group['group_id']}"
+            assert (headers["Location"], headers["ETag"]) == (one, (await ask(here, "GET", one))[2]["ETag"])
+            for method in ("PUT", "DELETE"):
+                for nobody in ("x", uuid4(), "%00"):
+                    status, found, _ = await ask(here, method, f"{one}/devices/{nobody}")
+                    assert (status, found["code"]) == (404, "device_not_found"), nobody
+                for group_id in ("x", uuid4(), "%00"):
+                    status, found, _ = await ask(here, method, f"{path}/{group_id}/devices/{devices[0]}")
+                    assert (status, found["code"]) == (404, "device_group_not_found"), group_id
             assert (await ask(here, "POST", path, {"name": "Kitchen"}))[0] == 409
             for device in (*devices, devices[0]):
                 assert (await ask(here, "PUT", f"{one}/devices/{device}"))[0] == 204

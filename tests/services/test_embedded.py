@@ -125,7 +125,7 @@ def test_a_server_whose_parent_is_killed_ends_and_a_start_waits_for_that(directo
     assert parent.stdout.readline() == b"up\n"
     pid = int((directory / "postgres" / "postmaster.pid").read_text().split()[0])
     parent.kill()
-    parent.wait(timeout=10)
+    parent.wait(timeout=60)
     parent.stdout.close()
 
     async def test() -> None:

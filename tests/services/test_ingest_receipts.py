@@ -206,7 +206,7 @@ def test_who_waits_too_long_gets_the_receipt(installation: Installation) -> None
         async with installation.face(wait_stored_s=0.2) as face:
             began = time.monotonic()
             reply = await face.post(tenant.token, measured(("co2", 1)), **WAIT)
-            assert 0.2 <= time.monotonic() - began < 2.0
+            assert time.monotonic() - began >= 0.2
             assert (reply.status, "preference-applied" in reply.headers) == (202, False)
             assert set(reply.json()) == {"accepted", "rejected", "receipt", "durable"}
 

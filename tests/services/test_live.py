@@ -12,6 +12,8 @@ from uuid import uuid4
 import pytest
 from msgspec.structs import replace
 
+from api.access.standing import still_let_in
+from api.live import hub
 from api.live.events import EventIds, Mark
 from api.registry.organisations import acting_for
 from runtime.ids import uuid7
@@ -307,22 +309,29 @@ def test_a_listener_who_may_no_longer_is_let_go(database: Database, tmp_path: Pa
 def test_who_reads_too_slowly_is_let_go_and_goes_on_by_its_id(database: Database, tmp_path: Path) -> None:
     async def test() -> None:
         async with stage(database, sqlite_url(tmp_path), live_queue_bytes_max=20_000) as (rig, api):
-            (device,) = await rig.register()
-            count = 40_000
+            (device,) = await rig.register(partition=0)
+            began, sent = NOW - 10 * DAY, 0
+
+            async def let_go() -> bool:
+                ended = any(one.ended == "slow" for one in api.live._listeners)
+                return ended or bool(api.sample("ended_total", reason="slow"))
+
+            async def told_or_let_go() -> bool:
+                one = api.live._live
+                told = one is not None and one.mark.positions[0] == (await rig.log.bounds())[0].end
+                return told or await let_go()
+
             async with api.listening(device.organisation, device_id=device.device) as slow, rig.worker():
                 slow.answer.connection.transport.pause_reading()  # type: ignore[union-attr]
-                for first in range(0, count, 500):
-                    some = [float(number) for number in range(first, first + 500)]
-                    # More than sockets hold: an event repeats the label with every reading.
-                    await rig.append(record(device, power(*some, at=NOW - DAY + first * SECOND, label="L" * 250)))
-                await rig.landed()
-
-                async def dropped() -> bool:
-                    return any(one.ended == "slow" for one in api.live._listeners) or bool(
-                        api.sample("ended_total", reason="slow")
-                    )
-
-                await until(dropped)
+                # How much the sockets between take without being read is the system's.
+                while not await let_go():
+                    for _ in range(20):
+                        some = [float(number) for number in range(sent, sent + 500)]
+                        # An event repeats the label with every reading.
+                        await rig.append(record(device, power(*some, at=began + sent * SECOND, label="L" * 250)))
+                        sent += 500
+                    await rig.landed()
+                    await until(told_or_let_go)
                 slow.answer.connection.transport.resume_reading()  # type: ignore[union-attr]
                 told: list[float] = []
                 last = None
@@ -331,11 +340,12 @@ def test_who_reads_too_slowly_is_let_go_and_goes_on_by_its_id(database: Database
                     told += values(event.data) if event.name == "readings" else []
                 assert last is not None
                 assert (last.name, last.data) == ("end", {"reason": "slow"})
-            while len(told) < count:
+            assert api.sample("ended_total", reason="slow") == 1
+            while len(told) < sent:
                 async with api.listening(device.organisation, slow.last_id, device_id=device.device) as slow:
-                    while len(told) < count and (event := await slow.next()) is not None:
+                    while len(told) < sent and (event := await slow.next()) is not None:
                         told += values(event.data) if event.name == "readings" else []
-            assert told == [float(number) for number in range(count)]
+            assert told == [float(number) for number in range(sent)]
 
     run(test())
 
@@ -415,6 +425,7 @@ def test_listeners_are_bounded(database: Database, tmp_path: Path) -> None:
                 assert "Retry-After" in own.headers
                 assert "Retry-After" in all_.headers
                 assert api.sample("listeners") == 2
+                assert [api.sample("refused_total", reason=one) for one in ("organisation", "process")] == [1, 1]
 
             async def left() -> bool:
                 return api.sample("listeners") == 0 and not api.live._watches.by_device
@@ -482,6 +493,63 @@ def test_an_end_is_at_once(database: Database, tmp_path: Path) -> None:
                 assert await stream.next() is None
             async with api.asked(device.organisation, device_id=device.device) as answer:
                 assert answer.status == 503
+            assert api.sample("refused_total", reason="unavailable") == 1
+
+    run(test())
+
+
+def test_how_far_streams_are_behind_what_landed_is_counted(database: Database, tmp_path: Path) -> None:
+    async def test() -> None:
+        async with stage(database, sqlite_url(tmp_path)) as (rig, api):
+            (device,) = await rig.register()
+            async with api.listening(device.organisation, device_id=device.device) as stream:
+                async with rig.superuser() as other, other.transaction():
+                    # What is asked of each turn; landing writes there only what was not stored.
+                    await other.execute("LOCK TABLE outcomes IN ACCESS EXCLUSIVE MODE")
+                    await rig.land(*(record(device, power(float(n), at=NOW + n * SECOND)) for n in range(3)))
+
+                    async def behind() -> bool:
+                        return api.sample("lag_records") == 3
+
+                    await until(behind)
+                await stream.readings(3)
+
+                async def caught_up() -> bool:
+                    return api.sample("lag_records") == 0
+
+                await until(caught_up)
+
+    run(test())
+
+
+def test_who_comes_while_others_rights_are_looked_at_stays(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a key that was not asked about, to what others listen to already."""
+    asked, gate = asyncio.Event(), asyncio.Event()
+
+    async def held(*arguments: Any) -> Any:
+        found = await still_let_in(*arguments)
+        asked.set()
+        await gate.wait()
+        return found
+
+    async def test() -> None:
+        async with stage(database, sqlite_url(tmp_path)) as (rig, api):
+            (device,) = await rig.register()
+            owner, other = device.organisation, await api.make_key(device.organisation)
+            monkeypatch.setattr(hub, "still_let_in", held)
+            async with api.listening(owner, device_id=device.device):
+                await asked.wait()
+                async with api.listening(owner, key=other, device_id=device.device) as late:
+                    gate.set()
+                    await rig.land(record(device, power(1.0)))
+                    assert values(await late.readings(1)) == [1.0]
+                    asked.clear()
+                    await asked.wait()
+                    await rig.land(record(device, power(2.0, at=NOW + SECOND)))
+                    assert values(await late.readings(1)) == [2.0]
+            assert api.sample("ended_total", reason="revoked") == 0
 
     run(test())
 

@@ -8,10 +8,11 @@ from uuid import UUID, uuid4
 
 from api.devices.shapes import DeviceId
 from api.registry import devices
+from api.registry.devices import add_device
 from api.registry.organisations import acting_for
 from runtime.postgres import connect
 from tests.databases import Database
-from tests.services.test_api_aggregates import fill, roll_up
+from tests.services.test_api_aggregates import fill, let_go, roll_up, spelt
 from tests.services.test_api_readings import World, world
 from tests.support import run
 
@@ -120,11 +121,56 @@ def test_what_a_removed_device_measured_is_still_told(any_database: Database) ->
             connection = await connect(it.database.settings, role="sluice_app", application="test")
             async with acting_for(connection, it.organisation):
                 await devices.remove(connection, it.device, None)
-            await connection.close()
             path = f"/devices/{face.device}"
             assert (await face.get(path))[0] == 404
             for query in ({}, {"agg": "1h"}):
                 status, body = await face.get(f"{path}/measurements", **SPAN, **query)
                 assert (status, len(body["data"]) > 0, "removed_at" in body) == (200, True, True)
+            removed_at = body["removed_at"]
+            async with acting_for(connection, it.organisation):
+                second = await add_device(connection, it.organisation, it.site, "Second", "second")
+            await connection.close()
+            await it.series("power", device=second)
+            both = f"{face.device}:power,{DeviceId(UUID(str(second)))}:power"
+            for query in ({}, {"agg": "1h"}):
+                status, body = await face.get("/measurements", channels=face.device, **SPAN, **query)
+                assert (status, body["removed_at"]) == (200, removed_at)
+                assert body["removed_devices"] == {face.device: removed_at}
+                status, body = await face.get("/measurements", channels=both, **SPAN, **query)
+                assert (status, "removed_at" in body) == (200, False), "the other one stands"
+                assert body["removed_devices"] == {face.device: removed_at}
+            status, _ = await face.get("/measurements", channels=face.device, format="csv", **SPAN)
+            assert status == 200
+
+    run(test())
+
+
+def test_what_is_gone_unknown_or_empty_is_said_in_the_face_s_shape(any_database: Database) -> None:
+    async def test() -> None:
+        async with world(any_database) as it:
+            face = Face(it)
+            await fill(it, await it.series("power"), T0, T0 + 6 * DAY)
+            await roll_up(it, T0 + 6 * DAY)
+            await let_go(it)
+            path, channel = f"/devices/{face.device}/measurements", {"channels": f"{face.device}:power"}
+            span = {"from": spelt(T0), "to": spelt(T0 + 4 * DAY)}
+            for where, of in ((path, {}), ("/measurements", channel)):
+                status, body = await face.get(where, agg="5m", fn="count", **of, **span)
+                assert (status, body["told_from"], body["coarser"]) == (200, spelt(T0 + 3 * DAY), "1d")
+                assert (len(body["data"]), body["data"][0]["ts"]) == (288, spelt(T0 + 3 * DAY))
+                status, body = await face.get(where, **of, **span)
+                assert (status, body["data"], body["kept_from"]) == (200, [], spelt(T0 + 5 * DAY))
+                for query in ({}, {"agg": "1h"}):
+                    status, body = await face.get(where, **of, **query, **{"from": spelt(T0), "to": spelt(T0)})
+                    assert (status, body["error"]["code"]) == (400, "invalid_parameter")
+                    assert "from: is the same as `to`" in body["error"]["message"]
+            for where, of in ((path, {"type": "powre"}), ("/measurements", {"channels": f"{face.device}:powre"})):
+                status, body = await face.get(where, **of, **span)
+                assert (status, body["error"]["code"]) == (404, "metric_not_found")
+                assert "`powre`" in body["error"]["message"]
+            status, body = await face.get(path, agg="1h", fn="median", **span)
+            assert (status, body["error"]["message"]) == (
+                400, "fn: must be a list with commas of mean, min, max, count, last, p50, p95",
+            )  # fmt: skip
 
     run(test())

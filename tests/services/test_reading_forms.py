@@ -16,9 +16,9 @@ import pyarrow as pa
 import pytest
 
 from bench.proxy import Proxy
+from bench.usage import free_port
 from runtime.http.server import HttpSettings
 from runtime.postgres import connect
-from runtime.sockets import address_of, listen
 from schemas.record import Quality
 from tests.databases import Database
 from tests.services.test_api_readings import MINUTE, T0, World, tenant, world
@@ -464,8 +464,7 @@ def test_a_client_that_stops_reading_is_cut_and_its_stream_is_free(any_database:
 def test_a_database_that_goes_away_breaks_a_stream_off(database: Database) -> None:
     async def test() -> None:
         port = urlsplit(database.url).port or 0
-        with listen("TEST", "127.0.0.1:0") as free:
-            away = address_of(free).port
+        away = free_port()
         behind = replace(database, url=database.url.replace(f":{port}/", f":{away}/"))
         async with Proxy(away, port) as proxy, stalled(behind) as (it, reader):
             proxy.refuse = True

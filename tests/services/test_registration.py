@@ -18,7 +18,7 @@ from runtime.postgres import connect
 from runtime.secrets import REGISTRATION_PREFIX, make_token
 from tests.certificate_rig import add_authority, request_for
 from tests.databases import Database
-from tests.people_rig import Answer, People, people
+from tests.people_rig import API_URL, Answer, People, people
 from tests.support import run
 
 TOKENS = "/api/v1/devices/registration/tokens"
@@ -56,7 +56,7 @@ def test_a_token_is_exchanged_for_a_certificate_of_the_device_s_own_key(any_data
         async with people(any_database) as here:
             made = await registered(here)
             assert made.keys() == {"token", "deviceId", "deviceName", "provisionEndpoint", "expiresAt"}
-            assert (made["deviceName"], made["provisionEndpoint"]) == (NAME, f"https://sluice.example{PROVISION}")
+            assert (made["deviceName"], made["provisionEndpoint"]) == (NAME, f"{API_URL}{PROVISION}")
             assert made["token"].split(".")[1] == made["deviceId"]
             key = new_key()
             answer = await provisioned(here, made["token"], request_for(key))

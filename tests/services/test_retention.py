@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import asyncpg
 import pytest
 from click.testing import CliRunner
 from prometheus_client import CollectorRegistry
 
+from deploy import columnstore
 from deploy.cli import main
+from runtime.postgres import connect
 from runtime.supervisor import EXIT_REFUSED
 from tests import rollups_rig
 from tests.databases import Database
@@ -215,13 +218,13 @@ def test_a_landing_that_does_not_know_a_horizon_is_waited_for(any_database: Data
                         break
                 keeping = keeper(rig, replace(SETTINGS, retention_settle_s=0.1))
                 async with session(rig) as opened:
-                    assert await keeping.follow(opened) == []
+                    assert (await keeping.follow(opened)).chunks == []
                 assert keeping.doing is not None
                 assert "unsettled" in keeping.doing
                 await early.actor.finish()
                 keeping = keeper(rig)
                 async with session(rig) as opened:
-                    assert await keeping.follow(opened) == []
+                    assert (await keeping.follow(opened)).chunks == []
                 assert "marked" in str(keeping.doing)
                 await repair(rig)
                 assert await one_pass(rig) != []
@@ -292,17 +295,45 @@ def test_a_chunk_that_is_being_read_is_let_go_and_landing_goes_on(any_database: 
                 async with asyncio.TaskGroup() as group, session(rig) as opened:
                     going = group.create_task(keeping.follow(opened))
                     await rig.land(record(device, channel("power", [(NOW + 1, 1.0)])))
-                    went = await going
+                    went = (await going).chunks
                 assert {one.relation for one in went} <= {"text_readings"}
                 waiting = "sluice_retention_waiting_chunks"
                 assert registry.get_sample_value(waiting, {"why": "locked"}) == len(foretold) - len(went)
             async with session(rig) as opened:
-                assert len(await keeping.follow(opened)) == len(foretold) - len(went)
+                assert len((await keeping.follow(opened)).chunks) == len(foretold) - len(went)
             assert registry.get_sample_value(waiting, {"why": "locked"}) == 0
             assert registry.get_sample_value("sluice_retention_chunks_total", {"tier": "raw"}) == len(foretold)
             assert await rig.value("SELECT count(*) FROM readings WHERE ts > now() - interval '1 day'") > 0
 
     run(test(), timeout_s=180)
+
+
+def test_rows_that_stay_and_passes_that_end_are_counted(any_database: Database, tmp_path: Path) -> None:
+    async def test() -> None:
+        async with open_rig(any_database, sqlite_url(tmp_path)) as rig:
+            devices = [(await rig.register(raw_retention_days=days))[0] for days in (30, 60)]
+            await fill(rig, devices, 50)
+            await compute(rig)
+            registry = CollectorRegistry()
+            keeping = keeper(rig, registry=registry)
+
+            def sample(name: str) -> float:
+                return registry.get_sample_value(f"sluice_retention_{name}") or 0.0
+
+            async def is_waiting() -> bool:
+                return sample("waiting_shares") > 0
+
+            async with asyncio.TaskGroup() as group, session(rig) as opened:
+                async with rig.superuser() as other, other.transaction():
+                    await other.execute("LOCK TABLE reading_notes IN SHARE MODE")
+                    going = group.create_task(keeping.follow(opened))
+                    await until(is_waiting)
+                    assert sample("passed_timestamp_seconds") == 0
+                await going
+            assert sample("waiting_shares") == 0
+            assert sample("passed_timestamp_seconds") > 0
+
+    run(test())
 
 
 def test_partitions_are_made_ahead(embedded_database: Database, tmp_path: Path) -> None:
@@ -328,6 +359,10 @@ def test_the_command_says_what_would_go_and_lets_it_go(
             devices = [(await rig.register(raw_retention_days=days))[0] for days in (30, 60)]
             await fill(rig, devices, 80)
             await compute(rig)
+
+    async def keep_less() -> None:
+        async with open_rig(any_database, url) as rig, rig.superuser() as connection:
+            await connection.execute("UPDATE organisations SET raw_retention_days = 20 WHERE raw_retention_days = 30")
 
     async def lead() -> None:
         async with open_rig(any_database, url) as rig, session(rig) as opened:
@@ -356,6 +391,7 @@ def test_the_command_says_what_would_go_and_lets_it_go(
     assert told("show") == before
     went = told("run")
     assert went["chunks"] == foretold["chunks"]
+    assert went["rows"] == foretold["rows"] != []
     assert went["waits"] is None
     assert told("run", "--dry-run") == {"dry_run": True, "chunks": [], "rows": [], "waits": None}
     after = told("show")
@@ -365,6 +401,12 @@ def test_the_command_says_what_would_go_and_lets_it_go(
     assert [one["days"] for one in raw] == [30, 60]
     assert raw[0]["deleted_through"] == raw[0]["dropped_through"] > raw[1]["dropped_through"]
     assert "gone before" in sluice("show").output
+    assert sluice("run").output == "nothing went\n"
+    run(keep_less())
+    foretold = sluice("run", "--dry-run").output
+    assert foretold.count("would go") == len(foretold.splitlines()) > 0, "rows alone"
+    assert sluice("run").output == foretold.replace("would go", "went")
+    assert sluice("run").output == "nothing went\n"
 
 
 def test_a_columnstore_is_refused_where_the_licence_has_none(
@@ -382,6 +424,23 @@ def test_a_columnstore_is_refused_where_the_licence_has_none(
         environment["SLUICE_COLUMNSTORE_AFTER_DAYS"] = "0"
         assert CliRunner().invoke(main, ["migrate"], env=environment).exit_code == 0
         environment["SLUICE_COLUMNSTORE_AFTER_DAYS"] = "30"
+
+
+def test_what_makes_a_columnstore_is_refused_for_the_licence_alone(database: Database) -> None:
+    """The server knows each name and argument, so that no more than the licence is in the way."""
+
+    async def test() -> None:
+        owner = await connect(database.settings, role=None, application="test", url=database.owner_url)
+        try:
+            found = await owner.fetch(columnstore.STANDING, 30)
+            assert [tuple(row) for row in found] == [(False, False, False)]
+            for statement, *arguments in ((columnstore.REMOVE,), (columnstore.ENABLE,), (columnstore.ADD, 30)):
+                with pytest.raises(asyncpg.FeatureNotSupportedError, match="under the current"):
+                    await owner.fetch(statement, *arguments)
+        finally:
+            await owner.close()
+
+    run(test())
 
 
 def test_what_is_left_of_an_erased_site_goes_behind_the_horizons_too(any_database: Database, tmp_path: Path) -> None:

@@ -300,7 +300,7 @@ def test_functions_with_the_owner_s_rights_are_for_their_role_alone(any_database
             found.setdefault(row["name"].partition("(")[0], set()).add(row["rolname"])
         assert found["make_super_admin"] == {"sluice_worker"}
         assert found["append_audit"] == {"sluice_app", "sluice_worker"}
-        for name in (*LETTING_IN, "forget_attempts", "has_password"):
+        for name in (*LETTING_IN, "end_attempt", "forget_attempts", "has_password"):
             assert found[name] == {"sluice_app"}
         for name in ("credential_changed", "organisation_changed"):
             assert name not in found
@@ -339,6 +339,9 @@ ASKING = {
     " ARRAY['infinity'::timestamptz], 10) e WHERE e.readings > 0 OR e.fits_until IS NOT NULL",
     "readings_aggregated": "readings_aggregated(ARRAY[$2::int], ARRAY['1990-01-01'::timestamptz],"
     " ARRAY['2100-01-01'::timestamptz], ARRAY['1990-01-01'::timestamptz, '2100-01-01'], NULL, true)",
+    # Which times another keeps nothing of, would stand there.
+    "readings_told": "readings_told('1990-01-01', '2100-01-01', '5m') t"
+    " WHERE t.told_from <> '1990-01-01' OR t.told_to <> '2100-01-01' OR t.coarser IS NOT NULL",
     "readings_percentiles": "readings_percentiles(ARRAY[$2::int], ARRAY['1990-01-01'::timestamptz],"
     " ARRAY['2100-01-01'::timestamptz], ARRAY['1990-01-01'::timestamptz, '2100-01-01'], ARRAY[0.5])",
     "readings_version": "(SELECT readings_version(ARRAY[$2::int], 'infinity') AS v) o"
@@ -349,6 +352,10 @@ ASKING = {
     "begin_site_erasure": "begin_site_erasure($3::uuid) b WHERE b",
     "discard_quarantined": "discard_quarantined(ARRAY[$4::uuid], 'x') n WHERE n > 0",
 }
+#: What readings_told would tell of.
+LET_GO = """
+INSERT INTO retention_horizons (organisation_id, tier, refused_through, dropped_through, epoch)
+SELECT $1, tier, '2026-01-01', '2026-01-01', 1 FROM unnest('{raw,5m}'::text[]) tier"""
 #: Whoever lets people in acts for nobody, and finds by a secret or an e-mail whose it is; nobody else does.
 LETTING_IN = {
     "begin_login": "begin_login($5, sha256('a'), uuid_send($1), 5, '1 hour', 5) WHERE password_hash IS NOT NULL",
@@ -359,7 +366,7 @@ LETTING_IN = {
     "registration_presented": "registration_presented(ARRAY[$6::bytea])",
 }
 #: They show nothing; what they write is the caller's own, or goes while it acts for nobody only (tested below).
-HARMLESS = {"append_audit", "forget_attempts", "forget_revocations", "has_password"}
+HARMLESS = {"append_audit", "end_attempt", "forget_attempts", "forget_revocations", "has_password"}
 
 
 @pytest.mark.parametrize("acting", ["nobody", "ours"])
@@ -368,6 +375,7 @@ def test_nothing_that_the_api_may_read_or_call_shows_another_s(any_database: Dat
         async with people(any_database) as here:
             theirs, ours = await inhabited(here), await inhabited(here)
             secret = await secret_of(here, theirs)
+            await fetch(any_database.superuser_url, LET_GO, theirs.organisation)
             before = await rows_of(any_database, theirs)
             hidden = ids_of(before) - ids_of(await rows_of(any_database, ours))
             known = {person.email for person in theirs.people.values()}
@@ -440,6 +448,7 @@ def test_a_password_s_hash_is_given_to_an_attempt_that_counts_and_to_nobody_who_
             async with app.transaction():
                 await app.execute("SELECT set_config('sluice.user', $1, true)", str(person.user))
                 await app.execute("SELECT forget_attempts($1, $2)", ACCOUNT, ADDRESS)
+                await app.execute("SELECT end_attempt($1, $2, false)", ACCOUNT, ADDRESS)
             wait_s, *nothing = await app.fetchrow(BEGIN, *attempt)
             assert (wait_s > 0, nothing) == (True, [None, None])
             await app.execute("SELECT forget_attempts($1, $2)", ACCOUNT, ADDRESS)

@@ -17,6 +17,7 @@ from uuid import UUID
 import msgspec
 import pytest
 
+from api.devices.shapes import FixedModel
 from api.http.lists import CursorText
 from api.http.operations import Audience, Nothing, Operation
 from api.http.repeats import HEADER
@@ -57,7 +58,19 @@ OTHER: Final = {
     "format", "bucket", "fn", "fill", "tz", "ref", "raw_retention_days", "rollups_5m_days", "rollups_1h_days",
     "rollups_1d_days", "last_event_id", "agg", "type", "deviceName", "csr",
 }  # fmt: skip
-NEUTRAL_TYPES: Final = {str, int, float, bool, datetime, type(None), msgspec.UnsetType, msgspec.Raw, Moment, Any}
+NEUTRAL_TYPES: Final = {
+    str,
+    int,
+    float,
+    bool,
+    datetime,
+    type(None),
+    msgspec.UnsetType,
+    msgspec.Raw,
+    Moment,
+    FixedModel,
+    Any,
+}
 
 #: A name that nothing has yet.
 NEW: Final = "new"

@@ -1,6 +1,7 @@
 """Transactions whose callers are cancelled at any moment, on connections that are used again."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import asyncpg
 import pytest
 
 from runtime.clock import SystemClock
-from runtime.postgres import connect, transaction
+from runtime.postgres import UNAVAILABLE, connect, copying, transaction
 from tests.databases import Database
 from tests.landing_rig import SETTINGS, open_rig, sqlite_url
 from tests.support import run
@@ -26,6 +27,27 @@ async def cancelled_after(turns: int, work: "asyncio.Task[Any]") -> None:
             await asyncio.sleep(0.0002)  # what the database answers takes time, not turns
     work.cancel()
     await asyncio.gather(work, return_exceptions=True)
+
+
+def test_a_copy_on_a_session_that_was_ended_says_so_like_all_else(database: Database) -> None:
+    async def test() -> None:
+        connection = await connect(database.settings, role="sluice_worker", application="test")
+        await connection.execute("CREATE TEMPORARY TABLE numbers (number int)")
+        for number in range(2):
+            with copying(connection):
+                await connection.copy_records_to_table("numbers", records=[(number,)], columns=["number"])
+        with pytest.raises(AttributeError), copying(connection):
+            raise AttributeError
+        connection.terminate()
+        with pytest.raises(UNAVAILABLE, match="closed"), copying(connection):
+            await connection.copy_records_to_table("numbers", records=[(2,)], columns=["number"])
+        with pytest.raises(UNAVAILABLE, match="closed"), copying(connection):
+            await connection.copy_to_table("numbers", source=source(), columns=["number"], format="binary")
+
+    async def source() -> AsyncIterator[bytes]:
+        yield b""
+
+    run(test())
 
 
 def test_what_ends_without_an_error_is_committed_whoever_was_cancelled_before(database: Database) -> None:

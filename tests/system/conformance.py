@@ -86,7 +86,7 @@ def stage(database: Database, directory: Path) -> Iterator[dict[str, Any]]:
     sluice(environment, "migrate")
     made = subprocess.run(
         [sys.executable, "-m", "deploy.cli", "admin", "create", ADMIN],
-        env=environment, input=f"{PASSWORD}\n", capture_output=True, text=True, timeout=60, check=False,
+        env=environment, input=f"{PASSWORD}\n", capture_output=True, text=True, timeout=180, check=False,
     )  # fmt: skip
     assert made.returncode == 0, made.stderr
     sluice(environment, "ca", "init")

@@ -13,7 +13,7 @@ from typing import Any
 from runtime.supervisor import EXIT_REFUSED
 from tests.support import ask, eventually
 
-STOP_TIMEOUT_S = 30.0
+STOP_TIMEOUT_S = 90.0
 _data = TemporaryDirectory(prefix="sluice-data-")
 
 
@@ -91,7 +91,7 @@ def _done(environment: Mapping[str, str], arguments: Sequence[str]) -> "subproce
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
         check=False,
     )
 

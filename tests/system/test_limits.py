@@ -19,7 +19,7 @@ from tests.system.roles import clean_environment, refusal, role, sluice
 BODY = b'{"measurements":[{"type":"temperature","value":21.5}]}'
 WINDOW_S = 60
 #: What a test needs of a window.
-ENOUGH_S = 20
+ENOUGH_S = 40
 
 
 class Place(NamedTuple):

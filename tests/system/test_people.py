@@ -23,7 +23,7 @@ EMAIL = "ops@example.org"
 def command(environment: Mapping[str, str], typed: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         [sys.executable, "-m", "deploy.cli", *arguments],
-        env=environment, input=typed, capture_output=True, text=True, timeout=120, check=False,
+        env=environment, input=typed, capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
 
 
@@ -40,6 +40,30 @@ def post(url: str, path: str, body: object, token: str | None = None) -> tuple[i
     headers = {"Content-Type": "application/json"}
     answer = ask(f"{url}{path}", token=token, method="POST", body=json.dumps(body).encode(), **headers)
     return answer.status, answer.json() if answer.body else {}
+
+
+def test_links_lead_to_the_api_and_not_to_where_devices_send(environment: dict[str, str]) -> None:
+    environment |= {"SLUICE_PUBLIC_URL": "https://devices.example", "SLUICE_HTTP_LISTEN": "127.0.0.1:18080"}
+    assert command(environment, f"{PASSWORD}\n", "admin", "create", EMAIL).returncode == 0
+
+    def link(**more: str) -> str:
+        return sluice({**environment, **more}, "admin", "reset-link", EMAIL).strip()
+
+    assert link().startswith("http://127.0.0.1:8081/account#reset=")
+    assert link(SLUICE_API_LISTEN="0.0.0.0:18081").startswith("http://127.0.0.1:18081/account#reset=")
+    assert link(SLUICE_API_URL="https://people.example/").startswith("https://people.example/account#reset=")
+
+    def invited(**more: str) -> tuple[str, str]:
+        with role({**environment, **more}, "api", "--listen", "127.0.0.1:0") as api:
+            tokens = post(api.url, "/api/v1/auth/login", {"email": EMAIL, "password": PASSWORD})[1]
+            made = post(api.url, "/api/v1/organisations", {"name": "Ours"}, tokens["access_token"])[1]
+            where = f"/api/v1/organisations/{made['organisation_id']}/invitations"
+            body = {"email": "new@example.org", "role": "viewer"}
+            return api.url, post(api.url, where, body, tokens["access_token"])[1]["link"]
+
+    url, told = invited()
+    assert told.startswith(f"{url}/account#invitation=")
+    assert invited(SLUICE_API_URL="https://people.example")[1].startswith("https://people.example/account#")
 
 
 def test_a_super_admin_and_a_link_and_the_chain(environment: dict[str, str], database: Database) -> None:

@@ -20,7 +20,7 @@ from tests.support import eventually
 from tests.system.test_up import SLUICE, environment, up, values
 
 PATH = "/api/v1/admin/quarantine"
-COMMAND_S = 60
+COMMAND_S = 180
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Plant:
             env=os.environ | variables,
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=120,
             check=True,
         )
         return json.loads(done.stdout)
@@ -96,7 +96,7 @@ class Plant:
         )
         settings = (self.data / "sluice.toml").read_text().splitlines()
         (url,) = [line.partition(" = ")[2].strip('"') for line in settings if line.startswith("database_url")]
-        subprocess.run([sys.executable, "-c", program, url, script], timeout=30, check=True)
+        subprocess.run([sys.executable, "-c", program, url, script], timeout=120, check=True)
 
 
 @pytest.fixture(scope="module")

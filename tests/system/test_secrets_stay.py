@@ -27,7 +27,7 @@ from tests.support import ask, eventually
 from tests.system.roles import Role, clean_environment, role, sluice
 
 JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJnZWhlaW0tc3ViamVjdCJ9.c2lnbmF0dXJlLWdlaGVpbQ"
-TIMEOUT_S = 15.0
+TIMEOUT_S = 60.0
 
 
 @dataclass

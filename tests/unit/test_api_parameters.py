@@ -146,7 +146,7 @@ def test_a_body_of_another_shape_is_refused(raw: bytes) -> None:
 
 
 def test_a_limit_beyond_the_setting_is_refused() -> None:
-    with pytest.raises(Problem, match="limit: is a number from 1 to 10"):
+    with pytest.raises(Problem, match="limit: must be a number from 1 to 10"):
         limit_within(11, 1, 10)
 
 

@@ -9,6 +9,8 @@ from click.testing import CliRunner
 
 from deploy.cli import main
 from deploy.printing import say, say_table
+from deploy.rollups import told
+from workers.rollups.session import NEVER
 
 
 @pytest.mark.parametrize(("kind", "has_scopes"), [("device", False), ("gateway", False), ("api-key", True)])
@@ -112,6 +114,18 @@ def test_a_shell_completes_commands_options_and_choices(shell: str) -> None:
     # Completing asks nothing.
     assert completed("site", "delete", "x", "--j") == ["--json"]
     assert completed("key", "create", "x", "--scope", "sites:") == ["sites:read", "sites:write"]
+
+
+def test_times_are_told_that_only_the_database_has_years_for() -> None:
+    day = 86_400 * 10**6
+    assert told(0) == "2000-01-01T00:00:00+00:00"
+    assert told(-day) == "1999-12-31T00:00:00+00:00"
+    assert told(-730_119 * day) == "0001-01-01T00:00:00+00:00"
+    # As PostgreSQL has them: the last day of 1 BC, the first of its calendar, and one behind what Python has.
+    assert told(-730_120 * day) == "+0000-12-31T00:00:00+00:00"
+    assert told(-2_451_545 * day + day // 2) == "-4713-11-24T12:00:00+00:00"
+    assert told(2_921_940 * day) == "+10000-01-01T00:00:00+00:00"
+    assert told(NEVER) is None
 
 
 def test_in_a_table_what_is_stored_moves_nothing(capsys: pytest.CaptureFixture[str]) -> None:

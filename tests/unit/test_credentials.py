@@ -22,7 +22,7 @@ SITE = uuid4()
 
 async def passed(condition: Callable[[], bool]) -> None:
     """Let the others run until it holds."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while True:
             if condition():
                 return

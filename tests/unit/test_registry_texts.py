@@ -2,8 +2,10 @@
 
 import re
 import unicodedata
+from uuid import UUID
 from zoneinfo import ZoneInfo
 
+import jsonschema_rs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -42,7 +44,7 @@ def test_names_of_any_script(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["", " ", "\u3000\u00a0", "\u2800"])
 def test_a_name_of_nothing_that_is_seen_is_none(text: str) -> None:
-    with pytest.raises(ValueError, match=r"^has 1 to 200 characters in one line"):
+    with pytest.raises(ValueError, match=r"^must have 1 to 200 characters in one line"):
         Name.parse(text)
 
 
@@ -52,6 +54,20 @@ def test_what_nobody_sees_is_refused_and_named(text: str, named: str) -> None:
         with pytest.raises(ValueError, match=f"^holds {re.escape(named)}, which nobody sees there: it "):
             kind.parse(text)
     assert not accepts(Email, f"a{text}@example.org")
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"), [(Email, "x"), (Slug, "BAD"), (LocalId, "a b"), (LocalId, str(UUID(int=1))), (Reason, "")]
+)
+def test_what_is_wanted_is_said_as_what_must_be(kind: type[Text], text: str) -> None:
+    with pytest.raises(ValueError, match=r"^must "):
+        kind.parse(text)
+
+
+def test_a_schema_of_local_ids_and_their_reader_agree() -> None:
+    for text in ("a", "dev_1", UUID(int=1).hex, f"dev_{UUID(int=1).hex}", str(UUID(int=1)), f"x{UUID(int=1)}"):
+        schema = {"type": "string", **LocalId.schema}
+        assert jsonschema_rs.is_valid(schema, text) == accepts(LocalId, text), text
 
 
 def test_only_texts_of_several_lines_have_line_ends() -> None:

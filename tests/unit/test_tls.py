@@ -30,7 +30,7 @@ GET = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 def run(test: Coroutine[Any, Any, None]) -> None:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:  # as the roles run
-        runner.run(asyncio.wait_for(test, 30))
+        runner.run(asyncio.wait_for(test, 120))
 
 
 async def until(check: Callable[[], bool]) -> None:
@@ -244,7 +244,7 @@ def test_handshakes_that_never_end_are_ended_and_give_their_places_back(
         settings = TlsSettings(
             tls_certificate_file=tls.tls_certificate_file,
             tls_key_file=tls.tls_key_file,
-            tls_handshake_timeout_s=0.5,
+            tls_handshake_timeout_s=3.0,
         )
         async with served(authority, settings, http_connections_max=3) as face:
             before = _sockets()
@@ -310,7 +310,7 @@ def test_one_address_has_no_more_connections_than_its_bound(
 def test_a_slow_head_is_ended_over_tls_too(authority: Authority, tls: TlsSettings) -> None:
     async def test() -> None:
         async with (
-            served(authority, tls, http_head_timeout_s=0.2, http_idle_timeout_s=0.4) as face,
+            served(authority, tls, http_head_timeout_s=0.5, http_idle_timeout_s=3.0) as face,
             face.connect() as slow,
             face.connect() as idle,
         ):
@@ -395,8 +395,8 @@ def test_a_silent_peer_does_not_hold_the_stop_up(authority: Authority, tls: TlsS
             mute[0]._transport.pause_reading()  # type: ignore[attr-defined]
             loop = asyncio.get_running_loop()
             began = loop.time()
-            await face.server.stop(20.0)
-            assert loop.time() - began < 10
+            await face.server.stop(60.0)
+            assert loop.time() - began < 40  # drained, as all of that would have been 48
 
     run(test())
 

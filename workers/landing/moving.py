@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
+from runtime.postgres import copying
 from workers.landing.plan import Plan
 
 _COLUMNS: Final = ("series_id", "quality", "ts", "value")
@@ -125,9 +126,10 @@ def place(
 async def _write(connection: Any, plan: Plan, table: str, placed: Sequence[tuple[Met, int]]) -> None:
     if placed:
         rows = [(one.series_id, one.quality, time, one.value) for one, time in placed]
-        await connection.copy_records_to_table(table, records=rows, columns=_COLUMNS)
         stored = [(series_id, time, value) for series_id, _, time, value in rows]
-        await connection.copy_records_to_table(f"landing_{table}_stored", records=stored, columns=_STORED)
+        with copying(connection):
+            await connection.copy_records_to_table(table, records=rows, columns=_COLUMNS)
+            await connection.copy_records_to_table(f"landing_{table}_stored", records=stored, columns=_STORED)
         moves = [(*_identity(plan, one), one.series_id, time) for one, time in placed]
         await connection.execute(_REMEMBER, *(list(column) for column in zip(*moves, strict=True)))
 

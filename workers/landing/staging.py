@@ -9,6 +9,7 @@ import struct
 from collections.abc import Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
+from runtime.postgres import copying
 from schemas.record import TIME_MADE_UP
 from workers.landing import columns
 from workers.landing.failures import MiscountError
@@ -107,7 +108,8 @@ async def land_suspects(connection: Any, plan: Plan) -> Judgement:
         return Judgement()
     staged = plan.suspects.in_order()
     rows = columns.stream(columns.SUSPECT, staged)
-    await connection.copy_to_table("landing_readings", source=rows, columns=_STAGED, format="binary")
+    with copying(connection):
+        await connection.copy_to_table("landing_readings", source=rows, columns=_STAGED, format="binary")
     times = struct.unpack(f">{staged.count}q", staged.times)
     return await _judge(connection, plan, _READINGS, times)
 
@@ -116,7 +118,8 @@ async def land_texts(connection: Any, plan: Plan) -> Judgement:
     """The same for texts."""
     if not plan.texts:
         return Judgement()
-    await connection.copy_records_to_table("landing_text_readings", records=plan.texts, columns=_STAGED)
+    with copying(connection):
+        await connection.copy_records_to_table("landing_text_readings", records=plan.texts, columns=_STAGED)
     return await _judge(connection, plan, _TEXTS, [reading.ts for reading in plan.texts])
 
 

@@ -16,7 +16,7 @@ from uuid import UUID
 import asyncpg
 
 from runtime.errors import UnavailableError
-from runtime.postgres import PostgresSettings, check_role, connect
+from runtime.postgres import PostgresSettings, check_role, connect, copying
 from workers.landing import books, columns, marks, staging
 from workers.landing.failures import Cause, MiscountError, PositionMovedError, TombstonesMovedError, cause_of
 from workers.landing.late import SpoolPart
@@ -266,7 +266,8 @@ class Store:
             rows = plan.fresh.sorted()
             fresh = rows.count
             source = columns.stream(columns.READING, rows)
-            await connection.copy_to_table("readings", source=source, columns=_READING, format="binary")
+            with copying(connection):
+                await connection.copy_to_table("readings", source=source, columns=_READING, format="binary")
         suspects = await staging.land_suspects(connection, plan)
         texts = await staging.land_texts(connection, plan)
         _check(plan, fresh, suspects, texts)

@@ -13,8 +13,8 @@ Left out: what may go (`planning`), how a chunk is dropped (the schema's `drop_r
 
 import asyncio
 import logging
-from collections.abc import Sequence
-from typing import Any, Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 import asyncpg
@@ -22,7 +22,7 @@ import asyncpg
 from runtime.postgres import PostgresSettings, transaction
 from workers.retention import sql
 from workers.retention.metrics import REASONS, RetentionMetrics
-from workers.retention.planning import TIERS, Chunk, Days, Horizon, Standing, effective, retired
+from workers.retention.planning import TIERS, Chunk, Days, Horizon, Share, Standing, effective, retired, shares
 from workers.retention.settings import RetentionSettings
 from workers.rollups import sql as rollups
 from workers.rollups.metrics import RollupsMetrics
@@ -33,6 +33,13 @@ _log = logging.getLogger("sluice.retention")
 
 _SETTLE_EVERY_S: Final = 0.05
 _SERIES_AT_ONCE: Final = 200
+
+
+class Went(NamedTuple):
+    """What a pass let go: whole chunks, and how many rows of those who keep less than others."""
+
+    chunks: list[Chunk]
+    rows: Mapping[Share, int]
 
 
 class Retention:
@@ -54,6 +61,7 @@ class Retention:
 
     async def run(self) -> None:
         """Look every now and then, for ever."""
+        self._metrics.passed.set_to_current_time()
         await repeat(self.keep, self._settings.retention_check_s, _log, "what is beyond retention could not go")
 
     async def keep(self) -> None:
@@ -64,12 +72,13 @@ class Retention:
                     await self.follow(session)
                 else:
                     self._tell([], "")
+                    self._metrics.shares.set(0)
         except Exception:
             self._metrics.waiting.labels("failed").set(1)
             raise
 
-    async def follow(self, session: Session) -> list[Chunk]:
-        """Let go what may go now; the chunks that went."""
+    async def follow(self, session: Session) -> Went:
+        """Let go what may go now."""
         connection = session.connection
         await self._make_ahead(session)
         await self._announce(connection)
@@ -78,10 +87,12 @@ class Retention:
         await self._wait_for_computations(session, standing)
         went = await self._drop(connection, standing)
         standing = await self.look(connection)
-        await self._delete_rows(connection, standing)
-        self._tell(retired(standing), why or "locked")
         self._show(standing)
-        return went
+        rows = await self._delete_rows(connection, standing)
+        self._tell(retired(standing), why or "locked")
+        self._show(await self.look(connection))
+        self._metrics.passed.set_to_current_time()
+        return Went(went, rows)
 
     async def look(self, connection: Any) -> Standing:
         """How everything stands."""
@@ -170,13 +181,18 @@ class Retention:
                 await asyncio.sleep(2 * wait_ms / 1000)
         return None
 
-    async def _delete_rows(self, connection: Any, standing: Standing) -> None:
+    async def _delete_rows(self, connection: Any, standing: Standing) -> dict[Share, int]:
+        gone: dict[Share, int] = {}
         for (organisation, tier), horizon in standing.horizons.items():
             if horizon.deleted < horizon.dropped:
-                await self._delete_behind(connection, standing, organisation, tier)
+                gone |= await self._delete_behind(connection, standing, organisation, tier)
+        return gone
 
-    async def _delete_behind(self, connection: Any, standing: Standing, organisation: UUID, tier: str) -> None:
+    async def _delete_behind(
+        self, connection: Any, standing: Standing, organisation: UUID, tier: str
+    ) -> dict[Share, int]:
         """Up to a chunk that goes as a whole later, or that the horizon cuts."""
+        gone: dict[Share, int] = {}
         horizon, passed = standing.horizon(organisation, tier), standing.passed(tier)
         until = horizon.dropped
         chunks = [one for one in standing.chunks if one.tier == tier and one.stop > horizon.deleted]
@@ -184,24 +200,29 @@ class Retention:
             if chunk.stop <= passed or chunk.stop > horizon.dropped:
                 until = max(horizon.deleted, min(until, chunk.first))
                 break
-            await self._delete(
-                connection, organisation, chunk.relation, max(chunk.first, horizon.deleted), chunk.stop
-            )
+            first = max(chunk.first, horizon.deleted)
+            rows = await self._delete(connection, organisation, chunk.relation, first, chunk.stop)
+            if rows:
+                gone[Share(organisation, chunk)] = rows
         if until > horizon.deleted:
             if tier == "raw":
                 await self._delete(connection, organisation, "reading_notes", horizon.deleted, until)
             await connection.execute(sql.DELETED, organisation, tier, horizon.deleted, until)
+        return gone
 
-    async def _delete(self, connection: Any, organisation: UUID, table: str, first: int, stop: int) -> None:
-        after, step = 0, self._settings.retention_step_rows
+    async def _delete(self, connection: Any, organisation: UUID, table: str, first: int, stop: int) -> int:
+        """How many rows that were."""
+        after, step, rows = 0, self._settings.retention_step_rows, 0
         while series := await self._series(connection, organisation, after):
             gone = step
             while gone == step:
                 done = await connection.execute(sql.DELETE[table], series, first, stop, step)
                 gone = int(done.rpartition(" ")[2])
+                rows += gone
                 self._metrics.rows.labels(table).inc(gone)
                 await asyncio.sleep(min(1.0, gone / step) * self._settings.retention_pause_ms / 1000)
             after = series[-1]
+        return rows
 
     async def _series(self, connection: Any, organisation: UUID, after: int) -> list[int]:
         return [row[0] for row in await connection.fetch(sql.SERIES, organisation, after, _SERIES_AT_ONCE)]
@@ -225,6 +246,7 @@ class Retention:
         self.doing = f"{len(waiting)} chunks beyond retention wait: {why}" if waiting else None
 
     def _show(self, standing: Standing) -> None:
+        self._metrics.shares.set(len(shares(standing)))
         for tier in TIERS:
             first = min((one.first for one in standing.chunks if one.tier == tier), default=standing.now)
             self._metrics.oldest.labels(tier).set(0 if first == NEVER else max(0, standing.now - first) / 1e6)

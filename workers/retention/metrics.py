@@ -30,6 +30,19 @@ class RetentionMetrics:
             ["kind"],
             registry=registry,
         )
+        self.shares = Gauge(
+            "sluice_retention_waiting_shares",
+            "Chunks of which an organisation that keeps less than others still has rows, counted for each such "
+            "organisation; 0 with workers that are not at it.",
+            multiprocess_mode="livemostrecent",
+            registry=registry,
+        )
+        self.passed = Gauge(
+            "sluice_retention_passed_timestamp_seconds",
+            "When a pass last came to its end, in Unix time; of a worker that made none, when it began.",
+            multiprocess_mode="livemax",
+            registry=registry,
+        )
         self.oldest = Gauge(
             "sluice_retention_oldest_seconds",
             "How long ago the oldest chunk of a tier begins, as the worker saw it that looked last.",

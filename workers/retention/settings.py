@@ -64,5 +64,6 @@ class RetentionSettings:
         unit="days",
         least=0,
         most=36_600,
-        why="Readings older than that are kept as columns; 0: none. It takes TimescaleDB's own licence.",
+        why="Readings older than that are kept as columns; 0: none. It takes TimescaleDB's own licence; what is in "
+        "columns `sluice verify` cannot read and erasing and retention delete with trouble (DECISIONS.md, 138).",
     )
