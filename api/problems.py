@@ -39,3 +39,7 @@ QUARANTINE_NOT_FOUND: Final = Kind("quarantine_not_found", 404, "The organisatio
 NOT_HELD: Final = Kind("not_held", 409, "The row is being replayed, or has left the quarantine.")
 INVALID_NOTE: Final = Kind("invalid_note", 400, "The note is missing, empty or too long.")
 INVALID_PAYLOAD: Final = Kind("invalid_payload", 400, "The payload is not one measurement.")
+AUTHORITY_MISSING: Final = Kind("authority_missing", 409, "No certificate authority is there that could sign.")
+CERTIFICATE_LIMIT: Final = Kind("certificate_limit", 409, "There are as many certificates as there may be.")
+REGISTRATION_LIMIT: Final = Kind("registration_limit", 409, "As many registration tokens wait as may.")
+DEVICE_SUSPENDED: Final = Kind("device_suspended", 403, "The device is suspended.")

@@ -11,6 +11,9 @@ from aiohttp import web
 from api.access.door import Door
 from api.access.settings import AccessSettings
 from api.access.signing import Signer
+from api.certificates.registration import Registrations
+from api.certificates.revocation import RevocationLists
+from api.certificates.settings import CertificateSettings
 from api.devices.downlink import NoDownlink
 from api.devices.measurements import MeasurementOperations
 from api.devices.operations import DeviceOperations
@@ -24,6 +27,7 @@ from api.metrics import ApiMetrics
 from api.platform.aggregates import AggregateOperations
 from api.platform.audit import AuditOperations
 from api.platform.auth import AuthOperations
+from api.platform.certificates import CertificateOperations
 from api.platform.device_groups import DeviceGroupOperations
 from api.platform.documents import DocumentOperations
 from api.platform.erasures import ErasureOperations
@@ -42,6 +46,7 @@ from runtime.http.cors import Origins
 from runtime.secrets import KeyRing, TokenHasher
 
 _ACCESS: Final = AccessSettings()
+_CERTIFICATES: Final = CertificateSettings()
 _NO_ORIGINS: Final = Origins(())
 _LIMITS: Final = LiveSettings()
 
@@ -53,6 +58,7 @@ def create_app(
     settings: ApiSettings,
     metrics: ApiMetrics,
     access: AccessSettings = _ACCESS,
+    certificates: CertificateSettings = _CERTIFICATES,
     trusted_proxies: tuple[str, ...] = (),
     origins: Origins = _NO_ORIGINS,
     described: Sequence[Mapping[str, Any]] = (),
@@ -68,6 +74,7 @@ def create_app(
     operations = [
         *_operations(door, ring, settings, metrics),
         *operations_of(*_people(door, ring, settings, access), documents),
+        *operations_of(_certificates(door, ring, settings, certificates)),
         *operations_of(LiveOperations(live, settings, limits)),
     ]
     documents.operations = operations
@@ -92,6 +99,14 @@ def _people(door: Door, ring: KeyRing, settings: ApiSettings, access: AccessSett
         KeyOperations(ring),
         AuditOperations(ring),
     )
+
+
+def _certificates(
+    door: Door, ring: KeyRing, settings: ApiSettings, certificates: CertificateSettings
+) -> CertificateOperations:
+    acting = door.accounts.acting
+    registrations = Registrations(ring, certificates, door.guesses, acting)
+    return CertificateOperations(registrations, RevocationLists(ring, certificates), acting, settings)
 
 
 def _operations(door: Door, ring: KeyRing, settings: ApiSettings, metrics: ApiMetrics) -> list[Operation]:

@@ -20,6 +20,7 @@ _COMMANDS: Final = {
     "Run it": {"up": _ROLES, "ingest": _ROLES, "worker": _ROLES, "api": _ROLES},
     "Operate it, beside its database": {
         "admin": _OPERATORS,
+        "ca": "deploy.commands.certificates",
         "dashboard-user": "deploy.commands.dashboards",
         "limits": _OPERATORS,
         "migrate": _OPERATORS,

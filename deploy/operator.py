@@ -104,7 +104,7 @@ async def issue_token(
     """A token for an existing device, site (a gateway's) or organisation (an API key). It may have no name."""
     if name:
         name = parsed(Name, "the name", name)
-    organisation = await _organisation_of(
+    organisation = await organisation_of(
         connection, {"gateway": "site", "api-key": "organisation"}.get(kind, kind), owner
     )
     async with acting_for(connection, organisation):
@@ -123,7 +123,7 @@ async def override_limits(
     connection: Any, what: str, owner: UUID, values: dict[str, int | None]
 ) -> dict[str, int | None]:
     """Change limits of a device, site (its gateways) or organisation; with no `values`, tell them. None: default."""
-    organisation = await _organisation_of(connection, what, owner)
+    organisation = await organisation_of(connection, what, owner)
     device = owner if what == "device" else None
     site = owner if what == "site" else None
     async with acting_for(connection, organisation):
@@ -133,7 +133,8 @@ async def override_limits(
         return limits
 
 
-async def _organisation_of(connection: Any, what: str, identifier: UUID) -> UUID:
+async def organisation_of(connection: Any, what: str, identifier: UUID) -> UUID:
+    """Whose a device or site is, or which organisation. Raises `ConfigurationError` for one that is not there."""
     async with connection.transaction(readonly=True):
         await connection.execute(f"SET LOCAL ROLE {LOOKUP_ROLE}")
         organisation: UUID | None = await connection.fetchval(_OWNERS[what], identifier)

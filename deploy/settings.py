@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from api.access.settings import AccessSettings
+from api.certificates.settings import CertificateSettings
 from api.live.settings import LiveSettings
 from api.settings import ApiSettings
 from ingest.limits import LimitSettings
@@ -96,6 +97,7 @@ GROUPS: Final = (
     CorsSettings,
     LiveSettings,
     AccessSettings,
+    CertificateSettings,
     MetricsSettings,
     LoggingSettings,
     LifecycleSettings,

@@ -33,7 +33,7 @@ FORMATS: Final = ("json", "text")
 #: Last line of defence: what looks like a secret is masked wherever it came from. Nothing is meant to rely on it.
 _SECRETS: Final = (
     # Without a boundary before it: in a percent-encoded URL a digit may stand there.
-    (re.compile(r"(ds|gw|sk|rt|iv|pr)_live_[0-9A-Za-z_]+", re.IGNORECASE), r"\1_live_…"),
+    (re.compile(r"(ds|gw|sk|rt|iv|pr|dr)_live_[0-9A-Za-z_]+", re.IGNORECASE), r"\1_live_…"),
     (re.compile(r"eyJ[\w-]+\.[\w-]+\.[\w-]+"), "JWT…"),
     (re.compile(r"\b(bearer|basic)(\s+|%20)[^\s\"',;\\]{8,}", re.IGNORECASE), r"\1 …"),
     (re.compile(r"(\b[a-z][a-z0-9+.-]*://[^\s:/@\"']*:)[^\s/\"']*@", re.IGNORECASE), r"\1…@"),

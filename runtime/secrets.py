@@ -39,8 +39,9 @@ API_KEY_PREFIX: Final = "sk_live_"
 REFRESH_PREFIX: Final = "rt_live_"
 INVITATION_PREFIX: Final = "iv_live_"
 RESET_PREFIX: Final = "pr_live_"
+REGISTRATION_PREFIX: Final = "dr_live_"
 
-_SECRET: Final = re.compile(r"(?:ds|gw|sk|rt|iv|pr)_live_[A-Za-z0-9_]+|eyJ[\w\-]+\.[\w\-]+\.[\w\-]+")
+_SECRET: Final = re.compile(r"(?:ds|gw|sk|rt|iv|pr|dr)_live_[A-Za-z0-9_]+|eyJ[\w\-]+\.[\w\-]+\.[\w\-]+")
 _SECRET_BYTES: Final = re.compile(_SECRET.pattern.encode())
 #: What a JSON text writes a character of a token as, if it does not write the character itself.
 _ESCAPE: Final = re.compile(r"\\(?:u00([2-7][0-9A-Fa-f])|.)", re.DOTALL)

@@ -14,6 +14,7 @@ from uuid import UUID
 
 import asyncpg
 
+from tests.certificate_rig import add_authority, request_for
 from tests.databases import Database
 from tests.people_rig import People, Person
 from tests.quarantine_rig import RECEIVED, Quarantine
@@ -85,6 +86,7 @@ async def _furnished(here: People, tenant: Tenant) -> Tenant:
     box = {"edgeId": edge, "hardwareId": "box", "version": "1"}
     await make("POST", f"{sites}/{places[0]}/register-edge", box)
     gone = [await _deleted_site(make, sites, number) for number in range(2)]
+    await _provisioned(here, make)
     uuids = [str(UUID(device["id"].removeprefix("dev_"))) for device in devices]
     for device in uuids:
         await make("PUT", f"/api/v1/device-groups/{groups[0]}/devices/{device}")
@@ -106,6 +108,16 @@ async def _furnished(here: People, tenant: Tenant) -> Tenant:
     tenant.series = await _measured(here, tenant.organisation, UUID(uuids[0]))
     tenant.things["series"] = str(tenant.series)
     return tenant
+
+
+async def _provisioned(here: People, make: Callable[..., Awaitable[Any]]) -> None:
+    """A device with a certificate, and a token that waits for another."""
+    if not await here.superuser("SELECT FROM certificate_authorities"):
+        await add_authority(here.database)
+    for number in range(2):
+        made = await make("POST", "/api/v1/devices/registration/tokens", {"deviceName": f"Box {number}"})
+        if number == 0:
+            await make("POST", "/api/v1/devices/provision", {"token": made["token"], "csr": request_for()})
 
 
 async def _deleted_site(make: Callable[..., Awaitable[Any]], sites: str, number: int) -> str:

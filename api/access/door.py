@@ -35,7 +35,9 @@ class Door:
         clock, hasher = SystemClock(), TokenHasher(ring)
         wait_s = settings.api_connection_wait_ms / 1000
         self._pool, self._wait_s = pool, wait_s
-        guesses = Guesses(clock, per_minute=access.auth_guesses_per_minute, addresses_max=access.auth_addresses_max)
+        self.guesses = guesses = Guesses(
+            clock, per_minute=access.auth_guesses_per_minute, addresses_max=access.auth_addresses_max
+        )
         logins = Guesses(clock, per_minute=access.auth_logins_per_minute, addresses_max=access.auth_addresses_max)
         self._passwords = Passwords(at_once=access.auth_hashes_at_once, waiting_max=access.auth_hashes_waiting_max)
         self.background = Background(most=_BACKGROUND_MAX)

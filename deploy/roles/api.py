@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Final
 
 from api.access.settings import AccessSettings
+from api.certificates.settings import CertificateSettings
 from api.live.hub import Live
 from api.live.settings import LiveSettings
 from api.metrics import ApiMetrics
@@ -53,6 +54,7 @@ async def make_api(
         settings=settings,
         metrics=metrics,
         access=process.settings.get(AccessSettings),
+        certificates=process.settings.get(CertificateSettings),
         trusted_proxies=process.settings.get(IngestSettings).trusted_proxies,
         described=[described(None if ingest_address is None else settings.public_url)],
         origins=Origins(process.settings.get(CorsSettings).api_cors_origins),

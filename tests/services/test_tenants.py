@@ -29,7 +29,8 @@ EXEMPT = {"credential_changes"}
 #: What the API's role may read without it: nobody's in particular, or sealed.
 COMMON = {
     "log_generations", "log_losses", "log_positions", "spool_losses", "spool_positions", "schema_migrations",
-    "signing_keys", "gateway_signing_keys", "rollup_state",
+    "signing_keys", "gateway_signing_keys", "rollup_state", "certificate_authorities", "certificate_revocations",
+    "certificate_revocation_lists",
 }  # fmt: skip
 REACHABLE = """
 SELECT c.relname FROM pg_class c
@@ -362,9 +363,10 @@ LETTING_IN = {
     "refresh_token_presented": "refresh_token_presented(ARRAY[$6::bytea])",
     "password_reset_presented": "password_reset_presented(ARRAY[$6::bytea])",
     "invitation_presented": "invitation_presented(ARRAY[$6::bytea])",
+    "registration_presented": "registration_presented(ARRAY[$6::bytea])",
 }
 #: They show nothing; what they write is the caller's own, or goes while it acts for nobody only (tested below).
-HARMLESS = {"append_audit", "end_attempt", "forget_attempts", "has_password"}
+HARMLESS = {"append_audit", "end_attempt", "forget_attempts", "forget_revocations", "has_password"}
 
 
 @pytest.mark.parametrize("acting", ["nobody", "ours"])
@@ -407,11 +409,12 @@ def test_nothing_that_the_api_may_read_or_call_shows_another_s(any_database: Dat
 
 
 async def secret_of(here: People, tenant: Tenant) -> bytes:
-    """The hash of one secret that finds a session, a reset and an invitation of the tenant's."""
+    """The hash of one secret that finds a session, a reset, an invitation and a registration of the tenant's."""
     user = tenant.people["member"].user
     one = "token_hash = (SELECT token_hash FROM {0} WHERE {1} = $1 LIMIT 1)"
     for table, column, value in (
         ("refresh_tokens", "user_id", user), ("invitations", "organisation_id", tenant.organisation),
+        ("device_registrations", "organisation_id", tenant.organisation),
     ):  # fmt: skip
         await here.superuser(
             f"UPDATE {table} SET token_hash = sha256('theirs') WHERE {one.format(table, column)}", value

@@ -56,7 +56,7 @@ OTHER: Final = {
     "new_password", "notes", "timezone", "address", "version", "from", "to", "effective_at", "expires_at", "by",
     "order", "state", "limit", "online", "attempts_max", "latitude", "longitude", "processCount", "role", "scopes",
     "format", "bucket", "fn", "fill", "tz", "ref", "raw_retention_days", "rollups_5m_days", "rollups_1h_days",
-    "rollups_1d_days", "last_event_id", "agg", "type",
+    "rollups_1d_days", "last_event_id", "agg", "type", "deviceName", "csr",
 }  # fmt: skip
 NEUTRAL_TYPES: Final = {
     str,
@@ -102,6 +102,8 @@ BODIES: Final[Mapping[str, Any]] = {
     "platform.change_role": {"role": "viewer"},
     "platform.invite": {"email": "invited@example.org", "role": "viewer"},
     "platform.make_api_key": {"name": "Key", "scopes": ["devices:read"]},
+    "platform.register_device": {"deviceId": None},
+    "platform.provision_device": {"token": "none", "csr": "none"},
 }
 #: Queries without which an operation answers nothing, by the field they need.
 QUERIES: Final = {
@@ -123,6 +125,7 @@ NO_SUCCESS: Final = {
     "platform.refresh": 401,
     "platform.reset_password": 422,
     "platform.accept_invitation": 404,
+    "platform.provision_device": 401,
 }
 
 

@@ -89,6 +89,7 @@ def stage(database: Database, directory: Path) -> Iterator[dict[str, Any]]:
         env=environment, input=f"{PASSWORD}\n", capture_output=True, text=True, timeout=180, check=False,
     )  # fmt: skip
     assert made.returncode == 0, made.stderr
+    sluice(environment, "ca", "init")
     variables = {name: text for name, text in environment.items() if name.startswith("SLUICE_")}
     with up(directory / "data", "--json", lines=1, **variables) as running:
         yield _inhabited(running.json["url"], environment, database)

@@ -18,6 +18,7 @@ from urllib.parse import unquote, urlencode
 import schemathesis
 from schemathesis.core.parameters import ParameterLocation as In
 
+from tests.certificate_rig import request_for
 from tests.support import ask
 from tests.system.conformance import STAGE, STATUSES, call, secret_of
 
@@ -25,6 +26,8 @@ _stage: Final[dict[str, Any]] = json.loads(os.environ[STAGE])
 _number: Final = itertools.count(1)
 _statuses: Final[defaultdict[str, Counter[int]]] = defaultdict(Counter)
 _ORGANISATION: Final = f"/api/v1/organisations/{_stage['organisation']}"
+_REGISTRATION: Final = "/api/v1/devices/registration/tokens"
+_REQUEST: Final = request_for()
 _SITES: Final = f"/api/organisations/{_stage['organisation']}/sites"
 #: One request in so many keeps ids that nobody has.
 _STRANGE_EVERY: Final = 8
@@ -106,6 +109,11 @@ def _own_session() -> str:
     token = str(_login()["access_token"])
     _stage["session"] = _ask("GET", "/api/v1/auth/me", token=token)["session_id"]
     return token
+
+
+def _registration() -> str:
+    body = {"deviceName": f"Box {next(_number)}"}
+    return str(_ask("POST", _REGISTRATION, body)["token"])
 
 
 def _receipt() -> str:
@@ -204,6 +212,14 @@ def _reset(body: dict[str, Any]) -> None:
         body["token"] = _stage["resets"].pop()
 
 
+def _one_device(body: dict[str, Any]) -> None:
+    """One of the two."""
+    if body.get("deviceName") is not None:
+        body.pop("deviceId", None)
+    else:
+        body["deviceId"] = _stage["device_uuid"]
+
+
 #: What a body of the operation needs besides, so that it may be done.
 _SECRETS: Final[dict[str, Callable[[dict[str, Any]], object]]] = {
     "POST /api/v1/auth/login": lambda body: body.update(email=_stage["guest"], password=_stage["password"]),
@@ -213,6 +229,8 @@ _SECRETS: Final[dict[str, Callable[[dict[str, Any]], object]]] = {
     "POST /api/v1/invitations/accept": lambda body: body.update(
         token=secret_of(_invitation()), password=_stage["password"], name="New"
     ),
+    "POST /api/v1/devices/provision": lambda body: body.update(token=_registration(), csr=_REQUEST),
+    f"POST {_REGISTRATION}": _one_device,
 }
 #: With whose token, where it is not the owner's: what ends a session or changes a password gets one of its own.
 _TOKENS: Final[dict[str, _Supply]] = {

@@ -293,16 +293,23 @@ def test_a_process_that_was_killed_leaves_its_count_and_its_column(tmp_path: Pat
 def test_processes_that_count_at_the_same_time_never_allow_more(tmp_path: Path, value: int) -> None:
     clock, sender = ManualClock(), grant()
     reading, writing = os.pipe()
+    (begin, begun), (end, ended) = os.pipe(), os.pipe()
     children = []
     for _ in range(3):
         child = os.fork()
         if not child:
             with opened(tmp_path, clock, limit_device_requests_per_minute=value) as limits:
+                os.write(writing, b"open")
+                os.read(begin, 1)
                 os.write(writing, allowed(limits, sender, clock, value).to_bytes(4, "big"))
+                os.read(end, 1)
             os._exit(0)
         children.append(child)
-    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0, 0]
+    assert [os.read(reading, 4) for _ in children] == [b"open"] * 3
+    os.write(begun, b"...")
     passed = sum(int.from_bytes(os.read(reading, 4), "big") for _ in children)
+    os.write(ended, b"...")
+    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0, 0]
     assert 0.9 * value <= passed <= value
 
 
