@@ -196,7 +196,8 @@ async def check_metric(connection: Any, wanted: Selection) -> None:
     arguments: list[Any] = []
     narrowed = _narrowed(named, _NARROWED | {"site_id": _STOOD}, arguments)
     if await connection.fetchval(_ANY.format(narrowed=narrowed), *arguments):
-        message = f"`{wanted.metric}` is no metric that is known here, and nobody in the organisation has sent it"
+        # Not repeated: what a client mistakes for a name may be its secret.
+        message = "no metric of this name is known here, and nobody in the organisation has sent it"
         raise Problem(METRIC_NOT_FOUND, message)
 
 

@@ -167,7 +167,7 @@ def test_what_is_gone_unknown_or_empty_is_said_in_the_face_s_shape(any_database:
             for where, of in ((path, {"type": "powre"}), ("/measurements", {"channels": f"{face.device}:powre"})):
                 status, body = await face.get(where, **of, **span)
                 assert (status, body["error"]["code"]) == (404, "metric_not_found")
-                assert "`powre`" in body["error"]["message"]
+                assert "no metric of this name" in body["error"]["message"]
             status, body = await face.get(path, agg="1h", fn="median", **span)
             assert (status, body["error"]["message"]) == (
                 400, "fn: must be a list with commas of mean, min, max, count, last, p50, p95",
