@@ -392,7 +392,12 @@ def test_what_cannot_be_asked_is_refused_in_words(any_database: Database) -> Non
                 ({"fn": "MEAN"}, 400, "invalid_parameter", "fn: must be a list with commas of count, sum"),
                 ({"tz": "Mars, Olympus"}, 400, "invalid_parameter", "tz: must be a time zone of the IANA database"),
                 ({"metric": "powre"}, 404, "metric_not_found", "no metric of this name"),
-                ({"metric": "powre", "site_id": "$site", "device_id": None}, 404, "metric_not_found", "no metric of this name"),
+                (
+                    {"metric": "powre", "site_id": "$site", "device_id": None},
+                    404,
+                    "metric_not_found",
+                    "no metric of this name",
+                ),
                 ({"bucket": "999999w"}, 400, "invalid_parameter", "bucket"),
                 ({"bucket": "7m", "tz": "Europe/Prague"}, 400, "invalid_parameter", "divides a day"),
                 ({"tz": "Europe/Atlantis"}, 400, "invalid_parameter", "tz"),
