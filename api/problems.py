@@ -38,3 +38,11 @@ QUARANTINE_NOT_FOUND: Final = Kind("quarantine_not_found", 404, "The organisatio
 NOT_HELD: Final = Kind("not_held", 409, "The row is being replayed, or has left the quarantine.")
 INVALID_NOTE: Final = Kind("invalid_note", 400, "The note is missing, empty or too long.")
 INVALID_PAYLOAD: Final = Kind("invalid_payload", 400, "The payload is not one measurement.")
+#: Plants are told of in capital letters: these are met on their face alone.
+PLANT_NOT_FOUND: Final = Kind("PLANT_NOT_FOUND", 404, "Plant not found")
+PLANT_EXISTS: Final = Kind("PLANT_ALREADY_EXISTS", 409, "Plant with this serial number already exists")
+PLANT_REFUSED: Final = Kind("BAD_REQUEST", 400, "The plant's state, or what was sent, does not allow it.")
+COMMAND_LIMIT: Final = Kind("RATE_LIMITED", 429, "As many commands wait for the plant as may.")
+TEMPLATE_NOT_FOUND: Final = Kind("device_template_not_found", 404, "The organisation has no such template.")
+TEMPLATE_NAME_TAKEN: Final = Kind("device_template_name_taken", 409, "Another template has that name.")
+TEMPLATE_LIMIT: Final = Kind("device_template_limit", 409, "The organisation has as many templates as it may.")

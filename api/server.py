@@ -11,6 +11,7 @@ from aiohttp import web
 from api.access.door import Door
 from api.access.settings import AccessSettings
 from api.access.signing import Signer
+from api.certificates import issuing
 from api.devices.downlink import NoDownlink
 from api.devices.measurements import MeasurementOperations
 from api.devices.operations import DeviceOperations
@@ -21,6 +22,8 @@ from api.http.repeats import Repeats
 from api.live.hub import Live
 from api.live.settings import LiveSettings
 from api.metrics import ApiMetrics
+from api.plants.operations import PlantOperations
+from api.plants.security import PlantSecurityOperations
 from api.platform.aggregates import AggregateOperations
 from api.platform.audit import AuditOperations
 from api.platform.auth import AuthOperations
@@ -33,7 +36,9 @@ from api.platform.live import LiveOperations
 from api.platform.organisations import OrganisationOperations
 from api.platform.quarantine import QuarantineOperations
 from api.platform.readings import ReadingOperations
+from api.platform.templates import TemplateOperations
 from api.readings.streams import Streams
+from api.registry.provisioning import Provisioning
 from api.settings import ApiSettings
 from api.sites.machines import MachineOperations
 from api.sites.sites import SiteOperations
@@ -95,6 +100,7 @@ def _people(door: Door, ring: KeyRing, settings: ApiSettings, access: AccessSett
 
 
 def _operations(door: Door, ring: KeyRing, settings: ApiSettings, metrics: ApiMetrics) -> list[Operation]:
+    signer = Signer(ring, issuer=settings.public_url or "sluice")
     return [
         *operations_of(
             ReadingOperations(ring, settings, metrics, Streams(door.acting_for, settings, metrics)),
@@ -103,9 +109,12 @@ def _operations(door: Door, ring: KeyRing, settings: ApiSettings, metrics: ApiMe
             QuarantineOperations(ring, settings),
             ErasureOperations(ring),
             SiteOperations(ring, settings),
-            MachineOperations(Signer(ring, issuer=settings.public_url or "sluice"), TokenHasher(ring), settings),
+            MachineOperations(signer, TokenHasher(ring), settings),
             MeasurementOperations(ring, settings, metrics),
             DeviceOperations(ring, TokenHasher(ring), settings.public_url, NoDownlink()),
             DeviceGroupOperations(ring),
+            PlantOperations(settings),
+            PlantSecurityOperations(Provisioning(ring, signer, issuing, settings), settings),
+            TemplateOperations(ring),
         )
     ]

@@ -42,13 +42,14 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 
 def read_path(operation: Operation, found: Mapping[str, str]) -> Any:
-    """Raises the problem of a thing that is not there: an id that none can have is nobody's."""
+    """Raises the problem of a thing that is not there: an id that none can have is nobody's, or is malformed."""
+    wrong = operation.malformed or operation.missing or NOT_FOUND
     if not all(_storable(text) for text in found.values()):
-        raise Problem(operation.missing or NOT_FOUND)
+        raise Problem(wrong)
     try:
         return msgspec.convert(dict(found), operation.path_type, strict=False, dec_hook=spelt.read)
     except (msgspec.ValidationError, ValueError):
-        raise Problem(operation.missing or NOT_FOUND) from None
+        raise Problem(wrong) from None
 
 
 def read_query(kind: type[T], query: MultiMapping[str]) -> T:

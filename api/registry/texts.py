@@ -75,6 +75,36 @@ class Name(
     """What a person calls something, in any script."""
 
 
+class PlantName(
+    Text,
+    pattern=_seen(HIDDEN, BLANK),
+    written=True,
+    most=100,
+    wanted="has 1 to 100 characters in one line, not all of them blank and none hidden",
+):
+    """What a plant is called."""
+
+
+class SerialNumber(
+    Text,
+    pattern=_seen(HIDDEN, BLANK),
+    written=True,
+    most=50,
+    wanted="has 1 to 50 characters in one line, not all of them blank and none hidden",
+):
+    """What stands on a plant's plate."""
+
+
+class PlantText(
+    Text,
+    pattern=_seen(HIDDEN, BLANK),
+    written=True,
+    most=120,
+    wanted="has 1 to 120 characters in one line, not all of them blank and none hidden",
+):
+    """What another system calls a plant, or a word that plants are told apart by."""
+
+
 class Email(
     Text,
     # Roughly: only a mail that arrives can tell whether there is such a mailbox.
@@ -117,6 +147,18 @@ class Notes(
     wanted="has up to 4,000 characters, none of them hidden",
 ):
     """What a person wants to remember of something."""
+
+
+class GroupDescription(
+    Text,
+    pattern=rf"[^{HIDDEN_IN_LINES}]*",
+    written=True,
+    lines=True,
+    least=0,
+    most=1_000,
+    wanted="has up to 1,000 characters, none of them hidden",
+):
+    """What a group is, for whoever meets it."""
 
 
 class LocalId(
