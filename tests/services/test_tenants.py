@@ -29,7 +29,7 @@ EXEMPT = {"credential_changes"}
 #: What the API's role may read without it: nobody's in particular, or sealed.
 COMMON = {
     "log_generations", "log_losses", "log_positions", "spool_losses", "spool_positions", "schema_migrations",
-    "signing_keys", "gateway_signing_keys", "rollup_state",
+    "signing_keys", "gateway_signing_keys", "rollup_state", "system_templates",
 }  # fmt: skip
 REACHABLE = """
 SELECT c.relname FROM pg_class c
