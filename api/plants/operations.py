@@ -27,7 +27,7 @@ from api.plants.shapes import (
     WholePlant,
 )
 from api.problems import PLANT_EXISTS, PLANT_NOT_FOUND, PLANT_REFUSED
-from api.registry import plants
+from api.registry import plants, sites
 from api.registry.plants import NewPlant
 from api.settings import ApiSettings
 
@@ -103,12 +103,17 @@ class PlantOperations:
     async def update_plant(self, call: Call[OnePlant, Nothing, PlantToUpdate]) -> Reply[Plant]:
         """Update a plant
 
-        What is absent stays. `authMethod` can be another only until the plant is provisioned.
+        What is absent stays. `authMethod` can be another only until the plant is provisioned. With `organizationId`
+        all that the plant ever measured goes to that organisation; sites and groups that it was in stay behind.
         """
         plant, body = call.path.id, call.body
         if body.organization_id is not msgspec.UNSET and not call.caller.super_admin:
             raise Problem(FORBIDDEN, "a super-admin alone gives a plant to another organisation")
+        if body.organization_id is not msgspec.UNSET:
+            await sites.hold(call.connection)
         await plants.change(call.connection, plant, call.versions, body.values)
+        if body.organization_id is not msgspec.UNSET:
+            await plants.hand_over(call.connection, plant, body.organization_id)
         return await _found(call)
 
     @operation(

@@ -72,6 +72,14 @@ _CHANGEABLE: Final[Mapping[str, str]] = {
     "template_id": "$", "system_template_id": "$", "description": "$", "tag": "$", "latitude": "$", "longitude": "$",
     "capacity_kwh": "$", "fve_peak_power_kwp": "$", "plant_with_load": "$", "config_enabled": "$",
 }  # fmt: skip
+_HAND_OVER: Final = "SELECT hand_over_device($1, $2)"
+_ACT_FOR: Final = "SELECT set_config('sluice.organisation', $1, true)"
+_IN_THE_WAY: Final = {
+    "forbidden": "a super-admin alone may do this",
+    "template": "the plant's template stays with its organisation: send templateId, null or one of the system's",
+    "erasing": "a site where the plant stood is being erased: try again when that is done",
+    "retention": "the plant's organisation has let readings go that this one would keep: let both keep them as long",
+}
 _TEMPLATE: Final = "SELECT is_system, level FROM known_templates WHERE template_id = $1"
 _ALERTS: Final = """
 SELECT alert_id, device_id, type, severity, status, message, created_at, updated_at, acknowledged_at, acknowledged_by,
@@ -172,8 +180,7 @@ async def _template(connection: Any, template: UUID | None) -> dict[str, UUID | 
     if row is None:
         raise Problem(PLANT_NOT_FOUND, "there is no such template")
     if row["level"] != "PLANT":
-        message = f"templateId: is a template of the level {row['level']}, and a plant takes one of the level PLANT"
-        raise Problem(PLANT_REFUSED, message, details=[Detail("templateId", "is of another level than PLANT")])
+        raise _refused("templateId", f"is of the level {row['level']}, and a plant takes one of the level PLANT")
     own, other = ("system_template_id", "template_id") if row["is_system"] else ("template_id", "system_template_id")
     return {own: template, other: None}
 
@@ -189,8 +196,36 @@ async def _set(connection: Any, plant: UUID, columns: Mapping[str, Any]) -> None
         sql = f"UPDATE plants SET {', '.join(parts)} WHERE device_id = $1"  # noqa: S608
         await connection.execute(sql, plant, *values)
     except asyncpg.UniqueViolationError:
-        message = f"serialNumber: {PLANT_EXISTS.meaning[0].lower()}{PLANT_EXISTS.meaning[1:]}"
-        raise Problem(PLANT_REFUSED, message, details=[Detail("serialNumber", "is another plant's")]) from None
+        raise _refused("serialNumber", "is another plant's") from None
+
+
+async def hand_over(connection: Any, plant: UUID, organisation: UUID) -> None:
+    """Give it to another organisation, for which the transaction acts from then on; its readings go along.
+
+    The sites of its former one are held by the caller (`sites.hold`), before any device is. Groups and sites stay
+    behind. Raises the problems of a plant or organisation that is not there, of a template of the organisation's own,
+    of a serial number that is taken there, of a site under erasure where it stood, and of readings that the other
+    would keep and that are gone already.
+    """
+    held = await hold(connection, plant)
+    former = UUID(int=held["organisation_id"].int)
+    if organisation == former:
+        return
+    try:
+        found: str = await connection.fetchval(_HAND_OVER, plant, organisation)
+    except asyncpg.UniqueViolationError:
+        raise _refused("serialNumber", "is another plant's of that organisation") from None
+    if found == "unknown":
+        raise Problem(PLANT_NOT_FOUND, "there is no such organisation")
+    if found != "moved":
+        raise _refused("organizationId", _IN_THE_WAY[found])
+    await audit.record(connection, "plant.handed_over", plant, to_organisation=organisation)
+    await connection.execute(_ACT_FOR, str(organisation))
+    await audit.record(connection, "plant.taken_over", plant, from_organisation=former)
+
+
+def _refused(field: str, message: str) -> Problem:
+    return Problem(PLANT_REFUSED, f"{field}: {message}", details=[Detail(field, message)])
 
 
 async def remove(connection: Any, plant: UUID, expected: Sequence[str] | None) -> None:

@@ -300,3 +300,146 @@ BEGIN
 END $$;
 CREATE TRIGGER devices_plant_deleted AFTER UPDATE OF status ON devices FOR EACH ROW
     WHEN (NEW.status = 'deleted' AND OLD.status <> 'deleted') EXECUTE FUNCTION on_plant_device_deleted();
+
+-- ---------------------------------------------------------------- to another organisation
+
+-- Which organisations a device was of before: what they sent for it may still be in the log, and is its own.
+CREATE TABLE former_owners (
+    device_id       uuid NOT NULL,
+    organisation_id uuid NOT NULL REFERENCES organisations,
+    until           timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (device_id, organisation_id)
+);
+ALTER TABLE former_owners ENABLE ROW LEVEL SECURITY;
+ALTER TABLE former_owners FORCE ROW LEVEL SECURITY;
+CREATE POLICY tenant ON former_owners TO sluice_owner
+    USING (organisation_id = current_organisation()) WITH CHECK (organisation_id = current_organisation());
+CREATE POLICY pipeline ON former_owners TO sluice_worker USING (true);
+GRANT SELECT ON former_owners TO sluice_worker;
+
+-- The books tell under whose name a reading was received, for good. What stands in quarantine goes with its device, and
+-- with it the part of the books that its leaving is told in.
+ALTER TABLE ledger
+    ADD COLUMN handed_over bigint NOT NULL DEFAULT 0,   -- of conflicts and quarantined: gone with their device
+    ADD COLUMN taken_over  bigint NOT NULL DEFAULT 0;   -- beside them: come with a device, received by another
+
+-- Whatever refers to a device as its organisation's follows it.
+DO $$
+DECLARE
+    v_key record;
+    v_table text;
+    v_tables text[];
+BEGIN
+    SELECT array_agg(DISTINCT c.conrelid::regclass::text) INTO v_tables FROM pg_constraint c
+        WHERE c.contype = 'f' AND c.confrelid = 'devices'::regclass AND cardinality(c.conkey) = 2
+          AND c.confupdtype <> 'c';
+    -- Otherwise the owner would see no row, and look them up one by one.
+    FOREACH v_table IN ARRAY v_tables || 'devices'::text LOOP
+        EXECUTE format('ALTER TABLE %s NO FORCE ROW LEVEL SECURITY', v_table);
+    END LOOP;
+    FOR v_key IN
+        SELECT c.conrelid::regclass::text AS referring, c.conname, pg_get_constraintdef(c.oid) AS definition
+        FROM pg_constraint c
+        WHERE c.contype = 'f' AND c.confrelid = 'devices'::regclass AND cardinality(c.conkey) = 2
+          AND c.confupdtype <> 'c' ORDER BY 1, 2
+    LOOP
+        EXECUTE format('ALTER TABLE %s DROP CONSTRAINT %I, ADD CONSTRAINT %I %s ON UPDATE CASCADE',
+                       v_key.referring, v_key.conname, v_key.conname, v_key.definition);
+    END LOOP;
+    FOREACH v_table IN ARRAY v_tables || 'devices'::text LOOP
+        EXECUTE format('ALTER TABLE %s FORCE ROW LEVEL SECURITY', v_table);
+    END LOOP;
+END $$;
+
+-- What arrives at an organisation is written by the function below alone, with the owner's rights.
+CREATE FUNCTION arriving_organisation() RETURNS uuid LANGUAGE sql STABLE PARALLEL SAFE AS
+$$ SELECT nullif(current_setting('sluice.arriving', true), '')::uuid $$;
+DO $$
+DECLARE v_table text;
+BEGIN
+    FOREACH v_table IN ARRAY ARRAY['devices', 'quarantine', 'ledger', 'reading_notes', 'idempotency_keys'] LOOP
+        EXECUTE format('CREATE POLICY arriving ON %I TO sluice_owner USING (organisation_id = arriving_organisation())
+                        WITH CHECK (organisation_id = arriving_organisation())', v_table);
+    END LOOP;
+END $$;
+
+-- In the transaction of a super-admin who acts for its organisation, and holds the device: gives it to another one, with
+-- all that was ever measured by it. What says where it stood and with whom stays behind: it stands nowhere. `moved`, or
+-- why not: `forbidden`, `unknown`, `template` (one of the organisation's own), `erasing` (a site where it stood), or
+-- `retention` (readings that the other organisation keeps are gone already: what is late would be rolled up without).
+CREATE FUNCTION hand_over_device(p_device_id uuid, p_organisation_id uuid) RETURNS text
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+DECLARE
+    v_from uuid := current_organisation();
+    v_book record;
+    v_horizons jsonb;
+    v_is_gone boolean;
+BEGIN
+    IF NOT EXISTS (SELECT FROM users u WHERE u.user_id = current_user_id() AND u.super_admin) THEN
+        RETURN 'forbidden';
+    END IF;
+    IF NOT EXISTS (SELECT FROM devices d WHERE d.device_id = p_device_id AND d.organisation_id = v_from) THEN
+        RETURN 'unknown';
+    END IF;
+    IF EXISTS (SELECT FROM plants p WHERE p.device_id = p_device_id AND p.template_id IS NOT NULL) THEN
+        RETURN 'template';
+    END IF;
+    IF EXISTS (SELECT FROM tombstones t JOIN erasures e USING (site_id)
+               WHERE t.device_id = p_device_id AND e.state <> 'done') THEN
+        RETURN 'erasing';
+    END IF;
+    SELECT coalesce(jsonb_object_agg(h.tier, h.dropped_through), '{}') INTO v_horizons FROM retention_horizons h
+        WHERE h.dropped_through > (SELECT min(s.created_at) FROM series s WHERE s.device_id = p_device_id);
+    PERFORM set_config('sluice.organisation', p_organisation_id::text, true);
+    SELECT EXISTS (
+        SELECT FROM jsonb_each_text(v_horizons) g LEFT JOIN retention_horizons h ON h.tier = g.key
+        WHERE coalesce(h.dropped_through, '-infinity') < g.value::timestamptz) INTO v_is_gone;
+    IF NOT EXISTS (SELECT FROM organisations o WHERE o.organisation_id = p_organisation_id) THEN
+        PERFORM set_config('sluice.organisation', v_from::text, true);
+        RETURN 'unknown';
+    END IF;
+    PERFORM set_config('sluice.organisation', v_from::text, true);
+    IF v_is_gone THEN
+        RETURN 'retention';
+    END IF;
+
+    DELETE FROM device_group_members WHERE device_id = p_device_id;
+    DELETE FROM device_sites WHERE device_id = p_device_id;
+    INSERT INTO device_sites (device_id, organisation_id, site_id, valid_from)
+        VALUES (p_device_id, v_from, NULL, '-infinity');
+    INSERT INTO former_owners (device_id, organisation_id) VALUES (p_device_id, v_from)
+        ON CONFLICT (device_id, organisation_id) DO UPDATE SET until = now();
+    PERFORM set_config('sluice.arriving', p_organisation_id::text, true);
+    UPDATE reading_notes n SET organisation_id = p_organisation_id
+        FROM series s WHERE s.device_id = p_device_id AND n.series_id = s.series_id;
+    UPDATE idempotency_keys SET organisation_id = p_organisation_id WHERE device_id = p_device_id;
+    FOR v_book IN
+        WITH gone AS (
+            UPDATE quarantine q SET organisation_id = p_organisation_id
+            WHERE q.organisation_id = v_from AND q.device_id = p_device_id
+            RETURNING q.source, q.partition, q.state,
+                date_bin('1 hour', q.received_at, timestamptz '2000-01-01 00:00:00Z') AS hour)
+        SELECT g.source, g.partition, g.hour, count(*) AS readings, count(*) FILTER (WHERE g.state = 'released') AS released,
+               count(*) FILTER (WHERE g.state = 'discarded') AS discarded,
+               count(*) FILTER (WHERE g.state = 'expired') AS expired
+        FROM gone g GROUP BY 1, 2, 3 ORDER BY 1, 2, 3
+    LOOP
+        UPDATE ledger l SET handed_over = l.handed_over + v_book.readings, replayed = l.replayed - v_book.released,
+            discarded = l.discarded - v_book.discarded, expired = l.expired - v_book.expired
+        WHERE l.organisation_id = v_from AND l.hour = v_book.hour AND l.source = v_book.source
+          AND l.partition = v_book.partition;
+        INSERT INTO ledger AS l (organisation_id, hour, source, partition, taken_over, replayed, discarded, expired)
+        VALUES (p_organisation_id, v_book.hour, v_book.source, v_book.partition, v_book.readings, v_book.released,
+                v_book.discarded, v_book.expired)
+        ON CONFLICT (organisation_id, hour, source, partition) DO UPDATE
+        SET taken_over = l.taken_over + EXCLUDED.taken_over, replayed = l.replayed + EXCLUDED.replayed,
+            discarded = l.discarded + EXCLUDED.discarded, expired = l.expired + EXCLUDED.expired;
+    END LOOP;
+    -- Waits for landing to have made the series that it is making; all that refers to the device follows.
+    UPDATE devices SET organisation_id = p_organisation_id, version = version + 1, updated_at = now()
+        WHERE device_id = p_device_id;
+    PERFORM set_config('sluice.arriving', '', true);
+    RETURN 'moved';
+END $$;
+REVOKE ALL ON FUNCTION hand_over_device FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION hand_over_device TO sluice_app;

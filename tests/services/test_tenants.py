@@ -345,6 +345,7 @@ ASKING = {
     # Which reading and which record is another's, test_live knows.
     "stored_readings": "stored_readings(ARRAY[$2::int], ARRAY[now()], ARRAY[false])",
     "readings_moved": "readings_moved(ARRAY[$1::uuid])",
+    "hand_over_device": "hand_over_device($4::uuid, $1::uuid) h WHERE h = 'moved'",
     "begin_site_erasure": "begin_site_erasure($3::uuid) b WHERE b",
     "discard_quarantined": "discard_quarantined(ARRAY[$4::uuid], 'x') n WHERE n > 0",
 }
