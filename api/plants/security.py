@@ -143,7 +143,8 @@ class PlantSecurityOperations:
         """
         held = await plants.hold(call.connection, call.path.id)
         plants.require(held, "be sent a command", Lifecycle.ACTIVE)
-        new = NewCommand(call.body.command, call.body.payload, call.body.target)
+        target = None if call.body.target is None else call.body.target.value
+        new = NewCommand(call.body.command, call.body.payload, target)
         row = await commands.ask(
             call.connection, call.organisation, call.path.id, new, timeout=self._timeout, open_max=self._open_max
         )

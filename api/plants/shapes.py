@@ -10,7 +10,7 @@ from msgspec import UNSET, UnsetType
 
 from api.http.problems import invalid
 from api.http.spelt import STORABLE
-from api.registry.texts import Notes, PlantName, PlantText, SerialNumber
+from api.registry.texts import CommandTarget, Notes, PlantName, PlantText, SerialNumber
 from schemas.plants import AuthMethod, Lifecycle
 
 Type = Literal["SENSOR", "ACTUATOR", "GATEWAY", "CONTROLLER"]
@@ -23,12 +23,6 @@ _Latitude = Annotated[float, msgspec.Meta(ge=-90, le=90, description="Degrees no
 _Longitude = Annotated[float, msgspec.Meta(ge=-180, le=180, description="Degrees east, WGS 84.")]
 _Amount = Annotated[float, msgspec.Meta(ge=0, le=1e12)]
 _CommandName = Annotated[str, msgspec.Meta(min_length=1, max_length=255, extra_json_schema=STORABLE)]
-_Target = Annotated[
-    str,
-    msgspec.Meta(
-        max_length=32, pattern="^[A-Z0-9_-]{1,32}$", description="A device behind the plant, by its externalId."
-    ),
-]
 
 
 def _check_size(name: str, value: Any, most: int) -> None:
@@ -122,7 +116,9 @@ class CommandToSend(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
     command: _CommandName
     payload: dict[str, Any] = {}
-    target: _Target | None = None
+    target: (
+        Annotated[CommandTarget, msgspec.Meta(description="A device behind the plant, by its externalId.")] | None
+    ) = None
 
     def __post_init__(self) -> None:
         _check_size("payload", self.payload, _PAYLOAD_BYTES_MAX)

@@ -18,7 +18,7 @@ from api.http.problems import Detail, Problem
 from api.problems import TEMPLATE_LIMIT, TEMPLATE_NAME_TAKEN, TEMPLATE_NOT_FOUND
 from api.registry import templates
 from api.registry.templates import NewTemplate
-from api.registry.texts import Name
+from api.registry.texts import Name, SignalField, SignalName, SignalUnit
 from runtime.secrets import KeyRing, Seal
 
 PATH: Final = "/api/v1/device-templates"
@@ -27,9 +27,6 @@ _CHANGES: Final = needs(Role.MEMBER, DEVICES_WRITE)
 
 Level = Literal["PLANT", "DEVICE"]
 Type = Literal["CABINET", "METER", "INVERTER", "BATTERY"]
-_Metric = Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern="^[a-z][a-z0-9_.]*$")]
-_Field = Annotated[str, msgspec.Meta(min_length=1, max_length=64, pattern="^[A-Za-z0-9_.-]+$")]
-_Unit = Annotated[str, msgspec.Meta(max_length=16, pattern="^[^\\u0000-\\u001f]*$")]
 _Bit = Annotated[int, msgspec.Meta(ge=0, le=31)]
 _Scale = Annotated[float, msgspec.Meta(ge=-1e9, le=1e9)]
 
@@ -51,19 +48,21 @@ class Listed(msgspec.Struct, kw_only=True):
 class Signal(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     """One metric: a bit of the raw mask, or a field of the values, times `scale`."""
 
-    name: _Metric
-    bit: _Bit | None = None
-    field: _Field | None = None
-    unit: _Unit = ""
+    name: SignalName
+    bit: _Bit | msgspec.UnsetType = msgspec.UNSET
+    field: SignalField | msgspec.UnsetType = msgspec.UNSET
+    unit: SignalUnit | msgspec.UnsetType = msgspec.UNSET
     scale: _Scale = 1.0
 
     def __post_init__(self) -> None:
-        if (self.bit is None) == (self.field is None):
+        if (self.bit is msgspec.UNSET) == (self.field is msgspec.UNSET):
             message = "names either a bit or a field"
             raise Problem(_INVALID, f"{self.name}: {message}", details=[Detail("bit", message)])
 
 
-_Signals = Annotated[list[Signal], msgspec.Meta(max_length=200)]
+#: Of a struct msgspec describes each field alone.
+_EITHER: Final = {"oneOf": [{"required": ["bit"]}, {"required": ["field"]}]}
+_Signals = Annotated[list[Annotated[Signal, msgspec.Meta(extra_json_schema=_EITHER)]], msgspec.Meta(max_length=200)]
 
 
 class TemplateToCreate(msgspec.Struct, forbid_unknown_fields=True):

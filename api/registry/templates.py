@@ -51,7 +51,7 @@ async def create(connection: Any, organisation: UUID, new: NewTemplate) -> UUID:
     if await connection.fetchval(_NUMBER, organisation) >= TEMPLATES_MAX:
         raise Problem(TEMPLATE_LIMIT, f"an organisation has up to {TEMPLATES_MAX} templates")
     template = uuid7()
-    lists = (msgspec.json.encode(part).decode() for part in (new.signals, new.actions))
+    lists = (msgspec.json.encode(part, enc_hook=str).decode() for part in (new.signals, new.actions))
     try:
         await connection.execute(_INSERT, template, organisation, new.name, new.level, new.type, *lists)
     except asyncpg.UniqueViolationError:

@@ -161,6 +161,37 @@ class GroupDescription(
     """What a group is, for whoever meets it."""
 
 
+class CommandTarget(
+    Text,
+    pattern=r"[A-Z0-9_-]+",
+    most=32,
+    wanted="has 1 to 32 capital ASCII letters, digits, hyphens and underscores",
+):
+    """What a plant calls a device behind it (`externalId`)."""
+
+
+class SignalName(
+    Text,
+    pattern=r"[a-z][a-z0-9_.]*",
+    most=64,
+    wanted="has 1 to 64 small ASCII letters, digits, dots and underscores, and begins with a letter",
+):
+    """The metric that a signal is read as."""
+
+
+class SignalField(
+    Text,
+    pattern=r"[A-Za-z0-9_.-]+",
+    most=64,
+    wanted="has 1 to 64 ASCII letters, digits, dots, hyphens and underscores",
+):
+    """What a device calls one of its values."""
+
+
+class SignalUnit(Text, pattern=rf"[^{HIDDEN}]+", written=True, most=16, wanted="has 1 to 16 characters, none hidden"):
+    """The unit that a device means."""
+
+
 class LocalId(
     Text,
     pattern=r"[A-Za-z0-9][A-Za-z0-9._:-]*",

@@ -72,6 +72,23 @@ def _device() -> str:
     return str(_ask("POST", "/v1/devices", body)["id"])
 
 
+def _serial_number() -> str:
+    return f"SN-{next(_number)}"
+
+
+def _plant(*steps: str) -> Callable[[], str]:
+    """Plants that have gone these steps."""
+
+    def make() -> str:
+        body = {"name": "Plant", "serialNumber": _serial_number(), "type": "SENSOR"}
+        plant = str(_ask("POST", "/api/v1/plants", body)["id"])
+        for step in steps:
+            _ask("POST", f"/api/v1/plants/{plant}/{step}")
+        return plant
+
+    return make
+
+
 def _group() -> str:
     return str(_ask("POST", "/api/v1/device-groups", {"name": f"Group {next(_number)}"})["group_id"])
 
@@ -148,8 +165,23 @@ _ID: Final[dict[str, _Supply]] = {
     "/api/v1/auth/sessions/": _known("session"),
     "/api/v1/admin/quarantine/": _held,
     "/api/v1/erasures/": _erased,
+    "/api/v1/device-templates/": _known("template"),
+    "/api/v1/plants/": _known("plant"),
 }
 _SITE: Final = "/api/organisations/{orgId}/sites/{siteId}"
+_PLANT: Final = "/api/v1/plants/{id}"
+#: What a plant's state has to be, whoever made it.
+_STATES: Final[dict[str, dict[str, _Supply]]] = {
+    f"PATCH {_PLANT}": {"id": _plant()},
+    f"POST {_PLANT}/provision": {"id": _plant()},
+    f"GET {_PLANT}/provision/download": {"id": _known("plant")},
+    f"POST {_PLANT}/mqtt-token": {"id": _known("token_plant")},
+    f"POST {_PLANT}/rotate-secret": {"id": _known("plant")},
+    f"POST {_PLANT}/suspend": {"id": _plant("provision")},
+    f"POST {_PLANT}/reactivate": {"id": _plant("provision", "suspend")},
+    f"POST {_PLANT}/revoke": {"id": _plant()},
+    f"POST {_PLANT}/commands": {"id": _plant("provision")},
+}
 #: By operation, what it takes away, may have but once, or has to find in a certain state.
 _TAKEN: Final[dict[str, dict[str, _Supply]]] = {
     f"DELETE {_SITE}": {"siteId": _site},
@@ -157,6 +189,8 @@ _TAKEN: Final[dict[str, dict[str, _Supply]]] = {
     f"POST {_SITE}/register-server": {"siteId": _site},
     f"PUT {_SITE}": {"siteId": _placed_site},
     "DELETE /v1/devices/{id}": {"id": _device},
+    f"DELETE {_PLANT}": {"id": _plant()},
+    **_STATES,
     "POST /v1/devices/{id}/rotate-token": {"id": _device},
     "DELETE /api/v1/device-groups/{id}": {"id": _group},
     "DELETE /api/v1/organisations/{orgId}/members/{userId}": {"userId": _member},
@@ -196,6 +230,7 @@ _BODY: Final[dict[str, _Supply]] = {
     "site_id": _known("site"),
     "to_site_id": _known("site"),
     "device": lambda: "fridge",
+    "templateId": _known("template"),
 }
 
 
@@ -236,6 +271,8 @@ _STAYS: Final[dict[str, _Supply]] = {
         ("site", _site),
         ("device", _device),
         ("group", _group),
+        ("plant", _plant()),
+        ("token_plant", _plant()),
     )
 }
 
@@ -248,6 +285,8 @@ def before_call(context: Any, case: Any, kwargs: dict[str, Any]) -> None:
     if operation in _TOKENS and (case.headers or {}).get("Authorization") == f"Bearer {_stage['token']}":
         case.headers["Authorization"] = f"Bearer {_TOKENS[operation]()}"
     _keep(case)
+    if operation in _STATES:
+        _fill(case, In.PATH, case.path_parameters, _STATES[operation])
     # A chain of operations has ids of its own.
     if case.meta.phase.name.value != "stateful" and next(_number) % _STRANGE_EVERY:
         _fill(case, In.PATH, case.path_parameters, _path_supplies(operation, case.operation.path))
@@ -305,6 +344,8 @@ def _complete_body(operation: str, body: dict[str, Any]) -> None:
         body["expires_at"] = _FUTURE
     if body.get("effective_at") is not None:
         body["effective_at"] = _PAST
+    if "serialNumber" in body:
+        body["serialNumber"] = _serial_number()
     if operation in _SECRETS:
         _SECRETS[operation](body)
     if operation == "POST /api/v1/readings/batch":
