@@ -225,6 +225,8 @@ _NEEDED: Final[dict[str, tuple[str, frozenset[str]]]] = {
 }
 #: Of lists whose bound is a setting.
 _LIMIT_MAX: Final = 100
+#: Objects of a client's own.
+_OPEN: Final = frozenset({"metadata", "payload"})
 _BODY: Final[dict[str, _Supply]] = {
     "organisation_id": _known("organisation"),
     "site_id": _known("site"),
@@ -285,8 +287,9 @@ def before_call(context: Any, case: Any, kwargs: dict[str, Any]) -> None:
     if operation in _TOKENS and (case.headers or {}).get("Authorization") == f"Bearer {_stage['token']}":
         case.headers["Authorization"] = f"Bearer {_TOKENS[operation]()}"
     _keep(case)
-    if operation in _STATES:
-        _fill(case, In.PATH, case.path_parameters, _STATES[operation])
+    # An id out of another answer is no part that was generated, and is of a plant in any state.
+    if operation in _STATES and (In.PATH not in case.meta.components or _is_right(case, In.PATH)):
+        case.path_parameters["id"] = _STATES[operation]["id"]()
     # A chain of operations has ids of its own.
     if case.meta.phase.name.value != "stateful" and next(_number) % _STRANGE_EVERY:
         _fill(case, In.PATH, case.path_parameters, _path_supplies(operation, case.operation.path))
@@ -339,11 +342,24 @@ def _complete_query(operation: str, case: Any, query: dict[str, Any]) -> None:
         _lead_on(case)
 
 
+def _without_nul(value: Any) -> Any:
+    """What nobody can say of texts at any depth."""
+    if isinstance(value, dict):
+        return {_without_nul(name): _without_nul(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_without_nul(one) for one in value]
+    return value.replace("\0", "") if isinstance(value, str) else value
+
+
 def _complete_body(operation: str, body: dict[str, Any]) -> None:
     if body.get("expires_at") is not None:
         body["expires_at"] = _FUTURE
     if body.get("effective_at") is not None:
         body["effective_at"] = _PAST
+    if body.get("templateId") is not None:
+        body["templateId"] = _stage["template"]
+    for name in _OPEN & body.keys():
+        body[name] = _without_nul(body[name])
     if "serialNumber" in body:
         body["serialNumber"] = _serial_number()
     if operation in _SECRETS:
