@@ -11,7 +11,7 @@ from aiohttp import web
 from api.access.door import Door
 from api.access.settings import AccessSettings
 from api.access.signing import Signer
-from api.certificates import issuing
+from api.certificates.issuing import Issuer
 from api.devices.downlink import NoDownlink
 from api.devices.measurements import MeasurementOperations
 from api.devices.operations import DeviceOperations
@@ -114,7 +114,7 @@ def _operations(door: Door, ring: KeyRing, settings: ApiSettings, metrics: ApiMe
             DeviceOperations(ring, TokenHasher(ring), settings.public_url, NoDownlink()),
             DeviceGroupOperations(ring),
             PlantOperations(settings),
-            PlantSecurityOperations(Provisioning(ring, signer, issuing, settings), settings),
+            PlantSecurityOperations(Provisioning(ring, signer, Issuer(), settings), settings),
             TemplateOperations(ring),
         )
     ]

@@ -1,9 +1,23 @@
 """Settings of the way out. Left out: the database's own (`runtime.postgres`)."""
 
 from dataclasses import dataclass
+from typing import Final
+from urllib.parse import urlsplit
 
 from runtime.settings import setting
-from runtime.urls import check_mqtt_url
+from runtime.sockets import Address
+from runtime.urls import check_query, check_server, split_url
+
+#: By scheme, where the URL names no port.
+_MQTT_PORTS: Final = {"mqtt": 1883, "mqtts": 8883}
+
+
+def _check_mqtt_url(url: str) -> None:
+    parts = split_url(url, tuple(_MQTT_PORTS))
+    check_server(parts)
+    check_query(parts, ())
+    if "@" in parts.netloc:
+        raise ValueError("has a login, which every device would be told")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,6 +29,12 @@ class ApiSettings:
     )
     public_url: str = setting(
         "", why="How devices reach the ingest face, for what they and people are told; unset: its address."
+    )
+    mqtt_public_url: str = setting(
+        "",
+        check=_check_mqtt_url,
+        why="mqtts://host:port at which devices reach the broker, for what they are told; unset: port 8883 of the "
+        "host of SLUICE_PUBLIC_URL.",
     )
     api_processes: int = setting(1, unit="processes", least=1, most=256, why="One event loop uses one core.")
     api_page_readings_max: int = setting(
@@ -76,11 +96,6 @@ class ApiSettings:
     api_quarantine_payload_bytes_max: int = setting(
         8_000, unit="bytes", least=100, most=65_536, why="Of an edited payload: the longest text a reading may have."
     )
-    mqtt_public_url: str = setting(
-        "",
-        check=check_mqtt_url,
-        why="How plants reach the broker, for what they are told; unset: SLUICE_PUBLIC_URL's host, mqtts and 8883.",
-    )
     mqtt_token_port: int = setting(
         0, unit="port", least=0, most=65_535, why="Of the broker's listener for tokens; 0: as SLUICE_MQTT_PUBLIC_URL."
     )
@@ -121,3 +136,10 @@ class ApiSettings:
     site_edges_max: int = setting(
         500, unit="edge devices", least=1, most=10_000, why="Of one site: they are all in the answer about it."
     )
+
+
+def broker_address(settings: ApiSettings) -> Address:
+    """Where devices reach the broker."""
+    parts = urlsplit(settings.mqtt_public_url or settings.public_url)
+    own = parts.port if settings.mqtt_public_url else None
+    return Address(parts.hostname or "localhost", own or _MQTT_PORTS.get(parts.scheme, _MQTT_PORTS["mqtts"]))

@@ -39,13 +39,6 @@ def check_server(parts: SplitResult, *, several: bool = False, host_required: bo
         _check_host(host, f"host {number}" if several and "," in hosts else "the host")
 
 
-def check_mqtt_url(url: str) -> None:
-    """Raises `ValueError` for what is no address of an MQTT broker."""
-    parts = split_url(url, ("mqtt", "mqtts"))
-    check_server(parts)
-    check_query(parts, ())
-
-
 def check_query(parts: SplitResult, known: Collection[str] | None = None) -> None:
     """Raises `ValueError` for options that are not name=value, or are none of `known`."""
     try:

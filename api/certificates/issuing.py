@@ -7,7 +7,7 @@ import asyncio
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cache
-from typing import Any, Final
+from typing import Any, Final, Literal
 from uuid import UUID
 
 from cryptography import x509
@@ -15,6 +15,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+Reason = Literal["certificateHold", "privilegeWithdrawn"]
+HOLD: Final[Reason] = "certificateHold"
 _DAYS: Final = 365
 
 
@@ -34,14 +36,28 @@ class Issued:
     """Hexadecimal."""
     not_after: datetime
 
+    @property
+    def presented(self) -> str:
+        """PEM: what the plant shows a broker, which knows the root alone."""
+        return self.certificate
 
-async def issue(connection: Any, organisation: UUID, plant: UUID, request_pem: str | None) -> Issued:
-    """A certificate whose subject is the plant's id, in the caller's transaction."""
-    return await asyncio.to_thread(_issue, plant)
+
+class Issuer:
+    """Signs in a request's transaction."""
+
+    async def issue(self, connection: Any, organisation: UUID, plant: UUID, request_pem: str | None) -> Issued:
+        """A certificate whose subject is the plant's id."""
+        return await asyncio.to_thread(_issue, plant)
 
 
-async def revoke(connection: Any, organisation: UUID, plant: UUID, reason: str) -> None:
-    """All of the plant's certificates, in the caller's transaction."""
+async def revoke(connection: Any, organisation: UUID, plant: UUID, reason: Reason) -> int:
+    """All of the plant's certificates, in the caller's transaction: for good, or with `HOLD` until their release."""
+    return 0
+
+
+async def release(connection: Any, organisation: UUID, plant: UUID) -> int:
+    """Those that are held."""
+    return 0
 
 
 def _issue(plant: UUID) -> Issued:

@@ -6,6 +6,7 @@ The document prints `statusCode: 400` with every error; the number here is the s
 from collections.abc import Mapping
 from typing import Final
 
+from api import problems as registry
 from api.http import problems
 from api.http.problems import Kind
 
@@ -18,8 +19,11 @@ _UNAVAILABLE: Final = Kind("SERVICE_UNAVAILABLE", 503, "Service unavailable")
 
 #: Of the whole face: a code of its own, or the common one in capital letters.
 CODES: Final[Mapping[Kind, Kind]] = {
-    kind: kind._replace(code=kind.code.upper()) for kind in vars(problems).values() if isinstance(kind, Kind)
+    kind: kind._replace(code=kind.code.upper())
+    for kind in (*vars(registry).values(), *vars(problems).values())
+    if isinstance(kind, Kind)
 } | {
+    registry.DEVICE_NOT_FOUND: registry.PLANT_NOT_FOUND,
     problems.BAD_REQUEST: BAD_REQUEST,
     problems.INVALID: VALIDATION_ERROR,
     problems.INVALID_BODY: VALIDATION_ERROR,

@@ -82,7 +82,7 @@ class PlantSecurityOperations:
     )  # fmt: skip
     async def reactivate(self, call: Call[OnePlant, Nothing, Nothing]) -> Said:
         """Reactivate a suspended plant"""
-        await plants.reactivate(call.connection, call.path.id)
+        await self._provisioning.reactivate(call.connection, call.path.id)
         return Said("Plant reactivated")
 
     @operation(
@@ -115,7 +115,7 @@ class PlantSecurityOperations:
 
         What it sends meanwhile goes to the quarantine.
         """
-        await plants.suspend(call.connection, call.path.id)
+        await self._provisioning.suspend(call.connection, call.path.id)
         return Said("Plant suspended")
 
     @operation(

@@ -301,7 +301,7 @@ class AtRisk(msgspec.Struct, kw_only=True, rename="camel"):
 
 
 class CertificateStats(msgspec.Struct, kw_only=True, rename="camel"):
-    """How the certificates of all plants are: those that expire soon are active too."""
+    """How the certificates of all plants are: each counts once, and those that expire soon not as active."""
 
     active: int
     at_risk_plants: list[AtRisk]

@@ -1,4 +1,4 @@
-"""Plants: devices with a serial number, a lifecycle and a template; made, found, changed, suspended, removed.
+"""Plants: devices with a serial number, a lifecycle and a template; made, found, changed, removed.
 
 Whoever changes one holds its device's row first and then its own, so that of two steps at once one is judged by what
 the other left. Left out: what is secret of a plant (`api.registry.provisioning`), and its commands.
@@ -92,7 +92,8 @@ FROM device_group_members m JOIN device_groups g USING (group_id) WHERE m.device
 """
 _OPEN_ALERT: Final = "SELECT open_plant_alert($1, $2, $3, $4, $5)"
 _CERTIFICATES: Final = """
-SELECT count(*) FILTER (WHERE state = 'active') AS active, count(*) FILTER (WHERE state = 'expired') AS expired,
+SELECT count(*) FILTER (WHERE state = 'active' AND certificate_expires_at > now() + $1) AS active,
+       count(*) FILTER (WHERE state = 'expired') AS expired,
        count(*) FILTER (WHERE state = 'revoked') AS revoked,
        count(*) FILTER (WHERE state = 'active' AND certificate_expires_at <= now() + $1) AS expiring_soon,
        min(certificate_expires_at) FILTER (WHERE state = 'active') - $1 AS next_renewal_at
@@ -251,20 +252,6 @@ async def set_lifecycle(connection: Any, plant: UUID, lifecycle: Lifecycle) -> N
     taken = lifecycle in (Lifecycle.PENDING, Lifecycle.ACTIVE)
     await connection.execute(_SET_STATUS, plant, "active" if taken else "suspended")
     await touch(connection, plant)
-
-
-async def suspend(connection: Any, plant: UUID) -> None:
-    """Raises the problems of a plant that is not there or not active."""
-    require(await hold(connection, plant), "be suspended", Lifecycle.ACTIVE)
-    await set_lifecycle(connection, plant, Lifecycle.SUSPENDED)
-    await audit.record(connection, "plant.suspended", plant)
-
-
-async def reactivate(connection: Any, plant: UUID) -> None:
-    """Raises the problems of a plant that is not there or not suspended."""
-    require(await hold(connection, plant), "be reactivated", Lifecycle.SUSPENDED)
-    await set_lifecycle(connection, plant, Lifecycle.ACTIVE)
-    await audit.record(connection, "plant.reactivated", plant)
 
 
 # ---------------------------------------------------------------- looking

@@ -7,19 +7,20 @@ reads signatures.
 
 import secrets
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, NamedTuple, Protocol
-from urllib.parse import urlsplit
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 import msgspec
 from msgspec import UNSET, UnsetType
 
 from api.access.signing import Signer
+from api.certificates import issuing
+from api.certificates.issuing import Issuer
 from api.http.problems import Problem
 from api.problems import PLANT_REFUSED
 from api.registry import audit, commands, devices, plants
 from api.registry.broker_passwords import broker_hash, make_password
-from api.settings import ApiSettings
+from api.settings import ApiSettings, broker_address
 from runtime.ids import uuid7
 from runtime.secrets import BadSealError, KeyRing, Seal
 from schemas.plants import (
@@ -35,7 +36,6 @@ from schemas.plants import (
 )
 
 TOKEN_TYPE: Final = "mqtt+jwt"  # noqa: S105
-_PORT: Final = {"mqtt": 1_883, "mqtts": 8_883}
 
 _PROVISION: Final = """
 UPDATE plants SET activated_at = now(), secret = $2, broker_password = $3, broker_password_until = NULL,
@@ -64,31 +64,6 @@ _KEPT: Final = (
     "SELECT sealed, expires_at - now() AS left FROM plant_packages WHERE device_id = $1 AND expires_at > now()"
 )
 _DROP: Final = "DELETE FROM plant_packages WHERE device_id = $1"
-
-
-class Issued(Protocol):
-    """A new certificate."""
-
-    @property
-    def certificate(self) -> str: ...
-    @property
-    def chain(self) -> str: ...
-    @property
-    def private_key(self) -> str | None: ...
-    @property
-    def fingerprint(self) -> str: ...
-    @property
-    def serial_number(self) -> str: ...
-    @property
-    def not_after(self) -> datetime: ...
-
-
-class Certificates(Protocol):
-    """Who makes and ends certificates, in the caller's transaction."""
-
-    async def issue(self, connection: Any, organisation: UUID, plant: UUID, request_pem: str | None, /) -> Issued: ...
-
-    async def revoke(self, connection: Any, organisation: UUID, plant: UUID, reason: str, /) -> None: ...
 
 
 # ---------------------------------------------------------------- the package
@@ -146,11 +121,11 @@ class Token(NamedTuple):
 class Provisioning:
     """Gives plants what they need to connect, and takes it away."""
 
-    def __init__(self, ring: KeyRing, signer: Signer, certificates: Certificates, settings: ApiSettings) -> None:
+    def __init__(self, ring: KeyRing, signer: Signer, issuer: Issuer, settings: ApiSettings) -> None:
         self._secrets = Seal(ring, SECRET_SEAL)
         self._packages = Seal(ring, PACKAGE_SEAL)
         self._signer = signer
-        self._certificates = certificates
+        self._issuer = issuer
         self._settings = settings
 
     async def provision(self, connection: Any, plant: UUID) -> Package:
@@ -162,8 +137,8 @@ class Provisioning:
         security = Security(secret.hex())
         issued = password = None
         if method is AuthMethod.MTLS:
-            issued = await self._certificates.issue(connection, held["organisation_id"], plant, None)
-            security.ca_cert, security.client_cert = issued.chain, issued.certificate
+            issued = await self._issuer.issue(connection, held["organisation_id"], plant, None)
+            security.ca_cert, security.client_cert = issued.chain, issued.presented
             security.client_key = issued.private_key or UNSET
         else:
             security.username = str(plant)
@@ -223,11 +198,27 @@ class Provisioning:
         await audit.record(connection, "plant.token_issued", plant, token_id=token_id, expires_at=expires_at)
         return Token(text, expires_at)
 
+    async def suspend(self, connection: Any, plant: UUID) -> None:
+        """Raises the problems of a plant that is not there or not active."""
+        held = await plants.hold(connection, plant)
+        plants.require(held, "be suspended", Lifecycle.ACTIVE)
+        await issuing.revoke(connection, held["organisation_id"], plant, issuing.HOLD)
+        await plants.set_lifecycle(connection, plant, Lifecycle.SUSPENDED)
+        await audit.record(connection, "plant.suspended", plant)
+
+    async def reactivate(self, connection: Any, plant: UUID) -> None:
+        """Raises the problems of a plant that is not there or not suspended."""
+        held = await plants.hold(connection, plant)
+        plants.require(held, "be reactivated", Lifecycle.SUSPENDED)
+        await issuing.release(connection, held["organisation_id"], plant)
+        await plants.set_lifecycle(connection, plant, Lifecycle.ACTIVE)
+        await audit.record(connection, "plant.reactivated", plant)
+
     async def revoke(self, connection: Any, plant: UUID) -> None:
         """For good. Raises the problems of a plant that is not there or was revoked before."""
         held = await plants.hold(connection, plant)
         plants.require(held, "be revoked", Lifecycle.PENDING, Lifecycle.ACTIVE, Lifecycle.SUSPENDED)
-        await self._certificates.revoke(connection, held["organisation_id"], plant, "privilegeWithdrawn")
+        await issuing.revoke(connection, held["organisation_id"], plant, "privilegeWithdrawn")
         await connection.execute(_END, plant)
         await connection.execute(_DROP, plant)
         await connection.execute(devices.REVOKE, plant)
@@ -252,14 +243,10 @@ class Provisioning:
             return None
 
     def _mqtt(self, plant: UUID, method: AuthMethod) -> Mqtt:
-        settings = self._settings
-        parts = urlsplit(
-            settings.mqtt_public_url or f"mqtts://{urlsplit(settings.public_url).hostname or 'localhost'}"
-        )
-        port = parts.port or _PORT[parts.scheme]
+        settings, address = self._settings, broker_address(self._settings)
         own = {AuthMethod.TOKEN: settings.mqtt_token_port, AuthMethod.PASSWORD: settings.mqtt_password_port}
         topics = Topics(*(topic(plant, kind) for kind in ("ack", "command", "status", "telemetry")))
-        return Mqtt(parts.hostname or "localhost", own.get(method) or port, topics)
+        return Mqtt(address.host, own.get(method) or address.port, topics)
 
 
 def _protocol(method: AuthMethod) -> dict[str, Any]:
