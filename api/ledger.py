@@ -89,6 +89,10 @@ class Sums(msgspec.Struct, kw_only=True):
     expired: int
     lost: int
     """Told of nobody so far: what is lost cannot be read, see `lost_records`."""
+    handed_over: int
+    """Of those in quarantine: gone to another organisation, with their device."""
+    taken_over: int
+    """Beside those received: come into the quarantine with a device that was another organisation's."""
     in_quarantine: int
     """Set aside, and neither released nor gone by a rule since."""
     adds_up: bool
@@ -98,7 +102,8 @@ def sums(row: Any) -> Sums:
     counts = {column: row[column] for column in COLUMNS}
     fates = sum(counts[fate] for fate in FATES)
     left = counts["replayed"] + counts["discarded"] + counts["expired"]
-    in_quarantine = counts["conflicts"] + counts["quarantined"] - left
+    set_aside = counts["conflicts"] + counts["quarantined"] + counts["taken_over"] - counts["handed_over"]
+    in_quarantine = set_aside - left
     adds_up = counts["received"] == fates and in_quarantine >= 0
     source = row.get("source", msgspec.UNSET)
     return Sums(start=row["start"], source=source, **counts, in_quarantine=in_quarantine, adds_up=adds_up)

@@ -43,3 +43,11 @@ AUTHORITY_MISSING: Final = Kind("authority_missing", 409, "No certificate author
 CERTIFICATE_LIMIT: Final = Kind("certificate_limit", 409, "There are as many certificates as there may be.")
 REGISTRATION_LIMIT: Final = Kind("registration_limit", 409, "As many registration tokens wait as may.")
 DEVICE_SUSPENDED: Final = Kind("device_suspended", 403, "The device is suspended.")
+#: Plants are told of in capital letters: these are met on their face alone.
+PLANT_NOT_FOUND: Final = Kind("PLANT_NOT_FOUND", 404, "Plant not found")
+PLANT_EXISTS: Final = Kind("PLANT_ALREADY_EXISTS", 409, "Plant with this serial number already exists")
+PLANT_REFUSED: Final = Kind("BAD_REQUEST", 400, "The plant's state, or what was sent, does not allow it.")
+COMMAND_LIMIT: Final = Kind("RATE_LIMITED", 429, "As many commands wait for the plant as may.")
+TEMPLATE_NOT_FOUND: Final = Kind("device_template_not_found", 404, "The organisation has no such template.")
+TEMPLATE_NAME_TAKEN: Final = Kind("device_template_name_taken", 409, "Another template has that name.")
+TEMPLATE_LIMIT: Final = Kind("device_template_limit", 409, "The organisation has as many templates as it may.")

@@ -11,6 +11,7 @@ from aiohttp import web
 from api.access.door import Door
 from api.access.settings import AccessSettings
 from api.access.signing import Signer
+from api.certificates.issuing import Issuer
 from api.certificates.registration import Registrations
 from api.certificates.revocation import RevocationLists
 from api.certificates.settings import CertificateSettings
@@ -24,6 +25,8 @@ from api.http.repeats import Repeats
 from api.live.hub import Live
 from api.live.settings import LiveSettings
 from api.metrics import ApiMetrics
+from api.plants.operations import PlantOperations
+from api.plants.security import PlantSecurityOperations
 from api.platform.aggregates import AggregateOperations
 from api.platform.audit import AuditOperations
 from api.platform.auth import AuthOperations
@@ -37,7 +40,9 @@ from api.platform.live import LiveOperations
 from api.platform.organisations import OrganisationOperations
 from api.platform.quarantine import QuarantineOperations
 from api.platform.readings import ReadingOperations
+from api.platform.templates import TemplateOperations
 from api.readings.streams import Streams
+from api.registry.provisioning import Provisioning
 from api.settings import ApiSettings
 from api.sites.machines import MachineOperations
 from api.sites.sites import SiteOperations
@@ -75,6 +80,7 @@ def create_app(
         *_operations(door, ring, settings, metrics),
         *operations_of(*_people(door, ring, settings, access), documents),
         *operations_of(_certificates(door, ring, settings, certificates)),
+        *operations_of(*_plants(ring, settings, certificates)),
         *operations_of(LiveOperations(live, settings, limits)),
     ]
     documents.operations = operations
@@ -118,9 +124,22 @@ def _operations(door: Door, ring: KeyRing, settings: ApiSettings, metrics: ApiMe
             QuarantineOperations(ring, settings),
             ErasureOperations(ring),
             SiteOperations(ring, settings),
-            MachineOperations(Signer(ring, issuer=settings.public_url or "sluice"), TokenHasher(ring), settings),
+            MachineOperations(_signer(ring, settings), TokenHasher(ring), settings),
             MeasurementOperations(ring, settings, metrics),
             DeviceOperations(ring, TokenHasher(ring), settings.public_url, NoDownlink()),
             DeviceGroupOperations(ring),
         )
     ]
+
+
+def _plants(ring: KeyRing, settings: ApiSettings, certificates: CertificateSettings) -> tuple[object, ...]:
+    provisioning = Provisioning(ring, _signer(ring, settings), Issuer(ring, certificates), settings)
+    return (
+        PlantOperations(settings),
+        PlantSecurityOperations(provisioning, settings),
+        TemplateOperations(ring),
+    )
+
+
+def _signer(ring: KeyRing, settings: ApiSettings) -> Signer:
+    return Signer(ring, issuer=settings.public_url or "sluice")

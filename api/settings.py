@@ -101,6 +101,28 @@ class ApiSettings:
     api_quarantine_payload_bytes_max: int = setting(
         8_000, unit="bytes", least=100, most=65_536, why="Of an edited payload: the longest text a reading may have."
     )
+    mqtt_token_port: int = setting(
+        0, unit="port", least=0, most=65_535, why="Of the broker's listener for tokens; 0: as SLUICE_MQTT_PUBLIC_URL."
+    )
+    mqtt_password_port: int = setting(
+        0, unit="port", least=0, most=65_535, why="Of the one for passwords; 0: as SLUICE_MQTT_PUBLIC_URL."
+    )
+    plant_token_s: int = setting(
+        3_600,
+        unit="s",
+        least=60,
+        most=86_400,
+        why="That a plant's token is good for the broker: whoever reads one along has an hour.",
+    )
+    plant_renewal_days: int = setting(
+        30, unit="days", least=1, most=365, why="Before its end a plant's certificate is at risk: time for a visit."
+    )
+    command_timeout_s: int = setting(
+        300, unit="s", least=1, most=604_800, why="After which a command that its device did not answer has failed."
+    )
+    commands_open_max: int = setting(
+        100, unit="commands", least=1, most=10_000, why="That wait for one device: nobody sends more than it can do."
+    )
     site_domain: str = setting(
         "sites.internal",
         why="A site's `url` is a name under it. `.internal` is reserved for private networks, so that no address "

@@ -4,8 +4,8 @@ from typing import Final
 
 #: Together they are what was received.
 FATES: Final = ("stored", "duplicates", "conflicts", "quarantined", "erased")
-#: What became later of the quarantined, or of what was stored.
-LATER: Final = ("replayed", "discarded", "expired", "lost")
+#: What became later of the quarantined, or of what was stored; and what came with a device of another organisation.
+LATER: Final = ("replayed", "discarded", "expired", "lost", "handed_over", "taken_over")
 COLUMNS: Final = ("received", *FATES, *LATER)
 #: Records that nobody has any more, so that nobody can tell whose they were.
 LOST_RECORDS: Final = """

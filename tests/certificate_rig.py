@@ -27,7 +27,7 @@ from runtime.ids import uuid7
 from runtime.postgres import connect
 from runtime.secrets import KeyRing
 from tests.databases import Database
-from tests.people_rig import RING
+from tests.people_rig import RING, People, people
 
 ADMIN_ROLE: Final = "sluice_worker"
 
@@ -95,6 +95,14 @@ async def add_authority(database: Database, ring: KeyRing = RING, *, end: dateti
         await Authorities(ring).add(connection, ISSUING, issuing, pem_of(root.certificate))
     await connection.close()
     return issuing
+
+
+@asynccontextmanager
+async def people_with_authority(database: Database, **settings: Any) -> AsyncIterator[People]:
+    """`settings` are those of `people`."""
+    async with people(database, **settings) as here:
+        await add_authority(database)
+        yield here
 
 
 async def registry(database: Database, *, ring: KeyRing = RING, **settings: int) -> Registry:

@@ -7,6 +7,7 @@ import itertools
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Final
 from uuid import UUID
 
@@ -161,15 +162,23 @@ async def tenant(
 
 @asynccontextmanager
 async def people(
-    database: Database, *, ring: KeyRing = RING, public_url: str = "https://sluice.example", **access: Any
+    database: Database,
+    *,
+    ring: KeyRing = RING,
+    public_url: str = "https://sluice.example",
+    api: Mapping[str, Any] = MappingProxyType({}),
+    **access: Any,
 ) -> AsyncIterator[People]:
-    """`access` are settings of `AccessSettings`; requests come from a trusted proxy that names the address."""
+    """`api` are settings of `ApiSettings`, `access` of `AccessSettings`.
+
+    Requests come from a trusted proxy that names the address.
+    """
     pool = await open_pool(database.settings, role="sluice_app", application="test", size_max=6)
     metrics = ApiMetrics(CollectorRegistry())
     app = create_app(
         pool=pool,
         ring=ring,
-        settings=ApiSettings(public_url=public_url, api_url=API_URL),
+        settings=ApiSettings(public_url=public_url, api_url=API_URL, **api),
         metrics=metrics,
         access=AccessSettings(**access),
         trusted_proxies=("127.0.0.0/8",),

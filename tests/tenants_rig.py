@@ -20,7 +20,8 @@ from tests.people_rig import People, Person
 from tests.quarantine_rig import RECEIVED, Quarantine
 
 ROLES: Final = ("owner", "admin", "member", "viewer")
-_UUID: Final = re.compile(r"[0-9a-f]{8}-?(?:[0-9a-f]{4}-?){3}[0-9a-f]{12}")
+# Digits of something longer, such as a certificate's serial number, are none.
+_UUID: Final = re.compile(r"(?<![0-9a-f])[0-9a-f]{8}-?(?:[0-9a-f]{4}-?){3}[0-9a-f]{12}(?![0-9a-f])")
 _count: Final = itertools.count(1)
 
 #: Rows that are an organisation's, or of somebody who is in it.
@@ -85,8 +86,17 @@ async def _furnished(here: People, tenant: Tenant) -> Tenant:
     edge = f"edge-{next(_count)}"
     box = {"edgeId": edge, "hardwareId": "box", "version": "1"}
     await make("POST", f"{sites}/{places[0]}/register-edge", box)
-    gone = [await _deleted_site(make, sites, number) for number in range(2)]
     await _provisioned(here, make)
+    signals = [{"name": "door_open", "bit": 0}]
+    templates = [
+        await make("POST", "/api/v1/device-templates",
+                   {"name": f"Template {number}", "level": "PLANT", "type": "CABINET", "signals": signals})
+        for number in range(2)
+    ]  # fmt: skip
+    plants = {name: await _plant(make, name, steps) for name, steps in PLANTS.items()}
+    await make("PATCH", f"/api/v1/plants/{plants['plant']}", {"templateId": templates[0]["id"]})
+    await make("POST", f"/api/v1/plants/{plants['plant']}/commands", {"command": "reboot"})
+    gone = [await _deleted_site(make, sites, number) for number in range(2)]
     uuids = [str(UUID(device["id"].removeprefix("dev_"))) for device in devices]
     for device in uuids:
         await make("PUT", f"/api/v1/device-groups/{groups[0]}/devices/{device}")
@@ -101,6 +111,8 @@ async def _furnished(here: People, tenant: Tenant) -> Tenant:
         "invitation": invitations[0]["invitation_id"],
         "edge": edge,
         "erasure": gone[0],
+        "template": templates[0]["id"],
+        **plants,
         "email": tenant.people["member"].email,
         "held": await _held(here.database, tenant.organisation, UUID(uuids[0])),
     }
@@ -118,6 +130,24 @@ async def _provisioned(here: People, make: Callable[..., Awaitable[Any]]) -> Non
         made = await make("POST", "/api/v1/devices/registration/tokens", {"deviceName": f"Box {number}"})
         if number == 0:
             await make("POST", "/api/v1/devices/provision", {"token": made["token"], "csr": request_for()})
+
+
+#: A plant in each state that an operation may need, by what it is called in requests.
+PLANTS: Final = {
+    "plant": ("provision",),
+    "pending plant": (),
+    "suspended plant": ("provision", "suspend"),
+    "token plant": ("provision",),
+}
+
+
+async def _plant(make: Callable[..., Awaitable[Any]], name: str, steps: tuple[str, ...]) -> str:
+    method = "TOKEN" if name.startswith("token") else "MTLS"
+    new = {"name": "Plant", "serialNumber": name, "type": "GATEWAY", "authMethod": method}
+    plant = str((await make("POST", "/api/v1/plants", new))["id"])
+    for step in steps:
+        await make("POST", f"/api/v1/plants/{plant}/{step}")
+    return plant
 
 
 async def _deleted_site(make: Callable[..., Awaitable[Any]], sites: str, number: int) -> str:

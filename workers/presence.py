@@ -4,8 +4,8 @@ A worker notes whom the batches it commits are from, in memory, and writes every
 silent before at once, who goes on sending every quarter of a minute. How far apart a device is heard is estimated
 from what is written: what comes together counts once, a long gap at once but never more than fourfold, a short one
 slowly, so that a burst within a rare sender's hour and an outage of a frequent one both pass. Beside it, moves that
-have come due are settled, and the answers kept for repeated requests of the API are deleted after their day. Several
-workers may do all of it at once.
+have come due are settled, and what is kept for a while is deleted: answers to repeated requests of the API, packages
+of plants that were provisioned, secrets that were rotated. Several workers may do all of it at once.
 Left out: what silence means to anybody.
 """
 
@@ -52,6 +52,16 @@ _FORGET: Final = """
 DELETE FROM repeats WHERE ctid = ANY (ARRAY(
     SELECT ctid FROM repeats WHERE made_at < now() - interval '24 hours' ORDER BY made_at LIMIT $1))
 """
+_FORGET_PACKAGES: Final = """
+DELETE FROM plant_packages WHERE device_id = ANY (ARRAY(
+    SELECT device_id FROM plant_packages WHERE expires_at <= now() ORDER BY expires_at LIMIT $1))
+"""
+_FORGET_SECRETS: Final = """
+UPDATE plants p SET former_secret = NULL, former_secret_until = NULL
+FROM (SELECT device_id FROM plants WHERE former_secret IS NOT NULL AND former_secret_until <= now()
+      ORDER BY former_secret_until LIMIT $1 FOR NO KEY UPDATE SKIP LOCKED) due
+WHERE p.device_id = due.device_id
+"""
 
 
 class Presence:
@@ -87,7 +97,7 @@ class Presence:
         connection = await connect(self._postgres, role=ROLE, application="sluice presence")
         try:
             await self._flush(connection)
-            for statement in (_FALL_SILENT, _SETTLE, _FORGET):
+            for statement in (_FALL_SILENT, _SETTLE, _FORGET, _FORGET_PACKAGES, _FORGET_SECRETS):
                 await self._step_through(connection, statement)
         finally:
             with suppress(*UNAVAILABLE):

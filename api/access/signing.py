@@ -1,6 +1,6 @@
-"""The tokens of sites' servers and edge devices: JWTs (RS256) without an end, and the keys that sign them.
+"""Tokens (RS256) of sites' servers and edge devices, which have no end, and of plants; the keys that sign them.
 
-A token is known by its hash, as every other: the signature is for those who cannot ask us. So keys do not retire;
+The former are known by their hash, as every other: the signature is for those who cannot ask us. So no key retires;
 one that was sealed under a secret key which is no longer kept is followed by a new one. Left out: access tokens.
 """
 
@@ -49,10 +49,11 @@ class Signer:
         self._seal = Seal(ring, "gateway signing key")
         self._issuer = issuer
 
-    async def sign(self, connection: Any, claims: dict[str, Any]) -> str:
+    async def sign(self, connection: Any, claims: dict[str, Any], kind: str = TYPE) -> str:
+        """`kind` tells tokens apart by what they are for (`typ`)."""
         kid, private = await self._key(connection)
         content = {"iss": self._issuer, "aud": self._issuer, "iat": int(time.time())} | claims
-        return jwt.encode(content, private, ALGORITHM, headers={"kid": kid, "typ": TYPE})
+        return jwt.encode(content, private, ALGORITHM, headers={"kid": kid, "typ": kind})
 
     async def _key(self, connection: Any) -> tuple[str, rsa.RSAPrivateKey]:
         found = await self._newest(connection)

@@ -41,13 +41,15 @@ T = TypeVar("T", bound=msgspec.Struct)
 
 
 def read_path(operation: Operation, found: Mapping[str, str]) -> Any:
-    """Raises the problem of a thing that is not there: an id that none can have is nobody's."""
+    """Raises the problem of a thing that is not there: an id that none can have is nobody's, or is malformed."""
     named = dict(found)
     try:
         if all(_storable(text) for text in named.values()):
             return msgspec.convert(named, operation.path_type, strict=False, dec_hook=spelt.read)
     except (msgspec.ValidationError, ValueError):
         pass
+    if operation.malformed is not None:
+        raise Problem(operation.malformed)
     wrong = [detail.field for detail in faults(operation.path_type, named, strict=False)]
     wrong += [name for name, text in named.items() if not _storable(text)]
     # The path names what is in a thing after the thing itself.

@@ -89,6 +89,13 @@ class _Runner:
         self._repeats = repeats
 
     async def run(self, operation: Operation, request: web.Request) -> web.StreamResponse:
+        try:
+            return await self._run(operation, request)
+        except Problem as problem:
+            problem.kind = operation.own(problem.kind)
+            raise
+
+    async def _run(self, operation: Operation, request: web.Request) -> web.StreamResponse:
         address = address_of(self._proxies, request)
         presented = self._authority.presented(operation.needs, request.headers, address)
         body = await take_body(request, operation.body_bytes_max)

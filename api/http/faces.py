@@ -5,6 +5,7 @@ A face belongs to a document that fixes its shapes; all of them stand on one reg
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import Any, Final
 
 import orjson
@@ -21,8 +22,8 @@ class Shape:
     """How errors look: their content type, what is said of one, and the JSON Schema of that."""
 
     content_type: str
-    content: "Callable[[Problem, str, str], dict[str, Any]]"
-    """From a problem, its code on this face and the request's id."""
+    content: "Callable[[Problem, Kind, str], dict[str, Any]]"
+    """From a problem, its kind on this face and the request's id."""
     schema: Mapping[str, Any]
 
 
@@ -41,7 +42,7 @@ class Face:
         return self.codes.get(kind, kind)
 
     def body(self, problem: Problem, request_id: str) -> bytes:
-        content = self.shape.content(problem, self.kind(problem.kind).code, request_id)
+        content = self.shape.content(problem, self.kind(problem.kind), request_id)
         # A name is told as it was sent, which may be anything.
         return without_secrets(orjson.dumps(content).decode()).encode()
 
@@ -61,23 +62,33 @@ def _details(problem: Problem) -> list[dict[str, str]]:
     return [{"field": detail.field, "message": detail.message} for detail in problem.details]
 
 
-def _enveloped(problem: Problem, code: str, request_id: str) -> dict[str, Any]:
-    error: dict[str, Any] = {"code": code, "message": problem.message, "request_id": request_id}
+def _enveloped(problem: Problem, kind: Kind, request_id: str) -> dict[str, Any]:
+    error: dict[str, Any] = {"code": kind.code, "message": problem.message, "request_id": request_id}
     return {"error": error | ({"details": _details(problem)} if problem.details else {}) | problem.members}
 
 
-def _detailed(problem: Problem, code: str, _: str) -> dict[str, Any]:
-    error = {"code": code, "message": problem.message, "details": _details(problem)}
+def _detailed(problem: Problem, kind: Kind, _: str) -> dict[str, Any]:
+    error = {"code": kind.code, "message": problem.message, "details": _details(problem)}
     return {"error": error | problem.members}
 
 
-def _problem(problem: Problem, code: str, request_id: str) -> dict[str, Any]:
+def _named(problem: Problem, kind: Kind, _: str) -> dict[str, Any]:
+    return {
+        "code": kind.code,
+        "details": {detail.field or "body": detail.message for detail in problem.details} | problem.members,
+        "error": HTTPStatus(kind.status).phrase,
+        "message": problem.message,
+        "statusCode": kind.status,
+    }
+
+
+def _problem(problem: Problem, kind: Kind, request_id: str) -> dict[str, Any]:
     content: dict[str, Any] = {
         "type": "about:blank",
-        "title": problem.kind.meaning,
-        "status": problem.kind.status,
+        "title": kind.meaning,
+        "status": kind.status,
         "detail": problem.message,
-        "code": code,
+        "code": kind.code,
         "request_id": request_id,
     }
     return content | ({"errors": _details(problem)} if problem.details else {}) | problem.members
@@ -108,6 +119,22 @@ DETAILED: Final = Shape(
     JSON,
     _detailed,
     _envelope({"code": _TEXT, "message": _TEXT, "details": _DETAILS}, ["code", "message", "details"]),
+)
+#: `{"code", "details", "error", "message", "statusCode"}`
+STATUSED: Final = Shape(
+    JSON,
+    _named,
+    {
+        "type": "object",
+        "properties": {
+            "code": _TEXT,
+            "details": {"type": "object", "description": "What is wrong, by the name of a field."},
+            "error": {"type": "string", "description": "The status in words."},
+            "message": _TEXT,
+            "statusCode": {"type": "integer"},
+        },
+        "required": ["code", "details", "error", "message", "statusCode"],
+    },
 )
 #: RFC 9457, with the code and the request's id beside what it names.
 PROBLEM: Final = Shape(

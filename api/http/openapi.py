@@ -200,11 +200,11 @@ def _responses(operation: Operation, shapes: Mapping[Any, Any]) -> dict[str, Any
         responses["304"] = {"description": "The version that `If-None-Match` names is the newest."}
     by_status: dict[int, list[Kind]] = {}
     for kind in kinds_of(operation):
-        spelt_here = operation.face.kind(kind)
+        spelt_here = operation.face.kind(operation.own(kind))
         by_status.setdefault(spelt_here.status, []).append(spelt_here)
     for status in sorted(by_status):
         responses[str(status)] = {
-            "description": "\n".join(f"`{kind.code}`: {kind.meaning}" for kind in by_status[status]),
+            "description": "\n".join(dict.fromkeys(f"`{kind.code}`: {kind.meaning}" for kind in by_status[status])),
             "content": {
                 operation.face.shape.content_type: {
                     "schema": {"$ref": REFERENCE.format(name=_problem_name(operation.face))}
@@ -225,6 +225,7 @@ def kinds_of(operation: Operation) -> list[Kind]:
     """Everything that can go wrong with an operation."""
     kinds = [*operation.problems, *_ALWAYS]
     kinds += [operation.missing_at(field.encode_name) for field in msgspec.structs.fields(operation.path_type)]
+    kinds += [operation.malformed] if operation.malformed else []
     if msgspec.structs.fields(operation.query_type):
         kinds.append(INVALID_PARAMETER)
     if _is_said(operation.body_type):

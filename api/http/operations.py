@@ -181,6 +181,10 @@ class Operation:
     problems: tuple[Kind, ...]
     missing: Kind | Mapping[str, Kind] | None
     """What a malformed id in the path means: that there is no such thing; of several, by their names in the path."""
+    malformed: Kind | None
+    """What it means where the document tells it from a thing that is not there."""
+    codes: Mapping[Kind, Kind]
+    """Where this operation has a code or status of its own for something, beside its face's."""
     body_bytes_max: int
     writes: bool
     repeatable: bool
@@ -204,6 +208,10 @@ class Operation:
         kind = self.missing if isinstance(self.missing, Kind | None) else self.missing.get(name)
         return kind or NOT_FOUND
 
+    def own(self, kind: Kind) -> Kind:
+        """As this operation says it; its face may have another word for that."""
+        return self.codes.get(kind, kind)
+
 
 _NO_EXAMPLE: Final = Example()
 
@@ -217,6 +225,8 @@ def operation(
     status: int = 200,
     problems: Sequence[Kind] = (),
     missing: Kind | Mapping[str, Kind] | None = None,
+    malformed: Kind | None = None,
+    codes: Mapping[Kind, Kind] = MappingProxyType({}),
     body_bytes_max: int = BODY_BYTES_MAX,
     writes: bool | None = None,
     repeatable: bool = False,
@@ -239,6 +249,8 @@ def operation(
         status=status,
         problems=tuple(problems),
         missing=missing,
+        malformed=malformed,
+        codes=codes,
         body_bytes_max=body_bytes_max,
         writes=method != "GET" if writes is None else writes,
         repeatable=repeatable,

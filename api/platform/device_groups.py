@@ -14,7 +14,7 @@ from api.http.operations import Call, Nothing, Reply, Role, needs, operation
 from api.http.problems import STALE
 from api.problems import DEVICE_NOT_FOUND, GROUP_LIMIT, GROUP_NAME_TAKEN, GROUP_NOT_FOUND
 from api.registry import groups
-from api.registry.texts import Name
+from api.registry.texts import GroupDescription, Name
 from runtime.secrets import KeyRing, Seal
 
 PATH: Final = "/api/v1/device-groups"
@@ -46,9 +46,10 @@ class Paged(msgspec.Struct, kw_only=True):
 
 
 class Named(msgspec.Struct, forbid_unknown_fields=True):
-    """What a group is called."""
+    """What a group is called, and what it is; what is absent of the latter stays."""
 
     name: Name
+    description: GroupDescription | msgspec.UnsetType = msgspec.UNSET
 
 
 class Group(msgspec.Struct):
@@ -56,6 +57,7 @@ class Group(msgspec.Struct):
 
     group_id: UUID
     name: str
+    description: str
     created_at: datetime
     updated_at: datetime
 
@@ -94,7 +96,8 @@ class DeviceGroupOperations:
     )
     async def create_device_group(self, call: Call[Nothing, Nothing, Named]) -> Reply[Group]:
         """Create a group of devices"""
-        group = await groups.create(call.connection, call.organisation, call.body.name.value)
+        description = _described(call.body) or ""
+        group = await groups.create(call.connection, call.organisation, call.body.name.value, description)
         return replace(await _found(call, group), headers={"Location": _ONE.format(id=group)})
 
     @operation(PLATFORM, "GET", _ONE, _READS, missing=GROUP_NOT_FOUND)
@@ -105,7 +108,8 @@ class DeviceGroupOperations:
     @operation(PLATFORM, "PATCH", _ONE, _CHANGES, missing=GROUP_NOT_FOUND, problems=[GROUP_NAME_TAKEN, STALE])
     async def rename_device_group(self, call: Call[One, Nothing, Named]) -> Reply[Group]:
         """Rename a group of devices"""
-        await groups.rename(call.connection, call.path.id, call.versions, call.body.name.value)
+        name, description = call.body.name.value, _described(call.body)
+        await groups.rename(call.connection, call.path.id, call.versions, name, description)
         return await _found(call, call.path.id)
 
     @operation(PLATFORM, "DELETE", _ONE, _CHANGES, status=204, missing=GROUP_NOT_FOUND, problems=[STALE])
@@ -139,5 +143,9 @@ async def _found(call: Call[Any, Any, Any], group: UUID) -> Reply[Group]:
     return Reply(_shown(row), version=str(row["version"]))
 
 
+def _described(body: Named) -> str | None:
+    return None if isinstance(body.description, msgspec.UnsetType) else body.description.value
+
+
 def _shown(row: Any) -> Group:
-    return Group(UUID(int=row["group_id"].int), row["name"], row["created_at"], row["updated_at"])
+    return Group(UUID(int=row["group_id"].int), row["name"], row["description"], row["created_at"], row["updated_at"])

@@ -30,12 +30,12 @@ CASE WHEN d.site_until <= now()
      THEN (SELECT h.site_id FROM device_sites h WHERE h.device_id = d.device_id AND h.valid_from <= now()
            ORDER BY h.valid_from DESC LIMIT 1)
      ELSE d.site_id END"""
-_IS_HEARD: Final = "(d.online AND silent_after(d.last_seen_at, d.cadence_s) > now())"
+IS_HEARD: Final = "(d.online AND silent_after(d.last_seen_at, d.cadence_s) > now())"
 # A site that is being erased is seen by nobody.
 _LISTED: Final = f"""
 d.device_id, (SELECT s.site_id FROM sites s WHERE s.site_id = {_STANDS_AT}) AS site_id,
 d.local_id, d.name, d.model, d.fw_version, d.last_seen_at,
-coalesce({_IS_HEARD}, false) AS online"""  # noqa: S608
+coalesce({IS_HEARD}, false) AS online"""  # noqa: S608
 _WHOLE: Final = f"{_LISTED}, d.notes, d.created_at, d.updated_at, d.version, now() AS moment"
 
 _ONE: Final = f"SELECT {_WHOLE} FROM devices d WHERE d.device_id = $1 AND d.status <> 'deleted'"  # noqa: S608
@@ -93,7 +93,7 @@ UPDATE devices SET status = 'deleted', deleted_at = now(), online = false, versi
 WHERE device_id = $1
 """
 _LEAVE_GROUPS: Final = "DELETE FROM device_group_members WHERE device_id = $1"
-_REVOKE: Final = "UPDATE credentials SET revoked_at = now() WHERE device_id = $1 AND revoked_at IS NULL"
+REVOKE: Final = "UPDATE credentials SET revoked_at = now() WHERE device_id = $1 AND revoked_at IS NULL"
 
 
 class Stay(NamedTuple):
@@ -192,7 +192,7 @@ async def move(
 async def remove(connection: Any, device: UUID, expected: Sequence[str] | None) -> None:
     """Its tokens end and nobody finds it again; what it measured stays."""
     row = await _lock(connection, device, expected)
-    await connection.execute(_REVOKE, device)
+    await connection.execute(REVOKE, device)
     await connection.execute(_LEAVE_GROUPS, device)
     await connection.execute(_REMOVE, device)
     await audit.record(connection, "device.deleted", device, local_id=row["local_id"])
@@ -201,7 +201,7 @@ async def remove(connection: Any, device: UUID, expected: Sequence[str] | None) 
 async def rotate_token(connection: Any, credentials: Credentials, organisation: UUID, device: UUID) -> str:
     """A new token in place of all that it had. Raises the problem of a device that is not there."""
     await _lock(connection, device, None)
-    await connection.execute(_REVOKE, device)
+    await connection.execute(REVOKE, device)
     token = await credentials.add_device_token(organisation, device)
     await audit.record(connection, "device.token_rotated", device)
     return token
@@ -297,14 +297,14 @@ silent AS MATERIALIZED (
     SELECT * FROM devices WHERE online AND online_until <= now() ORDER BY online_until LIMIT {_FEW_MAX + 1}),
 """  # noqa: S608
 _ARE_FEW: Final = f"(SELECT count(*) <= {_FEW_MAX} FROM silent)"  # noqa: S608
-_FELL_SILENT: Final = f"{_IS_HEARD} IS NOT TRUE"
+_FELL_SILENT: Final = f"{IS_HEARD} IS NOT TRUE"
 
 
 @lru_cache
 def page_sql(of_site: bool, online: bool | None, of_models: bool) -> str:
     """Of the whole: $1 organisation, $2 the device before, $3 how many, then the models and the site."""
     site = "$5" if of_models else "$4"
-    heard = {None: "true", True: _IS_HEARD, False: _FELL_SILENT}[online]
+    heard = {None: "true", True: IS_HEARD, False: _FELL_SILENT}[online]
     branches: list[str] = []
     for source, state in _states(online, of_models):
         if of_site:
@@ -322,7 +322,7 @@ def page_sql(of_site: bool, online: bool | None, of_models: bool) -> str:
 def _states(online: bool | None, of_models: bool) -> list[tuple[str, str]]:
     """Tables and conditions that together are all devices in that state."""
     if online:
-        return [("devices", _IS_HEARD)]
+        return [("devices", IS_HEARD)]
     if online is False:
         many = f"d.online AND {_FELL_SILENT} AND NOT {_ARE_FEW}"
         return [("devices", "NOT d.online"), ("silent", f"{_FELL_SILENT} AND {_ARE_FEW}"), ("devices", many)]

@@ -16,14 +16,15 @@ from runtime.ids import uuid7
 #: Of one organisation: whoever may change it may make them.
 GROUPS_MAX: Final = 1_000
 
-_COLUMNS: Final = "group_id, name, version, created_at, updated_at"
+_COLUMNS: Final = "group_id, name, description, version, created_at, updated_at"
 _LIST: Final = f"SELECT {_COLUMNS} FROM device_groups WHERE group_id > $1 ORDER BY group_id LIMIT $2"  # noqa: S608
 _ONE: Final = f"SELECT {_COLUMNS} FROM device_groups WHERE group_id = $1"  # noqa: S608
 _LOCK: Final = "SELECT version FROM device_groups WHERE group_id = $1 FOR UPDATE"
 _NUMBER: Final = "SELECT count(*) FROM device_groups WHERE organisation_id = $1"
-_INSERT: Final = "INSERT INTO device_groups (group_id, organisation_id, name) VALUES ($1, $2, $3)"
+_INSERT: Final = "INSERT INTO device_groups (group_id, organisation_id, name, description) VALUES ($1, $2, $3, $4)"
 _RENAME: Final = """
-UPDATE device_groups SET name = $2, version = version + 1, updated_at = now() WHERE group_id = $1
+UPDATE device_groups SET name = $2, description = coalesce($3, description), version = version + 1, updated_at = now()
+WHERE group_id = $1
 """
 _REMOVE: Final = "DELETE FROM device_groups WHERE group_id = $1"
 # Locked against being deleted meanwhile.
@@ -38,14 +39,14 @@ SELECT device_id FROM device_group_members WHERE group_id = $1 AND device_id > $
 FIRST: Final = UUID(int=0)
 
 
-async def create(connection: Any, organisation: UUID, name: str) -> UUID:
+async def create(connection: Any, organisation: UUID, name: str, description: str = "") -> UUID:
     """Raises the problems of a name that is taken, and of too many."""
     await lock(connection, organisation)
     if await connection.fetchval(_NUMBER, organisation) >= GROUPS_MAX:
         raise Problem(GROUP_LIMIT, f"an organisation has up to {GROUPS_MAX} groups of devices")
     group = uuid7()
     try:
-        await connection.execute(_INSERT, group, organisation, name)
+        await connection.execute(_INSERT, group, organisation, name, description)
     except asyncpg.UniqueViolationError:
         raise Problem(GROUP_NAME_TAKEN) from None
     await audit.record(connection, "device_group.created", group, name=name)
@@ -66,11 +67,16 @@ async def get(connection: Any, group: UUID) -> Any:
     return row
 
 
-async def rename(connection: Any, group: UUID, expected: Sequence[str] | None, name: str) -> None:
-    """Raises the problems of a group that is not there or was changed meanwhile, and of a name that is taken."""
+async def rename(
+    connection: Any, group: UUID, expected: Sequence[str] | None, name: str, description: str | None = None
+) -> None:
+    """A description of None stays.
+
+    Raises the problems of a group that is not there or was changed meanwhile, and of a name that is taken.
+    """
     await _lock(connection, group, expected)
     try:
-        await connection.execute(_RENAME, group, name)
+        await connection.execute(_RENAME, group, name, description)
     except asyncpg.UniqueViolationError:
         raise Problem(GROUP_NAME_TAKEN) from None
     await audit.record(connection, "device_group.renamed", group, name=name)

@@ -76,6 +76,36 @@ class Name(
     """What a person calls something, in any script."""
 
 
+class PlantName(
+    Text,
+    pattern=_seen(HIDDEN, BLANK),
+    written=True,
+    most=100,
+    wanted="has 1 to 100 characters in one line, not all of them blank and none hidden",
+):
+    """What a plant is called."""
+
+
+class SerialNumber(
+    Text,
+    pattern=_seen(HIDDEN, BLANK),
+    written=True,
+    most=50,
+    wanted="has 1 to 50 characters in one line, not all of them blank and none hidden",
+):
+    """What stands on a plant's plate."""
+
+
+class PlantText(
+    Text,
+    pattern=_seen(HIDDEN, BLANK),
+    written=True,
+    most=120,
+    wanted="has 1 to 120 characters in one line, not all of them blank and none hidden",
+):
+    """What another system calls a plant, or a word that plants are told apart by."""
+
+
 class Email(
     Text,
     # Roughly: only a mail that arrives can tell whether there is such a mailbox.
@@ -118,6 +148,49 @@ class Notes(
     wanted="must have up to 4,000 characters, none of them hidden",
 ):
     """What a person wants to remember of something."""
+
+
+class GroupDescription(
+    Text,
+    pattern=rf"[^{HIDDEN_IN_LINES}]*",
+    written=True,
+    lines=True,
+    least=0,
+    most=1_000,
+    wanted="has up to 1,000 characters, none of them hidden",
+):
+    """What a group is, for whoever meets it."""
+
+
+class CommandTarget(
+    Text,
+    pattern=r"[A-Z0-9_-]+",
+    most=32,
+    wanted="has 1 to 32 capital ASCII letters, digits, hyphens and underscores",
+):
+    """What a plant calls a device behind it (`externalId`)."""
+
+
+class SignalName(
+    Text,
+    pattern=r"[a-z][a-z0-9_.]*",
+    most=64,
+    wanted="has 1 to 64 small ASCII letters, digits, dots and underscores, and begins with a letter",
+):
+    """The metric that a signal is read as."""
+
+
+class SignalField(
+    Text,
+    pattern=r"[A-Za-z0-9_.-]+",
+    most=64,
+    wanted="has 1 to 64 ASCII letters, digits, dots, hyphens and underscores",
+):
+    """What a device calls one of its values."""
+
+
+class SignalUnit(Text, pattern=rf"[^{HIDDEN}]+", written=True, most=16, wanted="has 1 to 16 characters, none hidden"):
+    """The unit that a device means."""
 
 
 class LocalId(

@@ -25,11 +25,18 @@ async def write(here: World, statement: str, *rows: tuple[Any, ...]) -> None:
 async def book(
     here: World, hour: datetime, *counts: int, partition: int = 0, organisation: UUID | None = None
 ) -> None:
-    places = ", ".join(f"${number}" for number in range(1, 15))
+    places = ", ".join(f"${number}" for number in range(1, 5 + len(COLUMNS)))
     await write(
         here,
         f"INSERT INTO ledger (organisation_id, hour, source, partition, {', '.join(COLUMNS)}) VALUES ({places})",
-        (organisation or here.organisation, hour, UUID(int=1), partition, *counts, *[0] * (10 - len(counts))),
+        (
+            organisation or here.organisation,
+            hour,
+            UUID(int=1),
+            partition,
+            *counts,
+            *[0] * (len(COLUMNS) - len(counts)),
+        ),
     )
 
 
@@ -58,7 +65,7 @@ def test_hours_days_and_the_total(any_database: Database) -> None:
             ]
             assert found["data"][1] == {
                 "start": "2026-11-02T00:00:00Z",
-                **dict(zip(COLUMNS, (14, 7, 2, 2, 2, 1, 1, 1, 1, 0), strict=True)),
+                **dict(zip(COLUMNS, (14, 7, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0), strict=True)),
                 "in_quarantine": 1,
                 "adds_up": True,
             }

@@ -803,7 +803,7 @@ def test_groups_of_devices(any_database: Database) -> None:
             path = "/api/v1/device-groups"
             devices = sorted([uuid_of(await made(here, f"d{number}")) for number in range(3)])
             status, group, headers = await ask(here, "POST", path, {"name": "Kitchen"})
-            assert (status, set(group)) == (201, {"group_id", "name", "created_at", "updated_at"})
+            assert (status, set(group)) == (201, {"group_id", "name", "description", "created_at", "updated_at"})
             one = f"{path}/{group['group_id']}"
             assert (headers["Location"], headers["ETag"]) == (one, (await ask(here, "GET", one))[2]["ETag"])
             for method in ("PUT", "DELETE"):

@@ -24,6 +24,7 @@ from api.http.repeats import HEADER
 from api.http.spelt import Moment, PrefixedId
 from api.registry import texts
 from runtime.ids import uuid7
+from schemas.plants import AuthMethod
 from tests.databases import Database
 from tests.people_rig import PASSWORD, Answer, People, people
 from tests.support import run
@@ -37,6 +38,7 @@ IDS: Final = {
     "site_id": "site", "to_site_id": "site", "deviceId": "device", "device_id": "device", "userId": "user",
     "user_id": "user", "invitationId": "invitation", "credential_id": "key", "edgeId": "edge", "subject": "site",
     "email": "email", "group_id": "group", "series_id": "series", "channels": "device",
+    "organizationId": "organisation", "templateId": "template",
 }  # fmt: skip
 ID_UNDER: Final = {
     "/v1/devices/": "device",
@@ -45,7 +47,11 @@ ID_UNDER: Final = {
     "/api/v1/auth/sessions/": "session",
     "/api/v1/admin/quarantine/": "held",
     "/api/v1/erasures/": "erasure",
+    "/api/v1/device-templates/": "template",
+    "/api/v1/plants/": "plant",
 }
+#: Of plants, by how a path ends for which they have to be in a certain state.
+PLANT_FOR: Final = {"provision": "pending plant", "reactivate": "suspended plant", "mqtt-token": "token plant"}
 #: Whoever has one of these is let in by it: there is no other's.
 BEARERS: Final = {"token", "refresh_token"}
 #: What things are called, of which each organisation has its own (`inhabited` gives all the same); texts that are of
@@ -56,13 +62,17 @@ OTHER: Final = {
     "new_password", "notes", "timezone", "address", "version", "from", "to", "effective_at", "expires_at", "by",
     "order", "state", "limit", "online", "attempts_max", "latitude", "longitude", "processCount", "role", "scopes",
     "format", "bucket", "fn", "fill", "tz", "ref", "raw_retention_days", "rollups_5m_days", "rollups_1h_days",
-    "rollups_1d_days", "last_event_id", "agg", "type", "deviceName", "csr",
+    "rollups_1d_days", "last_event_id", "agg", "type", "deviceName", "csr", "serialNumber", "authMethod", "metadata",
+    "page", "command", "target", "externalPlantId", "description", "tag", "capacityKwh", "fvePeakPowerKwp",
+    "plantWithLoad", "configEnabled", "level", "bit", "field", "unit", "scale",
 }  # fmt: skip
 NEUTRAL_TYPES: Final = {
     str,
     int,
     float,
     bool,
+    dict,
+    AuthMethod,
     datetime,
     type(None),
     msgspec.UnsetType,
@@ -101,6 +111,10 @@ BODIES: Final[Mapping[str, Any]] = {
     "platform.update_organisation": {"name": NEW},
     "platform.change_role": {"role": "viewer"},
     "platform.invite": {"email": "invited@example.org", "role": "viewer"},
+    "platform.create_device_template": {"name": NEW, "level": "PLANT", "type": "CABINET"},
+    "plants.create_plant": {"name": "Plant", "serialNumber": NEW, "type": "SENSOR"},
+    "plants.update_plant": {"name": "Plant"},
+    "plants.send_command": {"command": "reboot"},
     "platform.make_api_key": {"name": "Key", "scopes": ["devices:read"]},
     "platform.register_device": {"deviceId": None},
     "platform.provision_device": {"token": "none", "csr": "none"},
@@ -116,7 +130,9 @@ SPAN: Final = {"from": "2026-11-01T00:00:00Z", "to": "2026-11-02T00:00:00Z"}
 #: And what is nobody's, without which they answer nothing either.
 PARAMETERS: Final = {"platform.aggregated_readings": SPAN, "platform.reading_statistics": SPAN}
 #: How the paths of operations end after which something is not as it was found.
-ENDS: Final = {"logout", "change", "replay", "discard", "register-server"}
+ENDS: Final = {
+    "logout", "change", "replay", "discard", "register-server", "provision", "reactivate", "revoke", "suspend",
+}  # fmt: skip
 #: What a right request is answered where that is no success, and why.
 NO_SUCCESS: Final = {
     "devices.identify_device": 409,  # no downlink exists
@@ -153,6 +169,8 @@ def leaves(kind: Any) -> Iterator[Any]:
             yield from leaves(one)
     elif get_origin(kind) is Literal:
         yield str
+    elif get_origin(kind) is dict:
+        yield dict
     else:
         raise AssertionError(f"nobody has said what {kind} is")
 
@@ -198,6 +216,8 @@ def position_of(operation: Operation, where: Any, one: Any) -> Position | None:
 
 
 def _thing(operation: Operation, name: str, what: str) -> str:
+    if name == "id" and operation.face.name == "plants":
+        return PLANT_FOR.get(operation.path.rpartition("/")[2], "plant")
     if name == "id":
         return next(thing for prefix, thing in ID_UNDER.items() if operation.path.startswith(prefix))
     assert name in IDS, f"{what}: say what it is the id of"

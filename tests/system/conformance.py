@@ -111,6 +111,10 @@ def _inhabited(url: str, environment: Mapping[str, str], database: Database) -> 
     made = call(url, token, "POST", "/v1/devices", new)
     device = made["id"]
     group = call(url, token, "POST", "/api/v1/device-groups", {"name": "Fridges"})["group_id"]
+    plants = {
+        name: _plant(url, token, name, method) for name, method in (("plant", "MTLS"), ("token_plant", "TOKEN"))
+    }
+    template = {"name": "Cabinet of ours", "level": "PLANT", "type": "CABINET"}
     resets = [
         json.loads(sluice(environment, "admin", "reset-link", guest, "--json"))["token"]
         for guest in guests[:-1]
@@ -131,10 +135,20 @@ def _inhabited(url: str, environment: Mapping[str, str], database: Database) -> 
         "device_token": made["ingest_token"],
         "device_uuid": str(UUID(device.removeprefix("dev_"))),
         "group": group,
+        "template": call(url, token, "POST", "/api/v1/device-templates", template)["id"],
+        **plants,
         "resets": resets,
         "held": asyncio.run(_held(database, organisation)),
         "schemas": call(url, None, "GET", "/api/schemas")["data"],
     }
+
+
+def _plant(url: str, token: str, serial_number: str, method: str) -> str:
+    """One that is provisioned."""
+    new = {"name": "Plant", "serialNumber": serial_number, "type": "SENSOR", "authMethod": method}
+    plant = str(call(url, token, "POST", "/api/v1/plants", new)["id"])
+    call(url, token, "POST", f"/api/v1/plants/{plant}/provision")
+    return plant
 
 
 def _join(url: str, token: str, there: str, email: str, role_name: str) -> Any:

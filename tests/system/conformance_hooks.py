@@ -75,6 +75,23 @@ def _device() -> str:
     return str(_ask("POST", "/v1/devices", body)["id"])
 
 
+def _serial_number() -> str:
+    return f"SN-{next(_number)}"
+
+
+def _plant(*steps: str) -> Callable[[], str]:
+    """Plants that have gone these steps."""
+
+    def make() -> str:
+        body = {"name": "Plant", "serialNumber": _serial_number(), "type": "SENSOR"}
+        plant = str(_ask("POST", "/api/v1/plants", body)["id"])
+        for step in steps:
+            _ask("POST", f"/api/v1/plants/{plant}/{step}")
+        return plant
+
+    return make
+
+
 def _group() -> str:
     return str(_ask("POST", "/api/v1/device-groups", {"name": f"Group {next(_number)}"})["group_id"])
 
@@ -156,8 +173,23 @@ _ID: Final[dict[str, _Supply]] = {
     "/api/v1/auth/sessions/": _known("session"),
     "/api/v1/admin/quarantine/": _held,
     "/api/v1/erasures/": _erased,
+    "/api/v1/device-templates/": _known("template"),
+    "/api/v1/plants/": _known("plant"),
 }
 _SITE: Final = "/api/organisations/{orgId}/sites/{siteId}"
+_PLANT: Final = "/api/v1/plants/{id}"
+#: What a plant's state has to be, whoever made it.
+_STATES: Final[dict[str, dict[str, _Supply]]] = {
+    f"PATCH {_PLANT}": {"id": _plant()},
+    f"POST {_PLANT}/provision": {"id": _plant()},
+    f"GET {_PLANT}/provision/download": {"id": _known("plant")},
+    f"POST {_PLANT}/mqtt-token": {"id": _known("token_plant")},
+    f"POST {_PLANT}/rotate-secret": {"id": _known("plant")},
+    f"POST {_PLANT}/suspend": {"id": _plant("provision")},
+    f"POST {_PLANT}/reactivate": {"id": _plant("provision", "suspend")},
+    f"POST {_PLANT}/revoke": {"id": _plant()},
+    f"POST {_PLANT}/commands": {"id": _plant("provision")},
+}
 #: By operation, what it takes away, may have but once, or has to find in a certain state.
 _TAKEN: Final[dict[str, dict[str, _Supply]]] = {
     f"DELETE {_SITE}": {"siteId": _site},
@@ -165,6 +197,8 @@ _TAKEN: Final[dict[str, dict[str, _Supply]]] = {
     f"POST {_SITE}/register-server": {"siteId": _site},
     f"PUT {_SITE}": {"siteId": _placed_site},
     "DELETE /v1/devices/{id}": {"id": _device},
+    f"DELETE {_PLANT}": {"id": _plant()},
+    **_STATES,
     "POST /v1/devices/{id}/rotate-token": {"id": _device},
     "DELETE /api/v1/device-groups/{id}": {"id": _group},
     "DELETE /api/v1/organisations/{orgId}/members/{userId}": {"userId": _member},
@@ -199,11 +233,14 @@ _NEEDED: Final[dict[str, tuple[str, frozenset[str]]]] = {
 }
 #: Of lists whose bound is a setting.
 _LIMIT_MAX: Final = 100
+#: Objects of a client's own.
+_OPEN: Final = frozenset({"metadata", "payload"})
 _BODY: Final[dict[str, _Supply]] = {
     "organisation_id": _known("organisation"),
     "site_id": _known("site"),
     "to_site_id": _known("site"),
     "device": lambda: "fridge",
+    "templateId": _known("template"),
 }
 
 
@@ -254,6 +291,8 @@ _STAYS: Final[dict[str, _Supply]] = {
         ("site", _site),
         ("device", _device),
         ("group", _group),
+        ("plant", _plant()),
+        ("token_plant", _plant()),
     )
 }
 
@@ -266,6 +305,9 @@ def before_call(context: Any, case: Any, kwargs: dict[str, Any]) -> None:
     if operation in _TOKENS and (case.headers or {}).get("Authorization") == f"Bearer {_stage['token']}":
         case.headers["Authorization"] = f"Bearer {_TOKENS[operation]()}"
     _keep(case)
+    # An id out of another answer is no part that was generated, and is of a plant in any state.
+    if operation in _STATES and (In.PATH not in case.meta.components or _is_right(case, In.PATH)):
+        case.path_parameters["id"] = _STATES[operation]["id"]()
     # A chain of operations has ids of its own.
     if case.meta.phase.name.value != "stateful" and next(_number) % _STRANGE_EVERY:
         _fill(case, In.PATH, case.path_parameters, _path_supplies(operation, case.operation.path))
@@ -318,11 +360,26 @@ def _complete_query(operation: str, case: Any, query: dict[str, Any]) -> None:
         _lead_on(case)
 
 
+def _without_nul(value: Any) -> Any:
+    """What nobody can say of texts at any depth."""
+    if isinstance(value, dict):
+        return {_without_nul(name): _without_nul(one) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_without_nul(one) for one in value]
+    return value.replace("\0", "") if isinstance(value, str) else value
+
+
 def _complete_body(operation: str, body: dict[str, Any]) -> None:
     if body.get("expires_at") is not None:
         body["expires_at"] = _FUTURE
     if body.get("effective_at") is not None:
         body["effective_at"] = _PAST
+    if body.get("templateId") is not None:
+        body["templateId"] = _stage["template"]
+    for name in _OPEN & body.keys():
+        body[name] = _without_nul(body[name])
+    if "serialNumber" in body:
+        body["serialNumber"] = _serial_number()
     if operation in _SECRETS:
         _SECRETS[operation](body)
     if operation == "POST /api/v1/readings/batch":

@@ -4,7 +4,7 @@ On a connection of its own, so that the next batch is prepared while one is bein
 means for readings (`plan`).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, NamedTuple
 from uuid import UUID
@@ -33,7 +33,8 @@ SELECT k.number - 1 AS number, s.series_id, s.unit
 FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[]) WITH ORDINALITY
     AS k (organisation_id, device_id, metric, label, number)
 JOIN series s ON s.device_id = k.device_id AND s.metric = k.metric AND s.label = k.label
-    AND s.organisation_id = k.organisation_id"""
+    AND (s.organisation_id = k.organisation_id OR EXISTS (
+        SELECT FROM former_owners f WHERE f.device_id = k.device_id AND f.organisation_id = k.organisation_id))"""
 
 # The first unit that is reported is the series' unit, also where readings without any came before it.
 _ADOPT: Final = """
@@ -43,7 +44,8 @@ WHERE s.series_id = k.series_id AND s.unit = ''"""
 
 # Held until their series are made: nobody erases them meanwhile.
 _DEVICES: Final = """
-SELECT d.device_id, d.organisation_id, (SELECT count(*) FROM series s WHERE s.device_id = d.device_id) AS series
+SELECT d.device_id, d.organisation_id, (SELECT count(*) FROM series s WHERE s.device_id = d.device_id) AS series,
+       ARRAY(SELECT f.organisation_id FROM former_owners f WHERE f.device_id = d.device_id) AS former
 FROM devices d WHERE d.device_id = ANY ($1::uuid[]) ORDER BY d.device_id FOR KEY SHARE"""
 
 # In a fixed order, so that two workers that make the same series wait for each other and nothing worse.
@@ -234,7 +236,11 @@ class Registry:
                         results[number] = refusal
                     else:
                         first_of[identity] = number
-            making = [names[number] for number in first_of.values()]
+            # What a former owner sent for a device is the device's, whose-ever that is by now.
+            making = [
+                names[number]._replace(organisation=rooms[names[number].device].organisation)
+                for number in first_of.values()
+            ]
             made = await connection.fetch(_MAKE, *_columns(making)) if making else []
         for row in made:
             found = Found(row["series_id"], True, row["unit"])
@@ -244,11 +250,16 @@ class Registry:
     async def _rooms(self, devices: set[bytes]) -> dict[bytes, "_Room"]:
         connection = await self._connected()
         rows = await connection.fetch(_DEVICES, [UUID(bytes=device) for device in devices])
-        return {row["device_id"].bytes: _Room(row["organisation_id"].bytes, row["series"]) for row in rows}
+        return {
+            row["device_id"].bytes: _Room(
+                row["organisation_id"].bytes, row["series"], {former.bytes for former in row["former"]}
+            )
+            for row in rows
+        }
 
     def _enter(self, room: "_Room | None", counts: dict[bytes, int], name: SeriesName) -> Refusal | None:
         """Count one more series of a device and its organisation, or say why not."""
-        if room is None or room.organisation != name.organisation:
+        if room is None or (room.organisation != name.organisation and name.organisation not in room.former):
             return _UNKNOWN_DEVICE
         device_max = self._settings.landing_series_per_device_max
         if room.series >= device_max:
@@ -283,11 +294,13 @@ class _Count(NamedTuple):
 class _Room:
     """A device as it stands, and how many series it has with those about to be made."""
 
-    __slots__ = ("organisation", "series")
+    __slots__ = ("former", "organisation", "series")
 
-    def __init__(self, organisation: bytes, series: int) -> None:
+    def __init__(self, organisation: bytes, series: int, former: Collection[bytes]) -> None:
         self.organisation = organisation
         self.series = series
+        self.former = former
+        """Whose it was before."""
 
 
 async def settle(plan: Plan, registry: Registry, refusals_until: float) -> None:

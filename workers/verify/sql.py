@@ -29,10 +29,10 @@ SELECT date_bin('1 hour', at, timestamptz '2000-01-01 00:00:00Z') AS hour, sourc
        count(*) FILTER (WHERE state = 'released'), count(*) FILTER (WHERE state = 'discarded'),
        count(*) FILTER (WHERE state = 'expired')
 FROM (
-    SELECT hour AS at, source, partition, conflicts + quarantined AS set_aside, replayed, discarded, expired,
-           lost, NULL AS state
+    SELECT hour AS at, source, partition, conflicts + quarantined + taken_over - handed_over AS set_aside, replayed,
+           discarded, expired, lost, NULL AS state
     FROM ledger WHERE organisation_id = $1 AND hour >= $2 AND hour < $3
-        AND (conflicts, quarantined, replayed, discarded, expired, lost) <> (0, 0, 0, 0, 0, 0)
+        AND (conflicts, quarantined, taken_over, replayed, discarded, expired, lost) <> (0, 0, 0, 0, 0, 0, 0)
     UNION ALL
     SELECT received_at, source, partition, 0, 0, 0, 0, 0, 'in'
     FROM quarantine WHERE organisation_id = $1 AND received_at >= $2 AND received_at < $3 AND state = 'held'
@@ -69,7 +69,8 @@ SELECT k.number - 1 AS number, s.series_id
 FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[]) WITH ORDINALITY
     AS k (organisation_id, device_id, metric, label, number)
 JOIN series s ON s.device_id = k.device_id AND s.metric = k.metric AND s.label = k.label
-    AND s.organisation_id = k.organisation_id"""
+    AND (s.organisation_id = k.organisation_id OR EXISTS (
+        SELECT FROM former_owners f WHERE f.device_id = k.device_id AND f.organisation_id = k.organisation_id))"""
 
 # ---------------------------------------------------------------- what is erased
 
@@ -142,9 +143,11 @@ SELECT n.number - 1 AS number, r.series_id IS NOT NULL AS stands
 FROM unnest($1::int[], $2::timestamptz[], $3::uuid[], $4::timestamptz[], $5::text[], $6::text[], $7::text[])
     WITH ORDINALITY
     AS n (series_id, ts, organisation_id, received_at, original_time, original_unit, metadata, number)
+LEFT JOIN series s ON s.series_id = n.series_id
 LEFT JOIN reading_notes r ON r.series_id = n.series_id AND r.ts = n.ts
 WHERE (r.organisation_id, r.received_at, r.original_time, r.original_unit, r.metadata) IS DISTINCT FROM
-      (n.organisation_id, n.received_at, n.original_time, n.original_unit, n.metadata::jsonb)
+      (coalesce(s.organisation_id, n.organisation_id), n.received_at, n.original_time, n.original_unit,
+       n.metadata::jsonb)
   AND (r.series_id IS NULL
        OR NOT EXISTS (SELECT FROM {other} o WHERE o.series_id = n.series_id AND o.ts = n.ts))"""
 
