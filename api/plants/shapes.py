@@ -27,7 +27,7 @@ _CommandName = Annotated[str, msgspec.Meta(min_length=1, max_length=255, extra_j
 
 def _check_size(name: str, value: Any, most: int) -> None:
     if len(msgspec.json.encode(value)) > most:
-        raise invalid(name, f"has up to {most} bytes of JSON")
+        raise invalid(name, f"must have up to {most} bytes of JSON")
 
 
 # ---------------------------------------------------------------- what is asked for

@@ -66,43 +66,27 @@ def _seen(hidden: str, blank: str) -> str:
     return rf"[^{hidden}]*[^{blank}{hidden}{DEPENDENT}][^{hidden}]*"
 
 
-class Name(
-    Text,
-    pattern=_seen(HIDDEN, BLANK),
-    written=True,
-    most=200,
-    wanted="must have 1 to 200 characters in one line, not all of them blank and none hidden",
-):
+_LINE: Final = _seen(HIDDEN, BLANK)
+
+
+def _line_of(most: int) -> str:
+    """What a text with the pattern of a line must be."""
+    return f"must have 1 to {most} characters in one line, not all of them blank and none hidden"
+
+
+class Name(Text, pattern=_LINE, written=True, most=200, wanted=_line_of(200)):
     """What a person calls something, in any script."""
 
 
-class PlantName(
-    Text,
-    pattern=_seen(HIDDEN, BLANK),
-    written=True,
-    most=100,
-    wanted="has 1 to 100 characters in one line, not all of them blank and none hidden",
-):
+class PlantName(Text, pattern=_LINE, written=True, most=100, wanted=_line_of(100)):
     """What a plant is called."""
 
 
-class SerialNumber(
-    Text,
-    pattern=_seen(HIDDEN, BLANK),
-    written=True,
-    most=50,
-    wanted="has 1 to 50 characters in one line, not all of them blank and none hidden",
-):
+class SerialNumber(Text, pattern=_LINE, written=True, most=50, wanted=_line_of(50)):
     """What stands on a plant's plate."""
 
 
-class PlantText(
-    Text,
-    pattern=_seen(HIDDEN, BLANK),
-    written=True,
-    most=120,
-    wanted="has 1 to 120 characters in one line, not all of them blank and none hidden",
-):
+class PlantText(Text, pattern=_LINE, written=True, most=120, wanted=_line_of(120)):
     """What another system calls a plant, or a word that plants are told apart by."""
 
 
@@ -157,7 +141,7 @@ class GroupDescription(
     lines=True,
     least=0,
     most=1_000,
-    wanted="has up to 1,000 characters, none of them hidden",
+    wanted="must have up to 1,000 characters, none of them hidden",
 ):
     """What a group is, for whoever meets it."""
 
@@ -166,7 +150,7 @@ class CommandTarget(
     Text,
     pattern=r"[A-Z0-9_-]+",
     most=32,
-    wanted="has 1 to 32 capital ASCII letters, digits, hyphens and underscores",
+    wanted="must have 1 to 32 capital ASCII letters, digits, hyphens and underscores",
 ):
     """What a plant calls a device behind it (`externalId`)."""
 
@@ -175,7 +159,7 @@ class SignalName(
     Text,
     pattern=r"[a-z][a-z0-9_.]*",
     most=64,
-    wanted="has 1 to 64 small ASCII letters, digits, dots and underscores, and begins with a letter",
+    wanted="must have 1 to 64 small ASCII letters, digits, dots and underscores, the first a letter",
 ):
     """The metric that a signal is read as."""
 
@@ -184,12 +168,14 @@ class SignalField(
     Text,
     pattern=r"[A-Za-z0-9_.-]+",
     most=64,
-    wanted="has 1 to 64 ASCII letters, digits, dots, hyphens and underscores",
+    wanted="must have 1 to 64 ASCII letters, digits, dots, hyphens and underscores",
 ):
     """What a device calls one of its values."""
 
 
-class SignalUnit(Text, pattern=rf"[^{HIDDEN}]+", written=True, most=16, wanted="has 1 to 16 characters, none hidden"):
+class SignalUnit(
+    Text, pattern=rf"[^{HIDDEN}]+", written=True, most=16, wanted="must have 1 to 16 characters, none hidden"
+):
     """The unit that a device means."""
 
 
