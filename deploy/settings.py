@@ -9,6 +9,7 @@ from api.access.settings import AccessSettings
 from api.live.settings import LiveSettings
 from api.settings import ApiSettings
 from ingest.limits import LimitSettings
+from ingest.mqtt.settings import BridgeSettings
 from ingest.settings import IngestSettings, PacedSettings, ReplaySettings, SpoolSettings
 from runtime.http.cors import CorsSettings
 from runtime.http.server import HttpSettings
@@ -20,19 +21,12 @@ from runtime.postgres import PostgresSettings
 from runtime.secrets import SecretSettings
 from runtime.settings import Settings, setting
 from runtime.tls import TlsSettings
-from runtime.urls import check_query, check_server, split_url
 from schemas.topics import PARTITIONS_DEFAULT
 from workers.erasure.settings import ErasureSettings
 from workers.retention.settings import RetentionSettings
 from workers.rollups.settings import RollupsSettings
 from workers.settings import LandingSettings, LedgerSettings, PresenceSettings, QuarantineSettings
 from workers.verify.settings import VerifySettings
-
-
-def _check_mqtt_url(url: str) -> None:
-    parts = split_url(url, ("mqtt", "mqtts"))
-    check_server(parts)
-    check_query(parts, ())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,9 +51,6 @@ class DeploySettings:
         check=check_log_url,
         why="For `sluice migrate --new-generation`: where the log to be closed stands, if not at SLUICE_LOG_URL.",
     )
-    mqtt_url: str = setting(
-        "", secret=True, check=_check_mqtt_url, why="mqtt://… or mqtts://… of a broker; no role reads from one yet."
-    )
     worker_processes: int = setting(
         1, unit="processes", least=1, most=256, why="They share the partitions; one event loop uses one core."
     )
@@ -78,6 +69,7 @@ GROUPS: Final = (
     PacedSettings,
     LimitSettings,
     ReplaySettings,
+    BridgeSettings,
     LandingSettings,
     VerifySettings,
     QuarantineSettings,
