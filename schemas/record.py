@@ -146,10 +146,12 @@ class Delivery(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """The broker may have sent it before (DUP)."""
     digest: bytes
     """8 bytes, of topic and payload."""
-    sequence: int
-    """Ascends over all deliveries of the session, whichever bridge has it (`FENCE_SHIFT`)."""
+    number: int
+    """Ascends over the deliveries of the session as they came, whichever bridge had it (`FENCE_SHIFT`)."""
+    began: int
+    """The number of the first delivery of the same connection."""
     floor: int
-    """No delivery of a lower number is sent again."""
+    """Of the records in this partition, none with a lower number is of a message that is sent again."""
 
 
 class Record(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -220,7 +222,7 @@ _RECEIVED_MAX: Final = 200 * 8766 * 3_600_000_000
 """The year 2200, in microseconds: no ingest's clock is that wrong."""
 _QUALITY_MAX: Final = 2**15 - 1
 _PACKET_MAX: Final = 2**16 - 1
-_SEQUENCE_END: Final = 2**63
+_NUMBER_END: Final = 2**63
 _UINTS: Final = {0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8}
 
 
@@ -312,6 +314,7 @@ def _check_late_fields(record: Record) -> None:
 
 def _check_delivery(delivery: Delivery) -> None:
     ids = len(delivery.session), len(delivery.digest)
-    numbers = 0 <= delivery.packet <= _PACKET_MAX and 0 <= delivery.floor <= delivery.sequence < _SEQUENCE_END
-    if ids != (16, 8) or not numbers:
+    numbers = 0 <= delivery.floor <= delivery.number < _NUMBER_END and 0 <= delivery.began <= delivery.number
+    is_sound = 0 < delivery.packet <= _PACKET_MAX and numbers
+    if ids != (16, 8) or not is_sound:
         raise UndecodableError("not a record: how it was delivered is none")

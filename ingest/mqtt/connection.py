@@ -24,8 +24,6 @@ _log = logging.getLogger("sluice.bridge")
 _HEAD_MAX: Final = 65_535 + 16
 _EVIDENCE_MAX: Final = 4_096
 _PING_EVERY: Final = 8_192
-#: Packet identifiers come back after 65,535: long before, it has to be certain which deliveries are over.
-_UNCONFIRMED_MAX: Final = 49_152
 _QOS: Final = 0x06
 _QOS_1: Final = 0x02
 _AGAIN: Final = 0x08
@@ -42,7 +40,7 @@ class Message(msgspec.Struct, gc=False):
     """Of the whole payload."""
     packet: int
     """0 at QoS 0, where nothing is acknowledged."""
-    sequence: int
+    number: int
     """Of its delivery (`Window`)."""
     again: bool
     retained: bool
@@ -104,8 +102,9 @@ class Connection(asyncio.Protocol):
         self._skipped: Message | None = None
         self._acks = bytearray()
         self._arrived_us = 0
-        self._marks: deque[tuple[Mark, float]] = deque()
-        self._marked = window.mark().done
+        self._marks: deque[Mark] = deque()
+        self._marked = window.next
+        self._heard_s = 0.0
         self._written_s = 0.0
         self._packet = 0
         self._answers: dict[int, asyncio.Future[bytes]] = {}
@@ -140,14 +139,12 @@ class Connection(asyncio.Protocol):
         """Raises `ClosedError`."""
         await self._ask(lambda packet: packets.unsubscribe(self._version, packet, patterns))
 
-    def acknowledge(self, message: Message) -> None:
-        """The message is where it is to be. Does nothing for one of an earlier connection."""
-        if not self.window.done(message.sequence):
-            return
-        if message.packet:
-            if not self._acks:
-                self._loop.call_soon(self._flush)
-            self._acks += packets.PUBACK.pack(*packets.PUBACK_HEAD, message.packet)
+    def acknowledge(self, message: Message, *, is_known_again: bool = False) -> None:
+        """The message is where it is to be; does nothing for one of an earlier connection.
+
+        `is_known_again`: its record tells how it was delivered.
+        """
+        self._acknowledge(self.window.done(message.number, is_known_again=is_known_again))
         if self._is_paused:
             self._throttle()
 
@@ -156,9 +153,9 @@ class Connection(asyncio.Protocol):
         if self._transport is None or self.closed.done():
             return
         now = self._loop.time()
-        if self._marks and not self._is_paused and now - self._marks[0][1] > self._bounds.timeout_s:
+        if self._marks and not self._is_paused and now - self._heard_s > self._bounds.timeout_s:
             self.abort(f"the broker did not answer a ping within {self._bounds.timeout_s:g} s")
-        elif (not self._marks and self.window.unconfirmed) or now - self._written_s > self._keep_alive_s / 2:
+        elif (not self._marks and not self.window.is_settled) or now - self._written_s > self._keep_alive_s / 2:
             self._ping()
 
     def stop(self) -> None:
@@ -170,7 +167,7 @@ class Connection(asyncio.Protocol):
         """End after what was taken is done, or as much of it as is done in this time; the broker keeps the rest."""
         self.stop()
         deadline = self._loop.time() + within_s
-        while len(self.window) and not self.closed.done() and self._loop.time() < deadline:
+        while self.window.waiting and not self.closed.done() and self._loop.time() < deadline:
             await asyncio.wait({self.closed}, timeout=0.01)
         if self._transport is not None and not self.closed.done():
             self._flush()
@@ -192,7 +189,7 @@ class Connection(asyncio.Protocol):
     # ------------------------------------------------------------ asyncio's side
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = opened = cast(asyncio.Transport, transport)  # uvloop's are no subclass of it
+        self._transport = opened = cast("asyncio.Transport", transport)  # uvloop's are no subclass of it
         opened.write(packets.connect(self._version, self._login))
         self._written_s = self._loop.time()
 
@@ -205,6 +202,7 @@ class Connection(asyncio.Protocol):
         if self.closed.done():
             return
         self._arrived_us = self._clock.now_us()
+        self._heard_s = self._loop.time()
         try:
             self._read(self._rest + data if self._rest else data)
         except (ProtocolError, IndexError) as error:
@@ -214,9 +212,7 @@ class Connection(asyncio.Protocol):
             _log.exception("a message cannot be taken: the broker sends it again")
             self.abort(f"a message cannot be taken: {error}")
             return
-        if self.window.unconfirmed >= _UNCONFIRMED_MAX:
-            self.abort("the broker does not answer pings, and packet identifiers would come back")
-        elif self.window.mark().done - self._marked >= _PING_EVERY and not self._marks:
+        if self.window.next - self._marked >= _PING_EVERY and not self._marks:
             self._ping()
         self._throttle()
 
@@ -265,10 +261,9 @@ class Connection(asyncio.Protocol):
         if size < 0 or not self._connack.done():
             raise ProtocolError("a message that is cut off, or comes too early")
         payload = data[at:stop] if size <= self._bounds.message_bytes else data[at : at + _EVIDENCE_MAX]
-        sequence = self.window.take(len(payload), self._arrived_us)
-        return Message(
-            topic, payload, size, packet, sequence, bool(head & _AGAIN), bool(head & _RETAINED), self._arrived_us
-        )
+        number = self.window.take(packet, len(payload), self._arrived_us)
+        again, retained = bool(head & _AGAIN), bool(head & _RETAINED)
+        return Message(topic, payload, size, packet, number, again, retained, self._arrived_us)
 
     def _is_too_large(self, length: int, there: int) -> bool:
         """Whether a message is not to be kept until it is whole, and enough of it is there to tell whose it is."""
@@ -294,8 +289,8 @@ class Connection(asyncio.Protocol):
                 raise ProtocolError("something before the CONNACK")
             self._let_in(packets.read_connack(self._version, body))
         elif kind == packets.PINGRESP:
-            if self._marks:
-                self.window.confirm(self._marks.popleft()[0])
+            if self._marks and self.window.confirm(self._marks.popleft()):
+                self._acknowledge(self.window.release())
         elif kind in (packets.SUBACK, packets.UNSUBACK):
             packet, codes = packets.read_suback(self._version, body)
             if (answer := self._answers.get(packet)) is not None and not answer.done():
@@ -318,8 +313,7 @@ class Connection(asyncio.Protocol):
         else:
             if connack.keep_alive_s is not None:
                 self._keep_alive_s = connack.keep_alive_s
-            self.window.connected(session_present=connack.session_present)
-            self._marked = self.window.mark().done
+            self.window.connected()
             self._connack.set_result(connack)
 
     # ------------------------------------------------------------ writing
@@ -343,6 +337,13 @@ class Connection(asyncio.Protocol):
         finally:
             del self._answers[self._packet]
 
+    def _acknowledge(self, acknowledged: list[int]) -> None:
+        """What falls together is written together."""
+        if acknowledged and not self._acks:
+            self._loop.call_soon(self._flush)
+        for packet in acknowledged:
+            self._acks += packets.PUBACK.pack(*packets.PUBACK_HEAD, packet)
+
     def _flush(self) -> None:
         if self._acks and self._transport is not None and not self.closed.done():
             self._transport.write(bytes(self._acks))
@@ -353,8 +354,8 @@ class Connection(asyncio.Protocol):
         assert self._transport is not None
         self._flush()
         mark = self.window.mark()
-        self._marked = mark.done
-        self._marks.append((mark, self._loop.time()))
+        self._marked = mark.next
+        self._marks.append(mark)
         self._transport.write(packets.PINGREQ)
         self._written_s = self._loop.time()
 
@@ -370,8 +371,7 @@ class Connection(asyncio.Protocol):
             return  # not for every single message
         else:
             self._transport.resume_reading()
-            for position, (mark, _) in enumerate(self._marks):
-                self._marks[position] = mark, self._loop.time()
+            self._heard_s = self._loop.time()
         self._is_paused = is_full
 
     def _end(self) -> None:

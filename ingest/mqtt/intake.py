@@ -127,6 +127,8 @@ class Intake:
         if target is None:
             self._drop(source, connection, message, "malformed_topic")
             return
+        if message.packet and target.kind is Kind.READINGS:
+            connection.window.assign(message.number, partition_of(target.device, self._log.partitions))
         held = _Held(source, connection, message, target)
         if self._held and target.device in self._held:
             self._held[target.device].append(held)
@@ -264,27 +266,22 @@ class Intake:
     def _append(self, held: _Held, grant: Grant, admitted: Admitted) -> None:
         source, connection, message, target = held
         record = admitted.record
+        partition = partition_of(target.device, self._log.partitions)
         if message.packet and (record.refused or _is_made_up(record)):
-            window = connection.window
-            digest = blake2b(message.topic + b"\0" + message.payload, digest_size=8).digest()
-            record = msgspec.structs.replace(
-                record,
-                version=records.VERSION,
-                delivery=Delivery(
-                    window.session, message.packet, message.again, digest, message.sequence, window.floor
-                ),
-            )
+            delivery = _delivery(connection, message, partition)
+            record = msgspec.structs.replace(record, version=records.VERSION, delivery=delivery)
         body = records.encode(record)
         if len(body) > self._record_bytes_max:
             why = f"its readings fill {len(body)} bytes, up to {self._record_bytes_max} fit into a record"
             self._set_aside(held, grant, ReadingCode.UNDECODABLE, why)
             return
         try:
-            future = self._log.append(partition_of(target.device, self._log.partitions), body)
+            future = self._log.append(partition, body)
         except SluiceError as error:
             self._keep_away(held, error)
             return
-        future.add_done_callback(partial(self._appended, source, connection, message, admitted))
+        is_known_again = record.delivery is not None
+        future.add_done_callback(partial(self._appended, source, connection, message, admitted, is_known_again))
 
     def _appended(
         self,
@@ -292,13 +289,14 @@ class Intake:
         connection: Connection,
         message: Message,
         admitted: Admitted,
+        is_known_again: bool,
         future: "asyncio.Future[int]",
     ) -> None:
         if future.cancelled() or (error := future.exception()) is not None:
             failure = SluiceError("the log is closed") if future.cancelled() else error
             self._keep_away(_Held(source, connection, message, _NOWHERE), failure)
             return
-        connection.acknowledge(message)
+        connection.acknowledge(message, is_known_again=is_known_again)
         metrics = self._metrics
         metrics.records.add(_DURABLE)
         metrics.acknowledge_seconds.observe((self._clock.now_us() - message.arrived_us) / 1e6)
@@ -374,6 +372,14 @@ class Intake:
 
 
 _NOWHERE: Final = Target(Kind.READINGS, None, b"")
+
+
+def _delivery(connection: Connection, message: Message, partition: int) -> Delivery:
+    """By what landing knows the message again."""
+    window = connection.window
+    digest = blake2b(message.topic + b"\0" + message.payload, digest_size=8).digest()
+    where = message.number, window.began, window.floor(partition)
+    return Delivery(window.session, message.packet, message.again, digest, *where)
 
 
 def _is_made_up(record: records.Record) -> bool:

@@ -97,7 +97,7 @@ class Session:
 
     @property
     def in_flight(self) -> int:
-        return len(self._window)
+        return self._window.waiting
 
     @property
     def oldest_us(self) -> int | None:

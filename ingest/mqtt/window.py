@@ -1,20 +1,35 @@
-"""Which deliveries of a session are open, and up to where none is sent again. Pure: no I/O.
+"""Which deliveries of a session are open, and which are certain not to be sent again. Pure: no I/O.
 
-Deliveries are numbered over all connections of whoever holds the session. One is done once its PUBACK was written,
-and certain to stay done once the broker answered a PINGREQ that was written behind it. Left out: the session
-(`session`).
+Deliveries are numbered in the order in which they came, over all connections of whoever holds the session. One is
+done once it is durable, and over once the broker answered a PINGREQ written behind its PUBACK. Of each partition the
+newest that is durable stays unacknowledged for as long as more may be on the way: a broker repeats in order, so that
+landing knows by it where the repeats end. Left out: the session (`session`), and what landing makes of it.
 """
 
 from typing import NamedTuple
 
 from schemas.record import FENCE_SHIFT
 
+#: So many deliveries may have come since a PINGREQ for its answer to mean that the broker has nothing more waiting.
+_CAUGHT_UP_MAX = 1_000
+
+
+class Open(NamedTuple):
+    """A delivery that is not acknowledged."""
+
+    packet: int
+    size: int
+    arrived_us: int
+
 
 class Mark(NamedTuple):
     """Where a window stood when a PINGREQ was written."""
 
-    done: int
-    """Every delivery of this connection with a lower number was done."""
+    next: int
+    first_open: int
+    """Every delivery before it was acknowledged."""
+    first_open_of: dict[int, int]
+    """The same by partition; where there is none, `next`."""
 
 
 class Window:
@@ -23,60 +38,109 @@ class Window:
     def __init__(self, session: bytes, fence: int) -> None:
         """`session`: its id, 16 bytes; `fence`: how often it was taken by now, which no other lease of it has."""
         self.session = session
-        self._next = fence << FENCE_SHIFT
-        self._open: dict[int, tuple[int, int]] = {}
-        self._began = self._next
-        self._repeated: int | None = None
-        self.floor = 0
-        """No delivery with a lower number is sent again."""
+        self.next = fence << FENCE_SHIFT
+        """The number of the next delivery."""
+        self.began = self.next
+        """The number of the first delivery of this connection."""
         self.bytes = 0
         """Of open deliveries."""
+        self._open: dict[int, Open] = {}
+        self._partitions: dict[int, int] = {}
+        self._open_of: dict[int, dict[int, None]] = {}
+        self._tails: dict[int, int] = {}
+        self._confirmed: Mark | None = None
+        self._repeats_end: int | None = None
+        self._are_repeats_over = False
 
-    def connected(self, *, session_present: bool) -> None:
-        """A connection begins: what was open is sent again under other numbers, or was lost with the session."""
+    def connected(self) -> None:
+        """A connection begins: what was open is sent again, or was lost with the session."""
         self._open.clear()
+        self._partitions.clear()
+        self._open_of.clear()
+        self._tails.clear()
         self.bytes = 0
-        self._began = self._next
-        self._repeated = None
-        if not session_present:
-            self.floor = self._next
+        self.began = self.next
+        self._confirmed = self._repeats_end = None
+        self._are_repeats_over = False
 
-    def take(self, size: int, arrived_us: int) -> int:
-        """The number of the next delivery, of so many bytes, which is open now."""
-        sequence = self._next
-        self._next = sequence + 1
-        self._open[sequence] = size, arrived_us
+    def take(self, packet: int, size: int, arrived_us: int) -> int:
+        """The number of a delivery that has come, which is open now."""
+        number = self.next
+        self.next = number + 1
+        self._open[number] = Open(packet, size, arrived_us)
         self.bytes += size
-        return sequence
+        return number
 
-    def done(self, sequence: int) -> bool:
-        """It was acknowledged. False for one of an earlier connection, which cannot be."""
-        opened = self._open.pop(sequence, None)
+    def assign(self, number: int, partition: int) -> None:
+        """To which partition its record goes, if it becomes one."""
+        self._partitions[number] = partition
+        self._open_of.setdefault(partition, {})[number] = None
+
+    def done(self, number: int, *, is_known_again: bool) -> list[int]:
+        """Packet identifiers that may be acknowledged, now that this delivery's record is durable, or there is none.
+
+        Nothing for one of an earlier connection, which the broker sends again. `is_known_again`: the record tells how
+        it was delivered.
+        """
+        opened = self._open.get(number)
         if opened is None:
-            return False
-        self.bytes -= opened[0]
-        return True
+            return []
+        partition = self._partitions.get(number)
+        if not is_known_again or partition is None or not opened.packet:
+            return self._close(number)
+        tail = self._tails.get(partition, -1)
+        if number < tail:
+            return self._close(number)
+        self._tails[partition] = number
+        return self._close(tail) if tail >= 0 else []
+
+    def release(self) -> list[int]:
+        """The same of what was kept as the newest of its partition."""
+        tails, self._tails = self._tails, {}
+        return [packet for number in tails.values() for packet in self._close(number)]
+
+    def _close(self, number: int) -> list[int]:
+        closed = self._open.pop(number)
+        self.bytes -= closed.size
+        if (partition := self._partitions.pop(number, None)) is not None:
+            del self._open_of[partition][number]
+        return [closed.packet] if closed.packet else []
 
     def __len__(self) -> int:
         return len(self._open)
 
     @property
-    def oldest_us(self) -> int | None:
-        """When the oldest open delivery came, microseconds since 1970."""
-        return next(iter(self._open.values()))[1] if self._open else None
+    def waiting(self) -> int:
+        """How many deliveries are open for another reason than that they are the newest."""
+        return len(self._open) - len(self._tails)
 
     @property
-    def unconfirmed(self) -> int:
-        """How many deliveries of this connection may be sent again, as far as is known."""
-        return self._next - max(self.floor, self._began)
+    def oldest_us(self) -> int | None:
+        """When the oldest open delivery came, microseconds since 1970."""
+        return next(iter(self._open.values())).arrived_us if self._open else None
+
+    # ------------------------------------------------------------ what is over
 
     def mark(self) -> Mark:
-        return Mark(next(iter(self._open), self._next))
+        first_open_of = {partition: next(iter(numbers)) for partition, numbers in self._open_of.items() if numbers}
+        return Mark(self.next, next(iter(self._open), self.next), first_open_of)
 
-    def confirm(self, mark: Mark) -> None:
-        """The broker has answered what was written at `mark`, after all that it had to repeat."""
-        if self._repeated is None:
-            self._repeated = self._next
-        # What a former connection left open is certain once its repeats are done, too.
-        if mark.done >= self._repeated:
-            self.floor = max(self.floor, mark.done)
+    def confirm(self, mark: Mark) -> bool:
+        """The broker has answered what was written at `mark`. Whether it has nothing more waiting."""
+        if self._repeats_end is None:
+            self._repeats_end = self.next
+        elif mark.first_open >= self._repeats_end:
+            self._are_repeats_over = True
+        self._confirmed = mark
+        return self.next - mark.next < _CAUGHT_UP_MAX
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether it is known of every delivery that it is over."""
+        return self._are_repeats_over and self._confirmed is not None and self._confirmed.first_open == self.next
+
+    def floor(self, partition: int) -> int:
+        """No delivery with a record in this partition and a lower number is sent again; 0 where that is not known."""
+        if not self._are_repeats_over or self._confirmed is None:
+            return 0
+        return self._confirmed.first_open_of.get(partition, self._confirmed.next)

@@ -61,15 +61,19 @@ BEGIN
 END $$;
 
 -- What landed of messages that a broker may send again: packets, digests and numbers, as `workers.landing.deliveries` packs
--- them, of one session and one partition, up to the number `last`. Nobody's data: digests of 8 bytes.
+-- them, of one connection and one partition, up to the number `last`. Nobody's data: digests of 8 bytes.
 CREATE TABLE mqtt_deliveries (
     session   uuid NOT NULL,
     source    uuid NOT NULL,
     partition int NOT NULL,
     last      bigint NOT NULL,
+    began     bigint NOT NULL,
+    floor     bigint NOT NULL,
+    repeats_end bigint NOT NULL,
     packed    bytea NOT NULL,
+    landing   bigint GENERATED ALWAYS AS IDENTITY,   -- in the order in which they landed
     landed_at timestamptz NOT NULL DEFAULT now(),
-    PRIMARY KEY (source, partition, session, last)
+    PRIMARY KEY (source, partition, session, landing)
 );
 CREATE INDEX mqtt_deliveries_by_age ON mqtt_deliveries (landed_at);
 

@@ -344,9 +344,7 @@ class Plan:
             place = Place(record.origin.partition, record.origin.sequence, record.origin.spool)
         if record.delivery is not None:
             deliveries = part.memory.deliveries
-            is_repeat = deliveries.is_repeat(record.delivery, has_landed=part.position < part.landed_until)
-            deliveries.remember(record.delivery)
-            if is_repeat:
+            if deliveries.take(record.delivery, has_landed=part.position < part.landed_until):
                 self._count_repeat(Question(part, part.position, place, record))
                 return
         if record.idempotency is None and not record.replays:

@@ -339,10 +339,9 @@ class Judge:
         if delivery is None:
             return False
         known = self._delivered.setdefault(spot.partition, Deliveries({}))
-        first = self._first_delivered.setdefault((spot.partition, delivery.session), delivery.sequence)
-        is_repeat = known.is_repeat(delivery)
-        known.remember(delivery)
-        if delivery.again and not is_repeat and delivery.floor < first:
+        first = self._first_delivered.setdefault((spot.partition, delivery.session), delivery.number)
+        is_repeat = known.take(delivery)
+        if delivery.again and not is_repeat and delivery.floor <= first:
             return spot.told.duplicates == spot.record.accepted and not spot.held
         return is_repeat
 
