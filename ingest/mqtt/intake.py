@@ -166,7 +166,8 @@ class Intake:
         if message.retained:
             self._drop(source, connection, message, "retained")
             return
-        if not message.is_counted:
+        # What is repeated was counted already. Nor may it wait: landing has to see where the repeats end.
+        if not message.is_counted and not message.again:
             self._limits.request(grant, self._clock.now_us())
             message.is_counted = True
         if message.size > len(message.payload):
@@ -197,7 +198,8 @@ class Intake:
             why = f"a message has up to {self._readings_max} readings, not {count}"
             self._set_aside(held, grant, ReadingCode.UNDECODABLE, why)
             return
-        self._limits.volume(grant, count, message.size)
+        if not message.again:
+            self._limits.volume(grant, count, message.size)
         if grant.suspended:
             self._refuse(held, grant, numbered, ReadingCode.DEVICE_SUSPENDED, _SUSPENDED, is_decoded=True)
             return

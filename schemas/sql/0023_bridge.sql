@@ -63,16 +63,21 @@ END $$;
 -- What landed of messages that a broker may send again: packets, digests and numbers, as `workers.landing.deliveries` packs
 -- them, of one connection and one partition, up to the number `last`. Nobody's data: digests of 8 bytes.
 CREATE TABLE mqtt_deliveries (
-    session   uuid NOT NULL,
-    source    uuid NOT NULL,
-    partition int NOT NULL,
-    last      bigint NOT NULL,
-    began     bigint NOT NULL,
-    floor     bigint NOT NULL,
+    source      uuid NOT NULL,
+    partition   int NOT NULL,
+    session     uuid NOT NULL,
+    landing     bigint GENERATED ALWAYS AS IDENTITY,   -- in the order in which they landed
+    began       bigint NOT NULL,
+    last        bigint NOT NULL,
+    last_place  bigint NOT NULL,
+    last_packet int NOT NULL,
+    floor       bigint NOT NULL,
     repeats_end bigint NOT NULL,
-    packed    bytea NOT NULL,
-    landing   bigint GENERATED ALWAYS AS IDENTITY,   -- in the order in which they landed
-    landed_at timestamptz NOT NULL DEFAULT now(),
+    shift       bigint NOT NULL,
+    awaited     bigint[],
+    reached     bigint NOT NULL,
+    packed      bytea NOT NULL,
+    landed_at   timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (source, partition, session, landing)
 );
 CREATE INDEX mqtt_deliveries_by_age ON mqtt_deliveries (landed_at);

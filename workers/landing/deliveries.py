@@ -10,6 +10,7 @@ what a repeat counts as (`plan`).
 
 import struct
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, Final, NamedTuple
 from uuid import UUID
@@ -19,13 +20,17 @@ from schemas.record import FENCE_SHIFT, Delivery
 #: Packet identifiers come back after 65,535 deliveries at the earliest: what is as old as this is not looked at.
 REACH: Final = 60_000
 NEVER: Final = 2**63 - 1
-_ENTRY: Final = struct.Struct(">HQ8s")
+_ENTRY: Final = struct.Struct(">HQQ8s")
 
 _REMEMBER: Final = """
-INSERT INTO mqtt_deliveries (source, partition, session, last, began, floor, repeats_end, packed)
-SELECT $1, *
-FROM unnest($2::int[], $3::uuid[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bigint[], $8::bytea[])
-ON CONFLICT DO NOTHING"""
+INSERT INTO mqtt_deliveries (source, partition, session, began, last, last_place, last_packet, floor, repeats_end,
+    shift, awaited, reached, packed)
+SELECT $1, n.partition, n.session, n.began, n.last, n.last_place, n.last_packet, n.floor, n.repeats_end, n.shift,
+       string_to_array(n.awaited, ',')::bigint[], n.reached, n.packed
+FROM unnest($2::int[], $3::uuid[], $4::bigint[], $5::bigint[], $6::bigint[], $7::int[], $8::bigint[], $9::bigint[],
+            $10::bigint[], $11::text[], $12::bigint[], $13::bytea[])
+    AS n (partition, session, began, last, last_place, last_packet, floor, repeats_end,
+          shift, awaited, reached, packed)"""
 
 # The newest of a session stays, whatever is still repeated: it tells which bridge had the session last.
 _FORGET: Final = """
@@ -35,38 +40,66 @@ WHERE d.source = $1 AND d.partition = n.partition AND d.session = n.session
   AND d.last < n.floor AND d.last < n.newest"""
 
 _STANDING: Final = """
-SELECT partition, session, last, began, floor, repeats_end, packed FROM mqtt_deliveries
-WHERE source = $1 AND partition = ANY ($2::int[]) ORDER BY partition, session, began, landing"""
+SELECT * FROM mqtt_deliveries
+WHERE source = $1 AND partition = ANY ($2::int[]) ORDER BY partition, session, landing"""
 
 
 class Seen(NamedTuple):
     """A delivery that landed, of some packet identifier."""
 
     number: int
+    place: int
+    """In the order in which the broker first sent its messages; a repeat has its first delivery's."""
     digest: bytes
 
 
+@dataclass(slots=True)
 class Stretch:
     """Deliveries of one connection in one partition that landed together, by packet identifier."""
 
-    __slots__ = ("began", "floor", "last", "repeats_end", "seen")
+    began: int
+    """The number that the connection began with."""
+    last: int = -1
+    """Of the newest."""
+    last_place: int = 0
+    last_packet: int = 0
+    floor: int = 0
+    """Nothing of a lower number is repeated; not 0 once all that the connection had to repeat is over."""
+    repeats_end: int = NEVER
+    """From this number on the connection delivers no repeats; `NEVER` while that is not known."""
+    shift: int = 0
+    """What the numbers from there on lack to a place."""
+    awaited: frozenset[int] | None = None
+    """Numbers of earlier connections' deliveries that this one has to repeat still; None while it repeated none."""
+    reached: int = 0
+    """The highest number with which it repeated one of those."""
+    seen: dict[int, Seen] = field(default_factory=dict)
 
-    def __init__(self, began: int, last: int = -1, floor: int = 0, repeats_end: int = NEVER) -> None:
-        self.began = began
-        self.last = last
-        self.floor = floor
-        """Nothing of a lower number is repeated; not 0 once all that the connection had to repeat is over."""
-        self.repeats_end = repeats_end
-        """From this number on the connection delivers no repeats; `NEVER` while that is not known."""
-        self.seen: dict[int, Seen] = {}
-
-    def add(self, delivery: Delivery) -> None:
-        self.seen[delivery.packet] = Seen(delivery.number, delivery.digest)
-        self.last = max(self.last, delivery.number)
+    def add(self, delivery: Delivery, place: int) -> None:
+        self.seen[delivery.packet] = Seen(delivery.number, place, delivery.digest)
+        if delivery.number > self.last:
+            self.last, self.last_place, self.last_packet = delivery.number, place, delivery.packet
         self.floor = max(self.floor, delivery.floor)
 
-    def packed(self) -> bytes:
-        return b"".join([_ENTRY.pack(packet, *seen) for packet, seen in self.seen.items()])
+    def end_repeats(self, number: int, place: int) -> None:
+        """Nothing from this number on is a repeat; what comes then has a place behind this one."""
+        if self.repeats_end == NEVER:
+            self.shift = place + 1 - number
+        self.repeats_end = min(self.repeats_end, number)
+
+    def row(self) -> tuple[Any, ...]:
+        awaited = None if self.awaited is None else ",".join(map(str, self.awaited))
+        head = self.began, self.last, self.last_place, self.last_packet, self.floor, self.repeats_end, self.shift
+        packed = b"".join([_ENTRY.pack(packet, *seen) for packet, seen in self.seen.items()])
+        return (*head, awaited, self.reached, packed)
+
+
+def _stretch_of(row: Any) -> Stretch:
+    stretch = Stretch(row["began"], row["last"], row["last_place"], row["last_packet"], row["floor"])
+    stretch.repeats_end, stretch.shift, stretch.reached = row["repeats_end"], row["shift"], row["reached"]
+    stretch.awaited = None if row["awaited"] is None else frozenset(row["awaited"])
+    stretch.seen = {packet: Seen(*seen) for packet, *seen in _ENTRY.iter_unpack(row["packed"])}
+    return stretch
 
 
 #: By session, the oldest first.
@@ -77,8 +110,9 @@ class _Repeats(NamedTuple):
     """What a connection may repeat."""
 
     seen: Mapping[int, Seen]
-    last: int
-    """The number of the newest: nothing behind its repeat is one."""
+    awaited: frozenset[int]
+    """Numbers of deliveries that it has to repeat: once it did, everything behind them is new."""
+    last_place: int
 
 
 class Deliveries:
@@ -105,30 +139,38 @@ class Deliveries:
         """
         newest = next(self._newest_first(delivery.session), None)
         if has_landed:
-            return delivery.again and any(
-                stretch.seen.get(delivery.packet) == (delivery.number, delivery.digest)
-                for stretch in self._newest_first(delivery.session)
-            )
+            known = (stretch.seen.get(delivery.packet) for stretch in self._newest_first(delivery.session))
+            return delivery.again and any(seen is not None and seen.number == delivery.number for seen in known)
         if newest is not None and delivery.began < newest.began:
             return delivery.number >> FENCE_SHIFT < newest.last >> FENCE_SHIFT
         stretch = self._stretch(delivery, newest)
-        is_repeat = False
-        if not delivery.again:
-            stretch.repeats_end = min(stretch.repeats_end, delivery.number)
-        elif delivery.number < stretch.repeats_end:
-            is_repeat = self._is_repeated(delivery, stretch)
-        stretch.add(delivery)
-        return is_repeat
+        if not delivery.again and delivery.number < stretch.repeats_end:
+            repeats = self._repeats_of(delivery)
+            stretch.end_repeats(delivery.number, repeats.last_place)
+        if delivery.number >= stretch.repeats_end:
+            stretch.add(delivery, delivery.number + stretch.shift)
+            return False
+        return self._take_in_doubt(delivery, stretch)
 
-    def _is_repeated(self, delivery: Delivery, stretch: Stretch) -> bool:
+    def _take_in_doubt(self, delivery: Delivery, stretch: Stretch) -> bool:
+        """One that came while the broker repeated what it had sent before: was it among what landed?"""
         repeats = self._repeats_of(delivery)
         seen = repeats.seen.get(delivery.packet)
-        if seen is None or seen.digest != delivery.digest:
+        if (
+            seen is None
+            or seen.digest != delivery.digest
+            or seen.number < delivery.floor
+            or seen.place <= repeats.last_place - REACH
+        ):
+            stretch.add(delivery, repeats.last_place)
             return False
-        if seen.number < delivery.floor or seen.number <= repeats.last - REACH:
-            return False
-        if seen.number == repeats.last:
-            stretch.repeats_end = min(stretch.repeats_end, delivery.number + 1)
+        stretch.add(delivery, seen.place)
+        awaited = repeats.awaited if stretch.awaited is None else stretch.awaited
+        if seen.number in awaited:
+            stretch.awaited = awaited - {seen.number}
+            stretch.reached = max(stretch.reached, delivery.number)
+            if not stretch.awaited:
+                stretch.end_repeats(stretch.reached + 1, repeats.last_place)
         return True
 
     def _newest_first(self, session: bytes) -> Iterator[Stretch]:
@@ -144,50 +186,62 @@ class Deliveries:
             return ours[-1]
         stretch = Stretch(delivery.began)
         if newest is not None and newest.began == delivery.began:
-            stretch.repeats_end = newest.repeats_end
+            stretch.repeats_end, stretch.shift = newest.repeats_end, newest.shift
+            stretch.awaited, stretch.reached = newest.awaited, newest.reached
         ours.append(stretch)
         return stretch
 
     def _repeats_of(self, delivery: Delivery) -> _Repeats:
-        """What earlier connections delivered, back to one whose own repeats were over; each message as it came last."""
+        """What earlier connections delivered, back to one whose repeats were over; each message as it came last.
+
+        Of each of them the newest was not acknowledged when it ended. Unless a later one has repeated it since, the
+        broker still has to: of one that came beyond its repeats, that is the newest of all before it, too.
+        """
         key = delivery.session, delivery.began
         if key in self._repeats:
             return self._repeats[key]
         seen: dict[int, Seen] = {}
-        last, is_last_known = -1, False
+        awaited: dict[int, int] = {}
+        is_beyond = False
         earlier = (one for one in self._newest_first(delivery.session) if one.began != delivery.began)
         for _, connection in groupby(earlier, lambda one: one.began):
             stretches = list(connection)
+            newest = max(stretches, key=lambda one: one.last)
+            again = seen.get(newest.last_packet)
+            if not is_beyond and (again is None or again.place != newest.last_place):
+                awaited[newest.last] = newest.last_place
+            is_beyond = is_beyond or stretches[0].repeats_end != NEVER
             for stretch in stretches:
                 for packet, one in stretch.seen.items():
                     seen.setdefault(packet, one)
-            if not is_last_known:
-                # A connection that delivered nothing but repeats has none that is newer than all before it.
-                last = max(stretch.last for stretch in stretches)
-                is_last_known = stretches[0].repeats_end != NEVER
             if any(stretch.floor for stretch in stretches):
                 break
-        found = self._repeats[key] = _Repeats(seen, last)
+        found = self._repeats[key] = _Repeats(seen, frozenset(awaited), max(awaited.values(), default=0))
         return found
 
     def apply(self, standing: Stretches) -> None:
         """The plan is committed: `standing` is what it began with."""
-        for session, stretches in self.new.items():
-            floor = _floor(stretches)
-            kept = [one for one in standing.get(session, ()) if one.last >= floor]
-            standing[session] = [*kept, *stretches]
+        for session in self.new:
+            standing[session] = self.kept(session)
 
-
-def _floor(stretches: list[Stretch]) -> int:
-    """What is older than this is never looked at again."""
-    newest = stretches[-1]
-    return max(newest.floor, newest.last - 2 * REACH)
+    def kept(self, session: bytes) -> list[Stretch]:
+        """What is remembered once the plan is committed: all that may be repeated, within a bound."""
+        stretches = [*self._standing.get(session, ()), *self.new[session]]
+        floor = stretches[-1].floor
+        kept: list[Stretch] = []
+        count = 0
+        for stretch in reversed(stretches):
+            if stretch.last < floor or count > 2 * REACH:
+                continue
+            kept.append(stretch)
+            count += len(stretch.seen)
+        return kept[::-1]
 
 
 async def write(connection: Any, source: UUID, parts: Iterable[tuple[int, Deliveries]]) -> None:
     """Within the landing's transaction."""
     rows = [
-        (partition, UUID(bytes=session), one.last, one.began, one.floor, one.repeats_end, one.packed())
+        (partition, UUID(bytes=session), *one.row())
         for partition, deliveries in parts
         for session, stretches in deliveries.new.items()
         for one in stretches
@@ -196,7 +250,7 @@ async def write(connection: Any, source: UUID, parts: Iterable[tuple[int, Delive
         return
     await connection.execute(_REMEMBER, source, *map(list, zip(*rows, strict=True)))
     forgotten = [
-        (partition, UUID(bytes=session), stretches[-1].last, _floor(stretches))
+        (partition, UUID(bytes=session), stretches[-1].last, min(one.last for one in deliveries.kept(session)))
         for partition, deliveries in parts
         for session, stretches in deliveries.new.items()
     ]
@@ -208,8 +262,5 @@ async def standing(connection: Any, source: UUID, partitions: list[int]) -> dict
     found: dict[int, Stretches] = {}
     for row in await connection.fetch(_STANDING, source, partitions):
         by_session = found.setdefault(row["partition"], {})
-        stretch = Stretch(row["began"], row["last"], row["floor"], row["repeats_end"])
-        entries = _ENTRY.iter_unpack(row["packed"])
-        stretch.seen = {packet: Seen(number, digest) for packet, number, digest in entries}
-        by_session.setdefault(row["session"].bytes, []).append(stretch)
+        by_session.setdefault(row["session"].bytes, []).append(_stretch_of(row))
     return found
