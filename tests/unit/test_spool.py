@@ -413,7 +413,7 @@ def overwrite(path: Path, begin: float, end: float) -> None:
 def misspell(path: Path) -> None:
     """Within a record: SQLite itself does not notice."""
     content = path.read_bytes()
-    text = next(text for text in (b"request-%d" % number for number in range(10_000, 10_100)) if text in content)
+    text = next(text for text in (b"request-%d" % number for number in range(11_000, 11_100)) if text in content)
     path.write_bytes(content.replace(text, text.upper()))
 
 
