@@ -52,6 +52,10 @@ class Bridge:
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def start(self) -> None:
+        for name in self._families:
+            # From the start, so that the first one is an increase.
+            self._metrics.sessions_lost.add((name,), 0)
+            self._metrics.broken.add((name,), 0)
         await self._credentials.start()
         self._tasks = [
             asyncio.create_task(self._guard.run(), name="log retention"),

@@ -116,8 +116,9 @@ class Window:
 
     @property
     def oldest_us(self) -> int | None:
-        """When the oldest open delivery came, microseconds since 1970."""
-        return next(iter(self._open.values())).arrived_us if self._open else None
+        """When the oldest of these came, microseconds since 1970."""
+        tails = set(self._tails.values())
+        return next((one.arrived_us for number, one in self._open.items() if number not in tails), None)
 
     # ------------------------------------------------------------ what is over
 
