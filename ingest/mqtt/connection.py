@@ -170,6 +170,8 @@ class Connection(asyncio.Protocol):
         while self.window.waiting and not self.closed.done() and self._loop.time() < deadline:
             await asyncio.wait({self.closed}, timeout=0.01)
         if self._transport is not None and not self.closed.done():
+            if not self._marks and self.window.is_caught_up:
+                self._acknowledge(self.window.release())
             self._flush()
             self._transport.write(packets.disconnect())
             self.reason = "it was ended by us"

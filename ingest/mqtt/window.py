@@ -133,7 +133,12 @@ class Window:
         elif mark.first_open >= self._repeats_end:
             self._are_repeats_over = True
         self._confirmed = mark
-        return self.next - mark.next < _CAUGHT_UP_MAX
+        return self.is_caught_up
+
+    @property
+    def is_caught_up(self) -> bool:
+        """Whether the broker had nothing more waiting when it answered last, just now."""
+        return self._confirmed is not None and self.next - self._confirmed.next < _CAUGHT_UP_MAX
 
     @property
     def is_settled(self) -> bool:
