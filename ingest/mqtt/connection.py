@@ -262,7 +262,7 @@ class Connection(asyncio.Protocol):
         size = stop - at
         if size < 0 or not self._connack.done():
             raise ProtocolError("a message that is cut off, or comes too early")
-        payload = data[at:stop] if size <= self._bounds.message_bytes else data[at : at + _EVIDENCE_MAX]
+        payload = data[at:stop] if size <= self._bounds.message_bytes else data[at : min(stop, at + _EVIDENCE_MAX)]
         number = self.window.take(packet, len(payload), self._arrived_us)
         again, retained = bool(head & _AGAIN), bool(head & _RETAINED)
         return Message(topic, payload, size, packet, number, again, retained, self._arrived_us)

@@ -170,7 +170,7 @@ class Intake:
         if not message.is_counted and not message.again:
             self._limits.request(grant, self._clock.now_us())
             message.is_counted = True
-        if message.size > len(message.payload):
+        if message.size > self._settings.mqtt_message_bytes_max:
             why = f"the message has {message.size} bytes, up to {self._settings.mqtt_message_bytes_max} are taken"
             self._set_aside(held, grant, ReadingCode.UNDECODABLE, why)
             return
