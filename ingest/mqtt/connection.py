@@ -24,6 +24,9 @@ _log = logging.getLogger("sluice.bridge")
 _HEAD_MAX: Final = 65_535 + 16
 _EVIDENCE_MAX: Final = 4_096
 _PING_EVERY: Final = 8_192
+#: Before an end: one finds out whether the broker has more, the next whether it has heard everything, two to spare.
+_SETTLE_PINGS: Final = 4
+_SETTLE_S: Final = 0.25
 _QOS: Final = 0x06
 _QOS_1: Final = 0x02
 _AGAIN: Final = 0x08
@@ -83,17 +86,22 @@ class Connection(asyncio.Protocol):
         window: Window,
         clock: Clock,
         *,
-        may_begin: Callable[[], bool],
+        holds: Callable[[], bool],
         take: Callable[["Connection", Message], None],
+        settled: Callable[[int], None] = lambda _: None,
     ) -> None:
-        """`may_begin` is asked when the broker has let us in; `take` is called for every message from then on."""
+        """`holds` says whether the session is certainly ours; `take` is called for every message.
+
+        `settled` is told of a number when nothing delivered before it is sent again.
+        """
         self._version = version
         self._is_v5 = version is Version.V5
         self._login = login
         self._bounds = bounds
         self._clock = clock
-        self._may_begin = may_begin
+        self._holds = holds
         self._take = take
+        self._settled = settled
         self.window = window
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
@@ -105,6 +113,7 @@ class Connection(asyncio.Protocol):
         self._marks: deque[Mark] = deque()
         self._marked = window.next
         self._heard_s = 0.0
+        self._answered: asyncio.Future[None] = self._loop.create_future()
         self._written_s = 0.0
         self._packet = 0
         self._answers: dict[int, asyncio.Future[bytes]] = {}
@@ -112,6 +121,8 @@ class Connection(asyncio.Protocol):
         self._keep_alive_s = login.keep_alive_s
         self._is_paused = False
         self._is_stopped = False
+        self._has_left_some = False
+        """Whether messages came that were not taken, since it was stopped: then nothing that came before is certain."""
         self.reason = "the broker closed the connection"
         self.was_taken_over = False
         self.closed: asyncio.Future[str] = self._loop.create_future()
@@ -170,14 +181,24 @@ class Connection(asyncio.Protocol):
         while self.window.waiting and not self.closed.done() and self._loop.time() < deadline:
             await asyncio.wait({self.closed}, timeout=0.01)
         if self._transport is not None and not self.closed.done():
-            if not self._marks and self.window.is_caught_up:
-                self._acknowledge(self.window.release())
+            await self._settle()
             self._flush()
             self._transport.write(packets.disconnect())
             self.reason = "it was ended by us"
             self._transport.close()
             await asyncio.wait({self.closed}, timeout=self._bounds.timeout_s)
         self.abort("it was ended by us")
+
+    async def _settle(self) -> None:
+        """Leave nothing behind that is sent again, where the broker answers at once: then it has nothing waiting."""
+        for _ in range(_SETTLE_PINGS):
+            if self.window.is_settled or self.closed.done() or self._transport is None:
+                return
+            self._transport.resume_reading()
+            self._ping()
+            self._answered = self._loop.create_future()
+            either: set[asyncio.Future[Any]] = {self._answered, self.closed}
+            await asyncio.wait(either, timeout=_SETTLE_S, return_when=asyncio.FIRST_COMPLETED)
 
     def abort(self, reason: str) -> None:
         """Cut it, now; the broker keeps what is not acknowledged."""
@@ -237,7 +258,10 @@ class Connection(asyncio.Protocol):
                     at = end
                 break
             if head & 0xF0 == PUBLISH:
-                self._take(self, self._message(head, data, start, stop))
+                if self._is_stopped:
+                    self._has_left_some = True
+                else:
+                    self._take(self, self._message(head, data, start, stop))
             else:
                 self._control(head, data[start:stop])
             at = stop
@@ -279,7 +303,7 @@ class Connection(asyncio.Protocol):
         """Where what is too large ends. Once all of it has come it is taken, to be refused."""
         passed = min(self._skip, len(data))
         self._skip -= passed
-        if not self._skip and self._skipped is not None:
+        if not self._skip and self._skipped is not None and not self._is_stopped:
             message, self._skipped = self._skipped, None
             self._take(self, message)
         return passed
@@ -291,8 +315,7 @@ class Connection(asyncio.Protocol):
                 raise ProtocolError("something before the CONNACK")
             self._let_in(packets.read_connack(self._version, body))
         elif kind == packets.PINGRESP:
-            if self._marks and self.window.confirm(self._marks.popleft()):
-                self._acknowledge(self.window.release())
+            self._hear_pong()
         elif kind in (packets.SUBACK, packets.UNSUBACK):
             packet, codes = packets.read_suback(self._version, body)
             if (answer := self._answers.get(packet)) is not None and not answer.done():
@@ -304,12 +327,25 @@ class Connection(asyncio.Protocol):
         else:
             raise ProtocolError(f"a packet of kind {kind >> 4}")
 
+    def _hear_pong(self) -> None:
+        if not self._answered.done():
+            self._answered.set_result(None)
+        if not self._marks or self._has_left_some:
+            return
+        is_idle = self.window.confirm(self._marks.popleft())
+        # Whoever has the session next is told by the database, which has to be there for it.
+        if is_idle and self._holds() and (released := self.window.release()):
+            self._acknowledge(released)
+            self._ping()
+        if self.window.settled:
+            self._settled(self.window.settled)
+
     def _let_in(self, connack: Connack) -> None:
         if connack.code:
             self.abort(f"the broker refuses us: {packets.reason(connack.code)}")
         elif connack.maximum_qos < 1:
             self.abort("the broker knows no QoS 1")
-        elif not self._may_begin():
+        elif not self._holds():
             # Somebody else may have the session by now, and has it back at once.
             self.abort("the lease ended while the connection was made")
         else:

@@ -24,6 +24,9 @@ WITH left_behind AS (DELETE FROM mqtt_bridges WHERE bridge = $2)
 UPDATE mqtt_slots SET bridge = NULL, lease_until = '-infinity' WHERE broker = $1 AND bridge = $2"""
 _FILTERS: Final = """
 UPDATE mqtt_slots SET filters = $4 WHERE broker = $1 AND slot = $2 AND bridge = $3 RETURNING slot"""
+_SETTLED: Final = """
+UPDATE mqtt_slots SET settled = greatest(settled, $4)
+WHERE broker = $1 AND slot = $2 AND bridge = $3 RETURNING slot"""
 
 
 @dataclass(eq=False)
@@ -34,6 +37,8 @@ class Lease:
     session: UUID
     fence: int
     """Higher than of every earlier lease of the session."""
+    settled: int = 0
+    """Of what was delivered before this number, nothing is sent again."""
     filters: list[str] = field(default_factory=list)
     """What the session is known to be subscribed to."""
 
@@ -91,6 +96,11 @@ class Leases:
         await self._ask(_FILTERS, self._settings.mqtt_broker, lease.slot, self._bridge, filters)
         lease.filters = filters
 
+    async def settled(self, lease: Lease, number: int) -> None:
+        """Remember that of what was delivered before this number nothing is sent again. Raises `UnavailableError`."""
+        await self._ask(_SETTLED, self._settings.mqtt_broker, lease.slot, self._bridge, number)
+        lease.settled = number
+
     async def leave(self) -> None:
         """Give everything up at once; nothing of this bridge is connected any more."""
         self.held.clear()
@@ -124,7 +134,9 @@ class Leases:
         for row in rows:
             slot = row["held"]
             if row["taken"] or slot not in self.held:
-                self.held[slot] = Lease(slot, row["session_id"], row["fence_number"], list(row["known_filters"]))
+                self.held[slot] = Lease(
+                    slot, row["session_id"], row["fence_number"], row["settled_number"], list(row["known_filters"])
+                )
                 self.changed.set()
                 _log.info("a session was taken", extra={"slot": slot, "fence": row["fence_number"]})
         share = rows[0]["fair_share"] if rows else 0

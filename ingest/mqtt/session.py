@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 from ingest.mqtt import packets
 from ingest.mqtt.connection import Address, Bounds, ClosedError, Connection, Message
@@ -89,7 +89,9 @@ class Session:
         self._clock = clock
         self._metrics = metrics
         self._log_trouble = log_trouble
-        self._window = Window(lease.session.bytes, lease.fence)
+        self._window = Window(lease.session.bytes, lease.fence, lease.settled)
+        self._settled = 0
+        self._news = asyncio.Event()
         self._connection: Connection | None = None
         self._is_stopping = False
         self._retry_s = settings.mqtt_retry_min_ms / 1000
@@ -124,6 +126,18 @@ class Session:
         self._is_stopping = True
         if self._connection is not None:
             await self._connection.close(within_s=self._settings.mqtt_stop_timeout_s)
+            await self._remember()
+
+    def _settle(self, number: int) -> None:
+        self._settled = number
+        if self._window.is_settled:
+            self._news.set()
+
+    async def _remember(self) -> None:
+        """Let whoever has the session next know what is over."""
+        if self._settled > self.lease.settled and self._leases.holds(self.lease):
+            with suppress(UnavailableError):  # it is told again
+                await self._leases.settled(self.lease, self._settled)
 
     def abort(self, reason: str) -> None:
         """Cut the connection, now."""
@@ -150,8 +164,9 @@ class Session:
             broker.bounds,
             self._window,
             self._clock,
-            may_begin=lambda: self._leases.holds(self.lease),
+            holds=lambda: self._leases.holds(self.lease),
             take=self._take,
+            settled=self._settle,
         )
         try:
             connack = await connection.open(broker.address)
@@ -159,13 +174,22 @@ class Session:
             self.trouble = None
             _log.info("connected to the broker", extra={"family": self._family.name})
             while not connection.closed.done():
-                await asyncio.wait({connection.closed}, timeout=_TICK_S)
+                await self._pause(connection)
+                await self._remember()
                 connection.tick()
                 if (trouble := self._log_trouble()) is not None:
                     connection.abort(trouble)
             raise ClosedError(connection.reason)
         finally:
             connection.abort("it was given up")
+
+    async def _pause(self, connection: Connection) -> None:
+        """A second, or until the connection ends or there is something to be remembered at once."""
+        news = asyncio.create_task(self._news.wait())
+        either: set[asyncio.Future[Any]] = {connection.closed, news}
+        await asyncio.wait(either, timeout=_TICK_S, return_when=asyncio.FIRST_COMPLETED)
+        news.cancel()
+        self._news.clear()
 
     async def _subscribe(self, connection: Connection, connack: Connack) -> None:
         """Raises `ClosedError`."""

@@ -10,9 +10,6 @@ from typing import NamedTuple
 
 from schemas.record import FENCE_SHIFT
 
-#: So many deliveries may have come since a PINGREQ for its answer to mean that the broker has nothing more waiting.
-_CAUGHT_UP_MAX = 1_000
-
 
 class Open(NamedTuple):
     """A delivery that is not acknowledged."""
@@ -35,8 +32,11 @@ class Mark(NamedTuple):
 class Window:
     """Of one lease of a session, over all of its connections."""
 
-    def __init__(self, session: bytes, fence: int) -> None:
-        """`session`: its id, 16 bytes; `fence`: how often it was taken by now, which no other lease of it has."""
+    def __init__(self, session: bytes, fence: int, settled: int = 0) -> None:
+        """`session`: its id, 16 bytes; `fence`: how often it was taken by now, which no other lease of it has.
+
+        `settled`: of what was delivered to others before this number, nothing is sent again.
+        """
         self.session = session
         self.next = fence << FENCE_SHIFT
         """The number of the next delivery."""
@@ -51,9 +51,13 @@ class Window:
         self._confirmed: Mark | None = None
         self._repeats_end: int | None = None
         self._are_repeats_over = False
+        self._inherited = settled
+        self._inherited_of: dict[int, int] = {}
 
     def connected(self) -> None:
         """A connection begins: what was open is sent again, or was lost with the session."""
+        if self._are_repeats_over and self._confirmed is not None:
+            self._inherited, self._inherited_of = self._confirmed.next, self._confirmed.first_open_of
         self._open.clear()
         self._partitions.clear()
         self._open_of.clear()
@@ -95,7 +99,7 @@ class Window:
         return self._close(tail) if tail >= 0 else []
 
     def release(self) -> list[int]:
-        """The same of what was kept as the newest of its partition."""
+        """The same of what was kept as the newest of its partition: nothing more is on its way."""
         tails, self._tails = self._tails, {}
         return [packet for number in tails.values() for packet in self._close(number)]
 
@@ -133,20 +137,23 @@ class Window:
         elif mark.first_open >= self._repeats_end:
             self._are_repeats_over = True
         self._confirmed = mark
-        return self.is_caught_up
-
-    @property
-    def is_caught_up(self) -> bool:
-        """Whether the broker had nothing more waiting when it answered last, just now."""
-        return self._confirmed is not None and self.next - self._confirmed.next < _CAUGHT_UP_MAX
+        return self.next == mark.next
 
     @property
     def is_settled(self) -> bool:
         """Whether it is known of every delivery that it is over."""
         return self._are_repeats_over and self._confirmed is not None and self._confirmed.first_open == self.next
 
+    @property
+    def settled(self) -> int:
+        """Of what was delivered before this number, nothing is sent again; 0 where that is not known."""
+        return self._confirmed.first_open if self._are_repeats_over and self._confirmed is not None else 0
+
     def floor(self, partition: int) -> int:
-        """No delivery with a record in this partition and a lower number is sent again; 0 where that is not known."""
+        """No delivery with a record in this partition and a lower number is sent again.
+
+        Below the connection's first number until all that it had to repeat is over.
+        """
         if not self._are_repeats_over or self._confirmed is None:
-            return 0
+            return self._inherited_of.get(partition, self._inherited)
         return self._confirmed.first_open_of.get(partition, self._confirmed.next)

@@ -13,6 +13,7 @@ CREATE TABLE mqtt_slots (
     session      uuid NOT NULL UNIQUE DEFAULT gen_random_uuid(),
     filters      text[] NOT NULL DEFAULT '{}',   -- what the broker is known to hold subscriptions to
     fence        bigint NOT NULL DEFAULT 0,      -- how often it was taken
+    settled      bigint NOT NULL DEFAULT 0,      -- of what was delivered before this number nothing is sent again
     bridge       uuid,
     lease_until  timestamptz NOT NULL DEFAULT '-infinity',
     PRIMARY KEY (broker, slot)
@@ -21,7 +22,8 @@ CREATE TABLE mqtt_slots (
 -- Renews what p_bridge holds, gives back what it says it gave up, and takes what is free up to its fair share. Slots that
 -- are not there yet are made. The database's clock decides. One row a slot held; `taken`: not held without a break.
 CREATE FUNCTION lease_mqtt_slots(p_broker text, p_slots text[], p_bridge uuid, p_ttl interval, p_releasing text[])
-RETURNS TABLE (held text, fair_share int, taken boolean, session_id uuid, fence_number bigint, known_filters text[])
+RETURNS TABLE (held text, fair_share int, taken boolean, session_id uuid, fence_number bigint,
+              settled_number bigint, known_filters text[])
 LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
 DECLARE
     v_now timestamptz := clock_timestamp();
@@ -52,11 +54,11 @@ BEGIN
     ), taken AS (
         UPDATE mqtt_slots s SET bridge = p_bridge, lease_until = v_now + p_ttl, fence = s.fence + 1
         FROM free f WHERE s.broker = p_broker AND s.slot = f.slot
-        RETURNING s.slot, s.session, s.fence, s.filters
+        RETURNING s.slot, s.session, s.fence, s.settled, s.filters
     )
-    SELECT t.slot, v_share, true, t.session, t.fence, t.filters FROM taken t
+    SELECT t.slot, v_share, true, t.session, t.fence, t.settled, t.filters FROM taken t
     UNION ALL
-    SELECT s.slot, v_share, false, s.session, s.fence, s.filters FROM mqtt_slots s
+    SELECT s.slot, v_share, false, s.session, s.fence, s.settled, s.filters FROM mqtt_slots s
         WHERE s.broker = p_broker AND s.bridge = p_bridge AND s.lease_until >= v_now;
 END $$;
 
@@ -73,7 +75,8 @@ CREATE TABLE mqtt_deliveries (
     last_packet int NOT NULL,
     floor       bigint NOT NULL,
     repeats_end bigint NOT NULL,
-    shift       bigint NOT NULL,
+    edge        bigint NOT NULL,
+    shift       bigint,
     awaited     bigint[],
     reached     bigint NOT NULL,
     packed      bytea NOT NULL,

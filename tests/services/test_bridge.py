@@ -4,7 +4,8 @@ import asyncio
 import json
 import time
 from collections.abc import Iterator
-from itertools import combinations
+from itertools import combinations, islice
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -13,10 +14,11 @@ import pytest
 from ingest.mqtt.topics import FAMILIES
 from runtime.errors import UnavailableError
 from runtime.log import Log
-from schemas.record import VERSION, Quality
+from schemas.record import FENCE_SHIFT, VERSION, Quality
 from tests.bridge_rig import Broker, Running, bridge, own_broker, records_of, topic
-from tests.ingest_rig import Installation, measured, rows
-from tests.landing_rig import until
+from tests.databases import Server
+from tests.ingest_rig import Installation, install, measured, rows
+from tests.landing_rig import Rig, until
 from tests.support import run
 
 ONE = json.dumps(measured(("temperature", 21.5)))
@@ -400,6 +402,82 @@ def test_what_is_published_while_no_bridge_is_there_waits(installation: Installa
                 values = [rows(record)[0][4] for record in await records_of(log, tenant)]
                 assert values == [float(n % 100) for n in range(5_000)]
                 assert running.counted("sluice_mqtt_repeated_messages_total") == 0
+
+    run(test())
+
+
+def test_a_reading_is_one_row_whichever_way_it_comes_and_however_often(
+    timescaledb: Server, timescaledb_template: str, broker: Broker, tmp_path: Path
+) -> None:
+    (installation,) = installs = [*islice(made := install(timescaledb, timescaledb_template, tmp_path), 1)]
+
+    async def test() -> None:
+        tenant = await installation.tenant()
+        timed = measured(("temperature", 21.5), ("humidity", 40), ts=round(time.time()) - 60)
+        settings = {"mqtt_broker": uuid4().hex}
+        async with installation.open_log() as log:
+            rig = Rig(installation.database, log, installation.log_settings)
+            async with bridge(installation, broker, log, **settings) as running, installation.face(log=log) as face:
+                await running.connected()
+                for _ in range(2):
+                    broker.publish(topic(tenant), json.dumps(timed))
+                    assert (await face.post(tenant.token, timed)).status == 202
+                await running.done("accepted", 2)
+                await running.settled()
+                broker.publish_lines(topic(tenant), [ONE] * 100)
+                await running.done("accepted", 102)
+                # Nobody acknowledges what comes now: another bridge gets all of it again.
+                await running.kill()
+            async with bridge(installation, broker, log, **settings) as second, rig.worker():
+                await second.connected()
+                await second.settled()
+                repeated = second.counted("sluice_mqtt_repeated_messages_total")
+                assert repeated >= 1
+                await rig.landed()
+                stored = await rig.readings()
+                assert len([row for row in stored if row[0] == "humidity"]) == 1
+                assert len([row for row in stored if row[0] == "temperature"]) == 101
+                assert await rig.ledger() == (108 + repeated, 102, 6 + repeated, 0, 0)
+
+    try:
+        run(test())
+    finally:
+        assert len(installs) == 1
+        next(made, None)
+
+
+def test_a_bridge_whose_lease_was_taken_is_thrown_out_and_does_not_come_back(
+    installation: Installation, broker: Broker
+) -> None:
+    """It cannot renew, as if the database was away for it alone: it goes on until somebody else connects."""
+
+    async def test() -> None:
+        tenant = await installation.tenant()
+        name = uuid4().hex
+        async with installation.open_log() as log:
+            alone: dict[str, Any] = {"mqtt_broker": name, "mqtt_lease_renew_s": 60, "mqtt_lease_ttl_s": 1}
+            async with bridge(installation, broker, log, **alone) as late:
+                await late.connected()
+                await asyncio.sleep(1.1)
+                broker.publish(topic(tenant), ONE)
+                await late.done("accepted", 1)
+                async with bridge(installation, broker, log, mqtt_broker=name) as successor:
+                    await successor.connected()
+                    broker.publish_lines(topic(tenant), [ONE] * 10)
+
+                    async def has_all() -> bool:
+                        return successor.messages("accepted") >= 10
+
+                    await until(has_all)
+                    assert late.messages("accepted") == 1
+                    assert "lease" in (late.bridge.trouble or "")
+                    assert successor.counted("sluice_mqtt_connections_ended_total") == 0
+                    fences = {
+                        record.delivery.number >> FENCE_SHIFT: record.delivery.again
+                        for record in await records_of(log, tenant)
+                        if record.delivery is not None
+                    }
+                    assert fences == {1: False, 2: False}
 
     run(test())
 

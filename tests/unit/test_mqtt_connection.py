@@ -42,7 +42,7 @@ async def connected(
     take: Callable[[Connection, Message], None],
     *,
     connack: bytes | None = None,
-    may_begin: Callable[[], bool] = lambda: True,
+    holds: Callable[[], bool] = lambda: True,
 ) -> AsyncIterator[tuple[Connection, Script]]:
     scripts: asyncio.Queue[Script] = asyncio.Queue()
     writers: list[asyncio.StreamWriter] = []
@@ -57,7 +57,7 @@ async def connected(
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     window = Window(bytes(16), 1)
-    connection = Connection(version, LOGIN, BOUNDS, window, SystemClock(), may_begin=may_begin, take=take)
+    connection = Connection(version, LOGIN, BOUNDS, window, SystemClock(), holds=holds, take=take)
     try:
         await connection.open(Address("127.0.0.1", port, None))
         script = await asyncio.wait_for(scripts.get(), 5)
@@ -188,7 +188,7 @@ def test_who_lost_the_lease_while_connecting_takes_nothing() -> None:
         connack = CONNACK[Version.V5] + publish(Version.V5, 1, b"x")
         with pytest.raises(ClosedError, match="lease"):
             async with connected(
-                Version.V5, lambda _, message: taken.append(message), connack=connack, may_begin=lambda: False
+                Version.V5, lambda _, message: taken.append(message), connack=connack, holds=lambda: False
             ):
                 pass
         assert taken == []

@@ -24,13 +24,13 @@ _ENTRY: Final = struct.Struct(">HQQ8s")
 
 _REMEMBER: Final = """
 INSERT INTO mqtt_deliveries (source, partition, session, began, last, last_place, last_packet, floor, repeats_end,
-    shift, awaited, reached, packed)
-SELECT $1, n.partition, n.session, n.began, n.last, n.last_place, n.last_packet, n.floor, n.repeats_end, n.shift,
+    edge, shift, awaited, reached, packed)
+SELECT $1, n.partition, n.session, n.began, n.last, n.last_place, n.last_packet, n.floor, n.repeats_end, n.edge, n.shift,
        string_to_array(n.awaited, ',')::bigint[], n.reached, n.packed
 FROM unnest($2::int[], $3::uuid[], $4::bigint[], $5::bigint[], $6::bigint[], $7::int[], $8::bigint[], $9::bigint[],
-            $10::bigint[], $11::text[], $12::bigint[], $13::bytea[])
+            $10::bigint[], $11::bigint[], $12::text[], $13::bigint[], $14::bytea[])
     AS n (partition, session, began, last, last_place, last_packet, floor, repeats_end,
-          shift, awaited, reached, packed)"""
+          edge, shift, awaited, reached, packed)"""
 
 # The newest of a session stays, whatever is still repeated: it tells which bridge had the session last.
 _FORGET: Final = """
@@ -64,11 +64,13 @@ class Stretch:
     last_place: int = 0
     last_packet: int = 0
     floor: int = 0
-    """Nothing of a lower number is repeated; not 0 once all that the connection had to repeat is over."""
+    """Nothing of a lower number is repeated; from `began` on, nothing of earlier connections is."""
     repeats_end: int = NEVER
     """From this number on the connection delivers no repeats; `NEVER` while that is not known."""
-    shift: int = 0
-    """What the numbers from there on lack to a place."""
+    edge: int = 0
+    """The last place that was known when it began."""
+    shift: int | None = None
+    """What its numbers lack to a place, as far as it is known."""
     awaited: frozenset[int] | None = None
     """Numbers of earlier connections' deliveries that this one has to repeat still; None while it repeated none."""
     reached: int = 0
@@ -81,22 +83,25 @@ class Stretch:
             self.last, self.last_place, self.last_packet = delivery.number, place, delivery.packet
         self.floor = max(self.floor, delivery.floor)
 
-    def end_repeats(self, number: int, place: int) -> None:
-        """Nothing from this number on is a repeat; what comes then has a place behind this one."""
-        if self.repeats_end == NEVER:
-            self.shift = place + 1 - number
-        self.repeats_end = min(self.repeats_end, number)
+    def place(self, number: int) -> int:
+        """Of one that is no repeat."""
+        return self.edge if self.shift is None else number + self.shift
+
+    def lead(self, shift: int) -> None:
+        """One of this connection has this much between its number and its place: those behind it no less."""
+        self.shift = shift if self.shift is None else max(self.shift, shift)
 
     def row(self) -> tuple[Any, ...]:
         awaited = None if self.awaited is None else ",".join(map(str, self.awaited))
-        head = self.began, self.last, self.last_place, self.last_packet, self.floor, self.repeats_end, self.shift
+        head = self.began, self.last, self.last_place, self.last_packet, self.floor, self.repeats_end
         packed = b"".join([_ENTRY.pack(packet, *seen) for packet, seen in self.seen.items()])
-        return (*head, awaited, self.reached, packed)
+        return (*head, self.edge, self.shift, awaited, self.reached, packed)
 
 
 def _stretch_of(row: Any) -> Stretch:
     stretch = Stretch(row["began"], row["last"], row["last_place"], row["last_packet"], row["floor"])
-    stretch.repeats_end, stretch.shift, stretch.reached = row["repeats_end"], row["shift"], row["reached"]
+    stretch.repeats_end, stretch.reached = row["repeats_end"], row["reached"]
+    stretch.edge, stretch.shift = row["edge"], row["shift"]
     stretch.awaited = None if row["awaited"] is None else frozenset(row["awaited"])
     stretch.seen = {packet: Seen(*seen) for packet, *seen in _ENTRY.iter_unpack(row["packed"])}
     return stretch
@@ -112,7 +117,6 @@ class _Repeats(NamedTuple):
     seen: Mapping[int, Seen]
     awaited: frozenset[int]
     """Numbers of deliveries that it has to repeat: once it did, everything behind them is new."""
-    last_place: int
 
 
 class Deliveries:
@@ -145,10 +149,10 @@ class Deliveries:
             return delivery.number >> FENCE_SHIFT < newest.last >> FENCE_SHIFT
         stretch = self._stretch(delivery, newest)
         if not delivery.again and delivery.number < stretch.repeats_end:
-            repeats = self._repeats_of(delivery)
-            stretch.end_repeats(delivery.number, repeats.last_place)
+            stretch.repeats_end = delivery.number
+            stretch.lead(stretch.edge + 1 - delivery.number)
         if delivery.number >= stretch.repeats_end:
-            stretch.add(delivery, delivery.number + stretch.shift)
+            stretch.add(delivery, stretch.place(delivery.number))
             return False
         return self._take_in_doubt(delivery, stretch)
 
@@ -156,21 +160,23 @@ class Deliveries:
         """One that came while the broker repeated what it had sent before: was it among what landed?"""
         repeats = self._repeats_of(delivery)
         seen = repeats.seen.get(delivery.packet)
+        place = stretch.place(delivery.number)
         if (
             seen is None
             or seen.digest != delivery.digest
             or seen.number < delivery.floor
-            or seen.place <= repeats.last_place - REACH
+            or seen.place <= max(place, stretch.edge) - REACH
         ):
-            stretch.add(delivery, repeats.last_place)
+            stretch.add(delivery, place)
             return False
         stretch.add(delivery, seen.place)
+        stretch.lead(seen.place - delivery.number)
         awaited = repeats.awaited if stretch.awaited is None else stretch.awaited
         if seen.number in awaited:
             stretch.awaited = awaited - {seen.number}
             stretch.reached = max(stretch.reached, delivery.number)
             if not stretch.awaited:
-                stretch.end_repeats(stretch.reached + 1, repeats.last_place)
+                stretch.repeats_end = min(stretch.repeats_end, stretch.reached + 1)
         return True
 
     def _newest_first(self, session: bytes) -> Iterator[Stretch]:
@@ -186,8 +192,10 @@ class Deliveries:
             return ours[-1]
         stretch = Stretch(delivery.began)
         if newest is not None and newest.began == delivery.began:
-            stretch.repeats_end, stretch.shift = newest.repeats_end, newest.shift
+            stretch.repeats_end, stretch.edge, stretch.shift = newest.repeats_end, newest.edge, newest.shift
             stretch.awaited, stretch.reached = newest.awaited, newest.reached
+        elif newest is not None:
+            stretch.edge = max(one.last_place for one in self._newest_first(delivery.session))
         ours.append(stretch)
         return stretch
 
@@ -201,7 +209,7 @@ class Deliveries:
         if key in self._repeats:
             return self._repeats[key]
         seen: dict[int, Seen] = {}
-        awaited: dict[int, int] = {}
+        awaited: set[int] = set()
         is_beyond = False
         earlier = (one for one in self._newest_first(delivery.session) if one.began != delivery.began)
         for _, connection in groupby(earlier, lambda one: one.began):
@@ -209,14 +217,14 @@ class Deliveries:
             newest = max(stretches, key=lambda one: one.last)
             again = seen.get(newest.last_packet)
             if not is_beyond and (again is None or again.place != newest.last_place):
-                awaited[newest.last] = newest.last_place
+                awaited.add(newest.last)
             is_beyond = is_beyond or stretches[0].repeats_end != NEVER
             for stretch in stretches:
                 for packet, one in stretch.seen.items():
                     seen.setdefault(packet, one)
-            if any(stretch.floor for stretch in stretches):
+            if any(stretch.floor >= stretch.began for stretch in stretches):
                 break
-        found = self._repeats[key] = _Repeats(seen, frozenset(awaited), max(awaited.values(), default=0))
+        found = self._repeats[key] = _Repeats(seen, frozenset(awaited))
         return found
 
     def apply(self, standing: Stretches) -> None:
