@@ -15,6 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 from uuid import uuid4
 
+import pytest
 from prometheus_client import CollectorRegistry
 
 from ingest.limits import Limits, LimitSettings
@@ -102,6 +103,7 @@ class Running:
     log: Log
     registry: CollectorRegistry
     heard: list[Announcement] = field(default_factory=list)
+    is_killed: bool = False
 
     def counted(self, name: str, **labels: str) -> float:
         """The sum of a metric's samples with these labels among others."""
@@ -140,14 +142,23 @@ class Running:
 
         await until(nothing_open)
 
+    def mute(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """From now on nothing that it writes reaches the broker."""
+        for session, _ in self.bridge._sessions.values():
+            assert session._connection is not None
+            monkeypatch.setattr(session._connection, "_flush", session._connection._acks.clear)
+            monkeypatch.setattr(session._connection, "tick", lambda: None)
+
     async def kill(self) -> None:
         """As if the process was killed: nothing more is acknowledged, nothing given back."""
-        bridge = self.bridge
+        bridge, self.is_killed = self.bridge, True
         for session, task in bridge._sessions.values():
             session.abort("killed by the test")
             task.cancel()
-        for task in [*bridge._tasks, *bridge._credentials.tasks]:
+        tasks = [*bridge._tasks, *bridge._credentials.tasks, *(task for _, task in bridge._sessions.values())]
+        for task in tasks:
             task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         await bridge._intake.stop()
 
 
@@ -181,10 +192,12 @@ async def bridge(installation: Installation, broker: Broker, log: Log, **setting
     watching = asyncio.create_task(made.watch())
     try:
         yield running
-        assert not watching.done(), watching.result()
+        assert running.is_killed or not watching.done(), watching.result()
     finally:
         watching.cancel()
-        await made.stop()
+        await asyncio.gather(watching, return_exceptions=True)
+        if not running.is_killed:
+            await made.stop()
         counted.close()
         pool.terminate()
 

@@ -122,7 +122,7 @@ class Connection(asyncio.Protocol):
         self._is_paused = False
         self._is_stopped = False
         self._has_left_some = False
-        """Whether messages came that were not taken, since it was stopped: then nothing that came before is certain."""
+        """Whether messages came that were not taken, since it was stopped: then nothing before them is certain."""
         self.reason = "the broker closed the connection"
         self.was_taken_over = False
         self.closed: asyncio.Future[str] = self._loop.create_future()

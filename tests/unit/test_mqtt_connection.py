@@ -248,6 +248,9 @@ def test_what_is_asked_for_is_answered(version: Version) -> None:
             script.writer.write(packets._packet(0x90, b"\x00\x01" + properties + b"\x01\x87"))
             assert await asking == b"\x01\x87"
             leaving = asyncio.create_task(connection.close(within_s=1))
+            for _ in range(2):  # once to hear that nothing more is waiting, and again that it heard all
+                await script.expect(packets.PINGREQ)
+                script.writer.write(b"\xd0\x00")
             await script.expect(packets.disconnect())
             script.writer.close()
             await leaving

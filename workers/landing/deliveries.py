@@ -25,12 +25,12 @@ _ENTRY: Final = struct.Struct(">HQQ8s")
 _REMEMBER: Final = """
 INSERT INTO mqtt_deliveries (source, partition, session, began, last, last_place, last_packet, floor, repeats_end,
     edge, shift, awaited, reached, packed)
-SELECT $1, n.partition, n.session, n.began, n.last, n.last_place, n.last_packet, n.floor, n.repeats_end, n.edge, n.shift,
-       string_to_array(n.awaited, ',')::bigint[], n.reached, n.packed
+SELECT $1, n.partition, n.session, n.began, n.last, n.last_place, n.last_packet, n.floor, n.repeats_end, n.edge,
+       n.shift, string_to_array(n.awaited, ',')::bigint[], n.reached, n.packed
 FROM unnest($2::int[], $3::uuid[], $4::bigint[], $5::bigint[], $6::bigint[], $7::int[], $8::bigint[], $9::bigint[],
             $10::bigint[], $11::bigint[], $12::text[], $13::bigint[], $14::bytea[])
-    AS n (partition, session, began, last, last_place, last_packet, floor, repeats_end,
-          edge, shift, awaited, reached, packed)"""
+    AS n (partition, session, began, last, last_place, last_packet, floor, repeats_end, edge,
+          shift, awaited, reached, packed)"""
 
 # The newest of a session stays, whatever is still repeated: it tells which bridge had the session last.
 _FORGET: Final = """
