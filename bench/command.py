@@ -11,6 +11,7 @@ from bench import api as api_bench
 from bench import hostile as hostile_bench
 from bench import live as live_bench
 from bench import memory as memory_bench
+from bench import mqtt as mqtt_bench
 from bench import pipeline as pipeline_bench
 from bench import queries as queries_bench
 from bench.errors import BenchError
@@ -27,6 +28,8 @@ from bench.report import (
     live_tables,
     memory_object,
     memory_tables,
+    mqtt_object,
+    mqtt_tables,
     pipeline_object,
     pipeline_tables,
     queries_object,
@@ -114,6 +117,27 @@ def memory(devices: int, series: int, as_json: bool, services: Path) -> None:
         raise BenchError("--series is a multiple of --devices, up to 1,000 of them each")
     figures = memory_bench.measure(devices, series, services)
     click.echo(orjson.dumps(memory_object(figures)).decode() if as_json else memory_tables(figures))
+
+
+@bench.command()
+@click.option("--messages", type=click.IntRange(100, 1_000_000), default=100_000, show_default=True,
+              help="Of one reading, in each turn.")  # fmt: skip
+@click.option("--devices", type=click.IntRange(4, 100_000), default=1_000, show_default=True,
+              help="That they are of.")  # fmt: skip
+@click.option("--readings-per-message", type=click.IntRange(2, 1_000), default=100, show_default=True,
+              help="In a large message.")  # fmt: skip
+@click.option("--batches", type=click.IntRange(100, 100_000), default=20_000, show_default=True,
+              help="Large messages.")  # fmt: skip
+@_json_option
+@_services_option
+def mqtt(messages: int, devices: int, readings_per_message: int, batches: int, as_json: bool, services: Path) -> None:
+    """From a broker to a committed row: rates and CPU of the bridge.
+
+    Of messages with one reading and with many.
+    """
+    options = mqtt_bench.Options(messages, devices, readings_per_message, batches)
+    figures = mqtt_bench.measure(options, services)
+    click.echo(orjson.dumps(mqtt_object(figures)).decode() if as_json else mqtt_tables(figures))
 
 
 @bench.command()

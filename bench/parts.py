@@ -30,6 +30,7 @@ from runtime.secrets import new_ring
 CHECKOUT: Final = Path(__file__).resolve().parents[1]
 SERVICES: Final = CHECKOUT / "deploy" / "local" / "services"
 PARTS: Final = ("SLUICE_LOG_URL", "SLUICE_DATABASE_URL", "SLUICE_DATABASE_OWNER_URL")
+BROKER: Final = "SLUICE_MQTT_URL"
 START_TIMEOUT_S: Final = 900.0
 READY_TIMEOUT_S: Final = 60.0
 STOP_TIMEOUT_S: Final = 40.0
@@ -51,6 +52,8 @@ class Parts:
     postgresql: int
     superuser_url: str | None
     """Only of an instance of the run's own."""
+    mosquitto: int | None = None
+    """Only where a broker was asked for."""
 
     @property
     def database_url(self) -> str:
@@ -62,22 +65,25 @@ class Parts:
 
 
 @contextmanager
-def real_parts(directory: Path, kept: Path | None = None) -> Iterator[Parts]:
+def real_parts(directory: Path, kept: Path | None = None, *, with_broker: bool = False) -> Iterator[Parts]:
     """Parts that are ready and migrated; those in `kept` stay there, and are what a later run finds.
 
+    `with_broker`: a broker of MQTT too.
     Raises `BenchError` when they cannot be had.
     """
-    given = [name for name in PARTS if os.environ.get(name)]
-    if given and len(given) < len(PARTS):
-        raise BenchError(f"set all of {', '.join(PARTS)} to measure on those, or none to have parts started")
+    wanted = (*PARTS, BROKER) if with_broker else PARTS
+    given = [name for name in wanted if os.environ.get(name)]
+    if given and len(given) < len(wanted):
+        raise BenchError(f"set all of {', '.join(wanted)} to measure on those, or none to have parts started")
     if given:
-        yield _migrated({name: os.environ[name] for name in PARTS}, None)
+        yield _migrated({name: os.environ[name] for name in wanted}, None)
         return
     (kept or directory).mkdir(parents=True, exist_ok=True)
     home = kept or Path(tempfile.mkdtemp(prefix="bench-", dir=directory))
-    progress(f"starting Kafka and TimescaleDB in {home}")
+    names = ["kafka", "timescaledb", *(["mosquitto"] if with_broker else [])]
+    progress(f"starting {', '.join(names)} in {home}")
     try:
-        exported = run_services(home, "start", "kafka", "timescaledb")
+        exported = run_services(home, "start", *names)
         lines = [line.removeprefix("export ") for line in exported.splitlines()]
         superuser_url = read_superuser_url(home)
         asyncio.run(_without_autovacuum(superuser_url))
@@ -121,7 +127,8 @@ def _migrated(urls: Mapping[str, str], superuser_url: str | None) -> Parts:
     if done.returncode:
         raise BenchError("`sluice migrate` failed")
     database = urlsplit(urls["SLUICE_DATABASE_URL"])
-    return Parts(environment, listener(log.port or 9092), listener(database.port or 5432), superuser_url)
+    broker = listener(urlsplit(urls[BROKER]).port or 1883) if BROKER in urls else None
+    return Parts(environment, listener(log.port or 9092), listener(database.port or 5432), superuser_url, broker)
 
 
 def sluice_command(*arguments: str) -> list[str]:

@@ -15,6 +15,7 @@ from bench.hostile import MEMORY_GROWTH_MAX_BYTES, HostileFigures
 from bench.live import LiveFigures
 from bench.load import Load, percentiles_ms
 from bench.memory import MemoryFigures
+from bench.mqtt import MqttFigures, Whole
 from bench.pipeline import EndToEnd, Figures
 from bench.queries import WIDE, QueryFigures
 from bench.singles import Single
@@ -543,6 +544,94 @@ def hostile_tables(figures: HostileFigures) -> str:
             *figures.failures,
         ]
     )
+
+
+# ---------------------------------------------------------------- MQTT
+
+#: Of the bridge's way; the broker is not ours, and is told beside it.
+BRIDGED: Final = ("bridge", "kafka", "worker", "postgresql")
+
+
+def mqtt_targets(figures: MqttFigures) -> list[Target]:
+    drained = [
+        target
+        for one in figures.drained
+        for target in (
+            Target(f"messages of {one.name}, one bridge", one.messages_per_s, 12_000, "messages/s", False,
+                   one.messages / one.messages_per_s),
+            Target("the bridge's CPU for it", one.bridge_us, 45, "µs/message", True,
+                   one.bridge_us * one.messages / 1e6),
+        )
+    ]  # fmt: skip
+    batches = figures.whole[-1]
+    rate = batches.readings / batches.committed_s
+    what = f"{batches.readings_per_message} readings a message, end to end"
+    return [*drained, Target(what, rate, 200_000, "readings/s", at_most=False, over_s=batches.committed_s)]
+
+
+def mqtt_object(figures: MqttFigures) -> dict[str, Any]:
+    """For `--json`."""
+    return {
+        "machine": machine(),
+        "options": vars(figures.options),
+        "mqtt": {
+            "drained": [vars(one) for one in figures.drained],
+            "end_to_end": [_whole_mqtt(one) for one in figures.whole],
+            "repeated_messages": figures.again,
+        },
+        "targets": [target.plain for target in mqtt_targets(figures)],
+    }
+
+
+def _whole_mqtt(whole: Whole) -> dict[str, Any]:
+    return {
+        "readings_per_message": whole.readings_per_message,
+        "messages": whole.messages,
+        "published_per_s": whole.publishing.messages / whole.publishing.seconds,
+        "committed_messages_per_s": whole.messages / whole.committed_s,
+        "committed_readings_per_s": whole.readings / whole.committed_s,
+        "cpu_us_per_message": {part: seconds * 1e6 / whole.messages for part, seconds in whole.cpu_s.items()},
+        "cpu_us_per_reading": sum(whole.cpu_s[part] for part in BRIDGED) * 1e6 / whole.readings,
+        "bridge_peak_mb": whole.bridge_peak_bytes / MEGABYTE,
+    }
+
+
+def mqtt_tables(figures: MqttFigures) -> str:
+    options = figures.options
+    title = (
+        f"{options.messages:,} messages a turn, {options.devices:,} devices, one bridge, {os.cpu_count()} cores; "
+        f"{figures.again:,} messages repeated by the broker"
+    )
+    drained = _table(
+        ("kept by the broker, then taken", "messages/s", "bridge µs", "broker µs", "Kafka µs"),
+        [
+            (
+                one.name,
+                f"{one.messages_per_s:,.0f}",
+                f"{one.bridge_us:.1f}",
+                f"{one.broker_us:.1f}",
+                f"{one.kafka_us:.1f}",
+            )
+            for one in figures.drained
+        ],
+    )
+    parts = ("bridge", "broker", "kafka", "worker", "postgresql", "load", "others")
+    whole = _table(
+        ("end to end", *(f"{one.readings_per_message} a message" for one in figures.whole)),
+        [
+            ("messages", *(f"{one.messages:,}" for one in figures.whole)),
+            ("messages/s published", *(f"{one.messages / one.publishing.seconds:,.0f}" for one in figures.whole)),
+            ("messages/s until committed", *(f"{one.messages / one.committed_s:,.0f}" for one in figures.whole)),
+            ("readings/s until committed", *(f"{one.readings / one.committed_s:,.0f}" for one in figures.whole)),
+            *[
+                (f"{part}, µs a message", *(f"{one.cpu_s[part] * 1e6 / one.messages:.1f}" for one in figures.whole))
+                for part in parts
+            ],
+            ("memory of the bridge, peak", *(f"{one.bridge_peak_bytes / MEGABYTE:.0f} MB" for one in figures.whole)),
+        ],
+    )
+    targets = _table(("target", "measured", "wanted", ""), [target.row for target in mqtt_targets(figures)])
+    return "\n\n".join([title, drained, whole, targets])
 
 
 # ---------------------------------------------------------------- tables

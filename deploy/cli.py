@@ -17,7 +17,7 @@ _OPERATORS: Final = "deploy.commands.operators"
 _REGISTRY: Final = "deploy.commands.registry"
 #: As the help lists them: what each is for, and the module that has it.
 _COMMANDS: Final = {
-    "Run it": {"up": _ROLES, "ingest": _ROLES, "worker": _ROLES, "api": _ROLES},
+    "Run it": {"up": _ROLES, "ingest": _ROLES, "bridge": _ROLES, "worker": _ROLES, "api": _ROLES},
     "Operate it, beside its database": {
         "admin": _OPERATORS,
         "ca": "deploy.commands.certificates",

@@ -11,6 +11,7 @@ from api.certificates.settings import CertificateSettings
 from api.live.settings import LiveSettings
 from api.settings import ApiSettings
 from ingest.limits import LimitSettings
+from ingest.mqtt.settings import BridgeSettings
 from ingest.settings import IngestSettings, PacedSettings, ReplaySettings, SpoolSettings
 from runtime.http.cors import CorsSettings
 from runtime.http.server import HttpSettings
@@ -23,7 +24,6 @@ from runtime.secrets import SecretSettings
 from runtime.settings import CONFIG_VARIABLE, Settings, setting
 from runtime.sockets import Address, parse_address, reachable
 from runtime.tls import TlsSettings
-from runtime.urls import check_query, check_server, split_url
 from schemas.topics import PARTITIONS_DEFAULT
 from workers.erasure.settings import ErasureSettings
 from workers.retention.settings import RetentionSettings
@@ -34,12 +34,6 @@ from workers.verify.settings import VerifySettings
 HTTP_VARIABLE: Final = "SLUICE_HTTP_LISTEN"
 #: Of `sluice up`, in its data directory: what leads to its parts.
 SETTINGS_FILE: Final = "sluice.toml"
-
-
-def _check_mqtt_url(url: str) -> None:
-    parts = split_url(url, ("mqtt", "mqtts"))
-    check_server(parts)
-    check_query(parts, ())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,9 +58,6 @@ class DeploySettings:
         check=check_log_url,
         why="For `sluice migrate --new-generation`: where the log to be closed stands, if not at SLUICE_LOG_URL.",
     )
-    mqtt_url: str = setting(
-        "", secret=True, check=_check_mqtt_url, why="mqtt://… or mqtts://… of a broker; no role reads from one yet."
-    )
     worker_processes: int = setting(
         1, unit="processes", least=1, most=256, why="They share the partitions; one event loop uses one core."
     )
@@ -85,6 +76,7 @@ GROUPS: Final = (
     PacedSettings,
     LimitSettings,
     ReplaySettings,
+    BridgeSettings,
     LandingSettings,
     VerifySettings,
     QuarantineSettings,

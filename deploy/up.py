@@ -20,10 +20,13 @@ from deploy.operating import login, print_demo
 from deploy.operator import seed
 from deploy.process import Process
 from deploy.roles.api import end_streams_first, make_api
-from deploy.roles.ingest import make_ingest
+from deploy.roles.bridge import bridge_to
+from deploy.roles.ingest import make_ingest, way_in
 from deploy.roles.role import serve
 from deploy.roles.worker import work_on
 from deploy.settings import HTTP_VARIABLE, SETTINGS_FILE, DeploySettings, http_address, load, public_url
+from ingest.mqtt.metrics import BridgeMetrics
+from ingest.mqtt.settings import BridgeSettings
 from ingest.settings import IngestSettings
 from runtime.errors import ConfigurationError
 from runtime.log.port import Log
@@ -78,7 +81,12 @@ async def _start(
         return log
 
     api, live = await make_api(process, ring, address_of(listener), None, opened)
-    ingest = await make_ingest(process, log, ring)
+    metrics = BridgeMetrics()
+    common = await way_in(process, metrics)
+    ingest = await make_ingest(process, log, ring, common)
+    if process.settings.get(BridgeSettings).mqtt_url:
+        bridge = await bridge_to(process, log, common, metrics)
+        process.health.note("broker", lambda: bridge.trouble)  # what comes by HTTP does not need it
     await work_on(process, log)
     handler = beside(ingest.serves, ingest.handle, api.handler)
     refuse = refusing_beside(ingest.serves, ingest.refuse, api.refuse)

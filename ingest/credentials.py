@@ -55,11 +55,20 @@ class Grant(msgspec.Struct, frozen=True, gc=False):
     expires_s: float
     """Unix seconds after which it is void."""
     token_hash: bytes
+    """What it was looked up by: a token's hash, or the device's id."""
     epoch: int
     read_s: float
     """Monotonic seconds of the look-up."""
     limits: tuple[int | None, ...] | None = None
     """Overrides, its own and then its organisation's: requests and readings a minute, bytes a day; None: default."""
+
+
+def names_device(grant: Grant, name: object) -> bool:
+    """Whether what a body says of its device is the grant's own: nothing, its local id, or its id."""
+    if name is None or name == grant.local_id:
+        return True
+    found = device_id_of(name) if type(name) is str else None
+    return found is not None and found.bytes == grant.device
 
 
 class SiteDevice(msgspec.Struct, frozen=True, gc=False):
@@ -105,6 +114,22 @@ _GRANTS: Final = """
     LEFT JOIN limit_overrides whole ON whole.subject_id = c.organisation_id
     WHERE c.token_hash = ANY ($1) AND c.revoked_at IS NULL AND d.status IS DISTINCT FROM 'deleted'
 """
+
+# The same of devices by their ids, for whom another has let in: a broker.
+_DEVICES: Final = """
+    SELECT uuid_send(d.device_id) AS token_hash, 'device' AS kind, d.organisation_id, d.device_id, NULL AS site_id,
+           d.local_id, d.status, o.raw_retention_days, NULL AS expires_s,
+           (SELECT epoch FROM credential_epoch) AS epoch,
+           CASE WHEN coalesce(own.subject_id, whole.subject_id) IS NOT NULL THEN
+               ARRAY[own.requests_per_minute, own.readings_per_minute, own.bytes_per_day,
+                     whole.requests_per_minute, whole.readings_per_minute, whole.bytes_per_day] END AS limits
+    FROM devices d
+    JOIN organisations o ON o.organisation_id = d.organisation_id
+    LEFT JOIN limit_overrides own ON own.subject_id = d.device_id
+    LEFT JOIN limit_overrides whole ON whole.subject_id = d.organisation_id
+    WHERE d.device_id = ANY ($1::uuid[]) AND d.status <> 'deleted'
+"""
+_DEVICE_ID_BYTES: Final = 16
 
 # Where each device stands now, and when that ends; by the name it has at the site, or by its id. No local id is spelt
 # like an id any more; one from before gives way to the device whose id it is.
@@ -198,6 +223,7 @@ class Credentials:
     async def find(self, digests: list[bytes]) -> Grant:
         """The grant of a token by its digests, newest key first; asks the database when it must.
 
+        The id of a device, 16 bytes, takes the place of digests where something else than a token tells who sends.
         Raises `UnknownTokenError`, and `UnavailableError` when that cannot be told.
         """
         grant = self.cached(digests[0])
@@ -290,7 +316,7 @@ class Credentials:
         generation = self._generation
         waiting = {key: self._pending[key] for key in keys}
         try:
-            rows = await self._fetch(_GRANTS, [digest for digests, _ in waiting.values() for digest in digests])
+            rows = await self._read([digest for digests, _ in waiting.values() for digest in digests])
         except UnavailableError as error:
             for key in keys:
                 self._fail(key, error)
@@ -307,6 +333,15 @@ class Credentials:
                 self._remember(key, grant)
             if not future.done():
                 future.set_result(grant)
+
+    async def _read(self, keys: list[bytes]) -> list[Any]:
+        """The rows of grants by digest or device. Raises `UnavailableError`."""
+        devices = [UUID(bytes=key) for key in keys if len(key) == _DEVICE_ID_BYTES]
+        if not devices:
+            return await self._fetch(_GRANTS, keys)
+        rows = await self._fetch(_DEVICES, devices)
+        digests = [key for key in keys if len(key) != _DEVICE_ID_BYTES]
+        return rows + await self._fetch(_GRANTS, digests) if digests else rows
 
     def _fail(self, key: bytes, error: UnavailableError) -> None:
         _, future = self._pending.pop(key)

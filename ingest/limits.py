@@ -150,7 +150,9 @@ class LimitExceededError(Exception):
         self.value = value
         self.used = used
         self.resets_in_s = resets_in_s
-        if wanted > value:
+        self.is_beyond = wanted > value
+        """Whether no wait would help."""
+        if self.is_beyond:
             what = f"{wanted} {kind.words.partition(' ')[0]} in one request are more than the {scope}'s whole limit"
             super().__init__(f"{what} of {value} {kind.words}: split it")
         else:

@@ -148,7 +148,7 @@ def _submission(payload: bytes) -> Submission | None:
 
 
 def _replaying(record: Record, row: Any) -> Record:
-    record = msgspec.structs.replace(record, version=records.VERSION, replays=row["quarantine_id"].bytes)
+    record = msgspec.structs.replace(record, version=records.LATE_VERSION, replays=row["quarantine_id"].bytes)
     # What a device sent, or somebody wrote, under the names that landing uses says nothing.
     return _as_it_was(record, row["payload"]) if row["item"] < 0 and not row["edited"] else record
 

@@ -45,7 +45,7 @@ class MetricsSettings:
     metrics_listen: str = setting(
         "",
         why="host:port of /metrics and /health; unset: 127.0.0.1 with port 9461 for ingest, 9462 for worker, 9463 "
-        "for api, and any free one for up, which says where; port 0 takes any free one",
+        "for api, 9464 for bridge, and any free one for up, which says where; port 0 takes any free one",
     )
     metrics_tls_certificate_file: str = setting(
         "",

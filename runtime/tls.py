@@ -1,11 +1,12 @@
 """TLS on our own listeners: the certificate that is shown, who may connect, and a renewed one taken up while running.
 
-Left out: connections (`runtime.http`), and TLS towards Kafka and PostgreSQL, which their URLs ask for.
+Also what we show and ask for where a URL wants TLS (Kafka, a broker). Left out: connections, and PostgreSQL's TLS.
 """
 
 import asyncio
 import logging
 import ssl
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -170,3 +171,31 @@ def _stamp_of(file: Path) -> tuple[int, int, int] | None:
     except OSError:
         return None
     return found.st_ino, found.st_mtime_ns, found.st_size
+
+
+def client_context(variable: str, options: Mapping[str, str]) -> ssl.SSLContext:
+    """For connections of ours: `cafile`, `certfile` and `keyfile` are options of the URL in the setting `variable`.
+
+    Raises `ConfigurationError`.
+    """
+    try:
+        _check_files(variable, options)
+        context = ssl.create_default_context(cafile=options.get("cafile"))
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        if "certfile" in options:
+            load_chain(context, options["certfile"], options.get("keyfile"))
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        names = " or ".join(name for name in ("cafile", "certfile", "keyfile") if name in options)
+        raise ConfigurationError(f"{variable}: {names} is not what it should be, in PEM: {error}") from error
+    return context
+
+
+def _check_files(variable: str, options: Mapping[str, str]) -> None:
+    """OpenSSL does not say which of the files it misses."""
+    for name in ("cafile", "certfile", "keyfile"):
+        if name in options:
+            try:
+                Path(options[name]).read_bytes()
+            except OSError as error:
+                said = error.strerror or error
+                raise ConfigurationError(f"{variable}: {name}={options[name]} cannot be read: {said}") from error

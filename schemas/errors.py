@@ -75,6 +75,8 @@ class ReadingCode(StrEnum):
     TOO_OLD = "too_old"
     DEVICE_MISMATCH = "device_mismatch"
     DEVICE_SUSPENDED = "device_suspended"
+    RATE_LIMITED = "rate_limited"
+    """By MQTT, where nobody can be told to wait: more than a limit allows, for too long."""
     NOT_DURABLE = "not_durable"
     """Its record could not be made durable though others of the request were: send it again."""
     UNIT_MISMATCH = "unit_mismatch"

@@ -10,8 +10,11 @@ from typing import Final
 
 import msgspec
 
-VERSION: Final = 2
+VERSION: Final = 3
 """The newest version this code writes and reads. A worker that meets a newer one waits for its upgrade."""
+
+LATE_VERSION: Final = 2
+"""Of a record that sets one of the fields from `origin` to `in_doubt`."""
 
 PLAIN_VERSION: Final = 1
 """Of a record whose last fields are all unset: workers that know nothing of those fields read it as well."""
@@ -128,10 +131,33 @@ class Idempotency(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """Of what the request held: the same key with another one is a conflict."""
 
 
+FENCE_SHIFT: Final = 40
+"""A delivery's number holds above these bits how often its session had been taken over by then."""
+
+
+class Delivery(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """How a message came over MQTT, so that landing knows it again when the broker sends it once more."""
+
+    session: bytes
+    """16 bytes: which of the bridges' sessions it was sent to."""
+    packet: int
+    """The packet identifier that the broker gave it, which later ones of the session may have as well."""
+    again: bool
+    """The broker may have sent it before (DUP)."""
+    digest: bytes
+    """8 bytes, of topic and payload."""
+    number: int
+    """Ascends over the deliveries of the session as they came, whichever bridge had it (`FENCE_SHIFT`)."""
+    began: int
+    """The number of the first delivery of the same connection."""
+    floor: int
+    """Of the records in this partition, none with a lower number is of a message that is sent again."""
+
+
 class Record(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """One request of one device. Fields are only ever added at the end, with a default.
 
-    From `origin` on they belong to version 2: a record that sets any of them has it.
+    From `origin` on they belong to version 2, `delivery` to version 3: a record that sets any of them has it.
     """
 
     version: int
@@ -153,6 +179,8 @@ class Record(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """The id of the quarantine row, 16 bytes, that this record's one reading was released from."""
     in_doubt: bool = False
     """Whether an earlier append of the very same record may stand in the log: its readings are then its own."""
+    delivery: Delivery | None = None
+    """Of a message whose readings are not known again by their times alone."""
 
     @property
     def is_gap(self) -> bool:
@@ -182,7 +210,7 @@ _encoder: Final = msgspec.msgpack.Encoder()
 _decoder: Final = msgspec.msgpack.Decoder(Record)
 encode: Final = _encoder.encode
 
-_VERSIONS: Final = frozenset({PLAIN_VERSION, VERSION})
+_VERSIONS: Final = frozenset({PLAIN_VERSION, LATE_VERSION, VERSION})
 _FIXARRAY: Final = 0x90
 #: By its first byte, where the first element of an array of 16 or more begins.
 _LONG_ARRAYS: Final = {0xDC: 3, 0xDD: 5}
@@ -193,6 +221,8 @@ _DEVICE_END: Final = 2 + 3 * 18
 _RECEIVED_MAX: Final = 200 * 8766 * 3_600_000_000
 """The year 2200, in microseconds: no ingest's clock is that wrong."""
 _QUALITY_MAX: Final = 2**15 - 1
+_PACKET_MAX: Final = 2**16 - 1
+_NUMBER_END: Final = 2**63
 _UINTS: Final = {0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8}
 
 
@@ -278,3 +308,13 @@ def _check_late_fields(record: Record) -> None:
         raise UndecodableError("not a record: a part of its idempotency key is not 16 bytes long")
     if len(record.replays) not in (0, 16):
         raise UndecodableError("not a record: the quarantine row it replays has no id")
+    if record.delivery is not None:
+        _check_delivery(record.delivery)
+
+
+def _check_delivery(delivery: Delivery) -> None:
+    ids = len(delivery.session), len(delivery.digest)
+    numbers = 0 <= delivery.floor <= delivery.number < _NUMBER_END and 0 <= delivery.began <= delivery.number
+    is_sound = 0 < delivery.packet <= _PACKET_MAX and numbers
+    if ids != (16, 8) or not is_sound:
+        raise UndecodableError("not a record: how it was delivered is none")

@@ -52,6 +52,11 @@ DELETE FROM moved_readings WHERE ctid = ANY (ARRAY(
 DELETE FROM outcomes WHERE ctid = ANY (ARRAY(
     SELECT ctid FROM outcomes WHERE landed_at < now() - make_interval(days => $1)
     ORDER BY landed_at LIMIT $2))""",
+    """
+DELETE FROM mqtt_deliveries WHERE ctid = ANY (ARRAY(
+    SELECT d.ctid FROM mqtt_deliveries d WHERE d.landed_at < now() - make_interval(days => $1)
+      AND NOT EXISTS (SELECT FROM mqtt_slots s WHERE s.session = d.session)
+    ORDER BY d.landed_at LIMIT $2))""",
     # Of a spool that ended, and of which nothing landed since: without its row, a copy would land as if it were new.
     """
 DELETE FROM spool_positions WHERE ctid = ANY (ARRAY(

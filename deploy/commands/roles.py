@@ -1,4 +1,4 @@
-"""`sluice api`, `ingest`, `worker`, `up`: processes that run until told to stop. Left out: what they do."""
+"""`sluice api`, `bridge`, `ingest`, `worker`, `up`: processes that run until told to stop. Left out: what they do."""
 
 import sys
 from collections.abc import Mapping
@@ -40,6 +40,16 @@ def _run_role(name: str, inherited: str | None, overrides: Mapping[str, object])
 def api(listen: str | None, processes: int | None, metrics_listen: str | None, inherited: str | None) -> None:
     """Answer the API's requests over HTTP."""
     _run_role("api", inherited, {"api_listen": listen, "api_processes": processes, "metrics_listen": metrics_listen})
+
+
+@click.command()
+@click.option("--metrics-listen", metavar="HOST:PORT", help="Where probes and metrics are served.")
+def bridge(metrics_listen: str | None) -> None:
+    """Take readings in from an MQTT broker (SLUICE_MQTT_URL).
+
+    Several share the sessions; when one ends, others take its sessions over.
+    """
+    _run_role("bridge", None, {"metrics_listen": metrics_listen})
 
 
 @click.command()

@@ -76,6 +76,27 @@ INGEST: Final = Dashboard(
             Prom(rate("sluice_ingest_limited_requests_total", "limit, scope"), "{{scope}} {{limit}}"),
             unit="reqps",
         ),
+        chart("Messages", Prom(rate("sluice_mqtt_messages_total", "result"), "{{result}}"), unit="cps"),
+        chart(
+            "Messages in work",
+            Prom("sum(sluice_mqtt_in_flight_messages)", "not acknowledged"),
+            Prom("sum(sluice_mqtt_held_messages)", "of those, waiting for a look-up or a limit"),
+            Prom("max(sluice_mqtt_broker_stored_messages)", "kept by the broker"),
+        ),
+        chart("From a message to durable", *quantiles("sluice_mqtt_acknowledge_seconds"), unit="s"),
+        chart(
+            "Sessions with the broker",
+            Prom("sum(sluice_mqtt_sessions_leased)", "leased"),
+            Prom("sum(sluice_mqtt_sessions)", "connected"),
+            Prom(rate("sluice_mqtt_connections_ended_total"), "ended a second"),
+        ),
+        chart(
+            "Messages that were repeated or dropped",
+            Prom(rate("sluice_mqtt_repeated_messages_total"), "repeated by the broker"),
+            Prom(rate("sluice_mqtt_unacknowledged_messages_total"), "left to the broker"),
+            Prom("max(delta(sluice_mqtt_broker_dropped_messages[$__rate_interval]))", "dropped by the broker"),
+            unit="cps",
+        ),
         chart(
             "Connections turned away",
             Prom(

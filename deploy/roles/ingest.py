@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -30,14 +31,29 @@ _GENERATIONS: Final = "SELECT source FROM log_generations ORDER BY created_at"
 _GENERATIONS_WAIT_S: Final = 5.0
 
 
-async def make_ingest(process: Process, log: Log, ring: KeyRing) -> IngestService:
-    """The ingest face on sessions of its own, started; it ends with the process."""
+@dataclass(frozen=True)
+class WayIn:
+    """What all that takes readings in one process has in common."""
+
+    pool: Connections
+    limits: Limits
+    metrics: IngestMetrics
+
+
+async def way_in(process: Process, metrics: IngestMetrics) -> WayIn:
+    """Sessions of its own; whoever uses it last closes its limits."""
     settings = process.settings
-    clock, metrics = SystemClock(), IngestMetrics()
     pool = await process.pool("sluice_ingest")
+    directory = Path(settings.get(DeploySettings).data_dir) / "limits"
+    return WayIn(pool, Limits(settings.get(LimitSettings), SystemClock(), directory), metrics)
+
+
+async def make_ingest(process: Process, log: Log, ring: KeyRing, common: WayIn) -> IngestService:
+    """The ingest face, started; it ends with the process."""
+    settings = process.settings
+    clock, pool, limits, metrics = SystemClock(), common.pool, common.limits, common.metrics
     places = await _spool_places(process, log, pool)
     spool = make_spool(process, log, pool, places, metrics)
-    limits = Limits(settings.get(LimitSettings), clock, Path(settings.get(DeploySettings).data_dir) / "limits")
     lane = make_lane(process, log, spool, limits, pool, places, metrics)
     service = make_service(
         log=log,
@@ -150,7 +166,7 @@ async def _work_ingest(process: Process, listeners: list[socket.socket]) -> None
         log = await process.log_that_may_be_away()
     else:
         _, log = await process.log()
-    service = await make_ingest(process, log, ring)
+    service = await make_ingest(process, log, ring, await way_in(process, IngestMetrics()))
     server = await serve(process, listeners[0], service.handle, service.refuse)
     service.connections = server.count
 

@@ -11,7 +11,7 @@ import msgspec
 from aiohttp import hdrs, web
 
 from ingest.admit import Rejection
-from ingest.credentials import KNOWN, Credentials, Grant, UnknownTokenError
+from ingest.credentials import KNOWN, Credentials, Grant, UnknownTokenError, names_device
 from ingest.formats.shape import Submission, storable
 from ingest.http.answers import Refusal
 from ingest.limits import Limits
@@ -26,7 +26,6 @@ from runtime.secrets import (
     plausible_jwt,
     plausible_token,
 )
-from schemas.device_ids import device_id_of
 from schemas.errors import ReadingCode, RequestCode
 
 SENDERS: Final = ("device", "gateway")
@@ -155,7 +154,7 @@ class Callers:
         """The device of this name, and why its readings are refused, if they are."""
         mismatch = ReadingCode.DEVICE_MISMATCH
         if grant.device is not None:
-            if name is None or name == grant.local_id or _is_id(name, grant.device):
+            if names_device(grant, name):
                 if grant.suspended:
                     return grant.device, ReadingCode.DEVICE_SUSPENDED, SUSPENDED
                 return grant.device, None, ""
@@ -201,11 +200,6 @@ def check_active(grant: Grant) -> None:
 def bearer(request: web.BaseRequest) -> str | None:
     scheme, _, token = request.headers.get(hdrs.AUTHORIZATION, "").partition(" ")
     return token.strip() if scheme.lower() == "bearer" else None
-
-
-def _is_id(name: object, device: bytes) -> bool:
-    found = device_id_of(name) if type(name) is str else None
-    return found is not None and found.bytes == device
 
 
 def _check_names(submissions: list[Submission]) -> None:

@@ -38,6 +38,7 @@ from ingest.overload import Overload
 from ingest.paced.lane import LaneFullError
 from ingest.receipts import Receipt, ReceiptError, Receipts, State
 from ingest.settings import IngestSettings
+from ingest.stamps import Stamps
 from runtime.clock import Clock
 from runtime.errors import OutcomeUnknownError, OverloadedError, UnavailableError
 from runtime.http.answers import Answer
@@ -116,12 +117,10 @@ class IngestService:
         )
         self._room = Room(settings.http_in_flight_bytes_max)
         self._repeats: Repeats[Answer] = Repeats(settings.idempotency_entries_max, clock)
-        self._received_us = 0
+        self._stamps = Stamps()
         self._requests = 0
-        self._records = 0
-        # Request and record ids: random per process, counted within it, so that neither costs system calls.
+        # Random per process and counted within it, so that an id costs no system call.
         self._id_prefix = os.urandom(6).hex()
-        self._record_prefix = os.urandom(8)
         self._tasks: list[asyncio.Task[None]] = []
         self.connections: Callable[[], int] = lambda: 0
 
@@ -338,11 +337,12 @@ class IngestService:
         names_nobody = header is None and len(submissions) == 1 and submissions[0].device is None
         if names_nobody and grant.device is not None and not grant.suspended:
             # The usual request, without what several devices need.
-            parts = [self._judge(call, self._reserve(call.arrived_us, count), grant.device, [(0, submissions[0])])]
+            received_us = self._stamps.reserve(call.arrived_us, count)
+            parts = [self._judge(call, received_us, grant.device, [(0, submissions[0])])]
             is_suspended, rejections = False, list[Rejection]()
         else:
             by_device = await self._callers.devices(grant, header, submissions)
-            parts = self._admit(call, self._reserve(call.arrived_us, count), by_device)
+            parts = self._admit(call, self._stamps.reserve(call.arrived_us, count), by_device)
             is_suspended, rejections = not by_device.devices, by_device.strays
         if call.name is not None:
             # Where nothing was accepted the key is not used up: the same may be accepted another time.
@@ -387,7 +387,7 @@ class IngestService:
                 self._admission.window(received_us, call.grant.retention_days),
                 ReadingCode.DEVICE_SUSPENDED,
                 SUSPENDED,
-                record_id=self._record_id(),
+                record_id=self._stamps.record_id(),
                 request_id=call.request_id,
                 way="http",
                 sent=call.sent,
@@ -400,16 +400,12 @@ class IngestService:
             submissions,
             Sender(call.grant.organisation, device),
             self._admission.window(received_us, call.grant.retention_days),
-            record_id=self._record_id(),
+            record_id=self._stamps.record_id(),
             request_id=call.request_id,
             way="http",
             sent=call.sent,
         )
         return Part(device, submissions, admitted)
-
-    def _record_id(self) -> bytes:
-        self._records += 1
-        return self._record_prefix + self._records.to_bytes(8, "big")
 
     def _keep(self, parts: list[Part], paced: Paced | None) -> Awaitable[Durable]:
         try:
@@ -473,18 +469,6 @@ class IngestService:
             counts = counts[:-1] + b',"erased":%d}' % status.erased
         return Answer(200, answer.content[:-1] + counts, request_id, b"Preference-Applied: wait=stored\r\n")
 
-    def _reserve(self, arrived_us: int, count: int) -> int:
-        """The receive time of a request with so many readings, as they arrived or as soon as earlier ones leave room.
-
-        Untimed readings of one series are stamped µs after µs from it on, and landing would have to move those of
-        two requests apart where they meet.
-        """
-        received_us = max(arrived_us, self._received_us + 1)
-        if received_us - arrived_us > _LEAD_US_MAX:
-            received_us = arrived_us  # the clock was put back: what it said before is not believed for ever
-        self._received_us = received_us + count
-        return received_us
-
 
 _NO_REQUEST: Final = {
     400: (RequestCode.BAD_REQUEST, "the request is not well-formed HTTP"),
@@ -497,8 +481,6 @@ _NO_REQUEST: Final = {
 _ACCEPTED: Final = ("accepted", "")
 _NAMED_TWICE: Final = "another request with this Idempotency-Key, and another content, came within 24 hours"
 _ANSWER_KEPT_MAX: Final = 4_096
-#: A reading takes a microsecond of a request's own, and nobody sends a million a second.
-_LEAD_US_MAX: Final = 5_000_000
 _Route = Callable[[web.BaseRequest, str, str, str], Awaitable[Answer]]
 
 
@@ -509,7 +491,7 @@ def _named_devices(call: _Call) -> str:
 
 
 def _named(part: Part, name: Idempotency) -> Part:
-    record = replace(part.admitted.record, version=records.VERSION, idempotency=name)
+    record = replace(part.admitted.record, version=records.LATE_VERSION, idempotency=name)
     return replace(part, admitted=replace(part.admitted, record=record))
 
 

@@ -26,7 +26,7 @@ from runtime.errors import OutcomeUnknownError, OverloadedError, SluiceError, Un
 from runtime.log import LogSettings
 from runtime.log.port import Log
 from runtime.log.sqlite_store import Store
-from schemas.record import PG_EPOCH_US, VERSION, Record, decode, encode
+from schemas.record import LATE_VERSION, PG_EPOCH_US, Record, decode, encode
 
 _log = logging.getLogger("sluice.spool")
 
@@ -177,7 +177,7 @@ class Spool:
         Where it may stand in the log none the less, the copy says so.
         """
         if isinstance(error, OutcomeUnknownError):
-            body = encode(msgspec.structs.replace(record, version=VERSION, in_doubt=True))
+            body = encode(msgspec.structs.replace(record, version=LATE_VERSION, in_doubt=True))
         elif isinstance(error, OverloadedError) and self._log.trouble is None:
             return None
         return self.append(partition, body)
@@ -439,7 +439,7 @@ class Spool:
         else:
             body = waiting.body
             if isinstance(told, OutcomeUnknownError):
-                body = encode(msgspec.structs.replace(decode(body), version=VERSION, in_doubt=True))
+                body = encode(msgspec.structs.replace(decode(body), version=LATE_VERSION, in_doubt=True))
             self._write(lane, waiting._replace(body=body))
 
     def _give_up_cut_over(self, lane: _Lane) -> None:

@@ -16,9 +16,9 @@ from runtime.errors import UnavailableError
 from runtime.log.port import RECORD_ROOM
 from runtime.log.sqlite_store import Store
 from schemas.record import (
+    LATE_VERSION,
     NOBODY,
     PG_EPOCH_US,
-    VERSION,
     Origin,
     Record,
     UndecodableError,
@@ -96,12 +96,12 @@ class Windows:
 
     def _drained(self, record: Record, partition: int, sequence: int) -> bytes:
         origin = Origin(self._spool, partition, sequence, sequence + 1)
-        return encode(msgspec.structs.replace(record, version=VERSION, origin=origin))
+        return encode(msgspec.structs.replace(record, version=LATE_VERSION, origin=origin))
 
     def _gap(self, partition: int, first: int, through: int) -> Window:
         origin = Origin(self._spool, partition, first, through)
         # The same on every attempt, though made anew for each.
         record_id = sha256(encode(origin)).digest()[:16]
         now_us = self._clock.now_us() - PG_EPOCH_US
-        record = Record(VERSION, record_id, NOBODY, NOBODY, now_us, "spool", "", [], origin=origin)
+        record = Record(LATE_VERSION, record_id, NOBODY, NOBODY, now_us, "spool", "", [], origin=origin)
         return Window(first, through, [encode(record)], 0, through - first, 0)

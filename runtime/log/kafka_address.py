@@ -1,12 +1,10 @@
 """The Kafka forms of a log URL: brokers, and how to be let in. Left out: connections."""
 
-import ssl
-from pathlib import Path
 from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from runtime.errors import ConfigurationError
-from runtime.tls import load_chain
+from runtime.tls import client_context
 
 PORT_DEFAULT: Final = 9092
 MECHANISM_DEFAULT: Final = "SCRAM-SHA-512"
@@ -50,7 +48,7 @@ def _parse_host(broker: str) -> tuple[str, int]:
 
 
 def _access(login: str, options: dict[str, str]) -> dict[str, Any]:
-    access: dict[str, Any] = {"security_protocol": "SSL", "ssl_context": _ssl_context(options)}
+    access: dict[str, Any] = {"security_protocol": "SSL", "ssl_context": client_context("SLUICE_LOG_URL", options)}
     if not login:
         return access
     user, separator, password = login.partition(":")
@@ -65,29 +63,6 @@ def _access(login: str, options: dict[str, str]) -> dict[str, Any]:
         "sasl_plain_username": unquote(user),
         "sasl_plain_password": unquote(password),
     }
-
-
-def _ssl_context(options: dict[str, str]) -> ssl.SSLContext:
-    try:
-        _check_readable(options)
-        context = ssl.create_default_context(cafile=options.get("cafile"))
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        if "certfile" in options:
-            load_chain(context, options["certfile"], options.get("keyfile"))
-    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
-        names = " or ".join(name for name in ("cafile", "certfile", "keyfile") if name in options)
-        raise _bad(f"{names} is not what it should be, in PEM: {error}") from error
-    return context
-
-
-def _check_readable(options: dict[str, str]) -> None:
-    """OpenSSL does not say which of the files it misses."""
-    for name in ("cafile", "certfile", "keyfile"):
-        if name in options:
-            try:
-                Path(options[name]).read_bytes()
-            except OSError as error:
-                raise _bad(f"{name}={options[name]} cannot be read: {error.strerror or error}") from error
 
 
 def _bad(text: str) -> ConfigurationError:

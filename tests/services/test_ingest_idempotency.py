@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from ingest.http.service import IngestService
-from schemas.record import VERSION
+from schemas.record import LATE_VERSION
 from tests.ingest_rig import Face, Installation, Reply, Tenant, head_of, measured, post_bytes
 from tests.landing_rig import until
 from tests.support import run
@@ -30,7 +30,7 @@ def test_a_repeat_gets_the_first_answer_and_adds_nothing(installation: Installat
             assert again.headers["x-request-id"] != first.headers["x-request-id"]
             assert (await post(face, tenant, ONE, "a-2")).body != first.body
             found = await face.records_of(tenant.device)
-            assert [record.version for record in found] == [VERSION, VERSION]
+            assert [record.version for record in found] == [LATE_VERSION, LATE_VERSION]
             names = [record.idempotency for record in found]
             assert names[0] is not None
             assert names[1] is not None

@@ -143,7 +143,7 @@ def test_what_the_log_did_not_take_is_spooled_under_the_same_record_id(
                 await cut_over(face)
                 (found,) = await face.records_of(tenant.device)
                 assert found.in_doubt is in_doubt
-                assert found.record_id.startswith(face.service._record_prefix)
+                assert found.record_id.startswith(face.service._stamps._record_prefix)
 
     run(test())
 

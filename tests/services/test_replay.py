@@ -31,7 +31,7 @@ from runtime.errors import OutcomeUnknownError, UnavailableError
 from runtime.log import Log
 from runtime.notifications import Notifications
 from runtime.postgres import open_pool
-from schemas.record import PG_EPOCH_US, VERSION, Quality, Record
+from schemas.record import LATE_VERSION, PG_EPOCH_US, Quality, Record
 from schemas.topics import partition_of
 from tests.databases import Server
 from tests.ingest_rig import ROLE, Installation, Tenant, install, rows
@@ -125,7 +125,7 @@ def test_a_replayed_reading_is_a_record_of_its_device_with_its_first_receive_tim
             (record,) = await here.replay(tenant)
             assert rows(record) == [("temperature", "front", "°C", GOOD_US, 21.5, 0)]
             row = await here.quarantine.row(held)
-            assert (record.version, record.way, record.request_id) == (VERSION, "replay", "request-7")
+            assert (record.version, record.way, record.request_id) == (LATE_VERSION, "replay", "request-7")
             assert (record.replays, record.record_id) == (held.bytes, row["replay_id"].bytes)
             assert record.received_at == RECEIVED_US - PG_EPOCH_US
             assert (record.organisation, record.device) == (tenant.organisation.bytes, tenant.device.bytes)

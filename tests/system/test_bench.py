@@ -28,6 +28,24 @@ def test_a_small_run_measures_everything(bare_database: Database, services: dict
     assert {target["met"] for target in told["targets"][:-1]} == {None}
 
 
+def test_a_small_run_over_mqtt_measures_everything(bare_database: Database, services: dict[str, str]) -> None:
+    environment = clean_environment(
+        **bare_database.environment,
+        SLUICE_LOG_URL=services["SLUICE_LOG_URL"],
+        SLUICE_MQTT_URL=services["SLUICE_MQTT_URL"],
+        SLUICE_SECRET_KEYS=str(new_ring()),
+    )
+    small = ("--messages=400", "--devices=20", "--readings-per-message=10", "--batches=100")
+
+    told = json.loads(sluice(environment, "bench", "mqtt", "--json", *small))["mqtt"]
+
+    assert [(one["readings"], one["messages"]) for one in told["drained"]] == [(1, 1200), (1, 1200)]
+    assert all(min(one["bridge_us"], one["broker_us"], one["messages_per_s"]) > 0 for one in told["drained"])
+    assert [(one["messages"], one["readings_per_message"]) for one in told["end_to_end"]] == [(400, 1), (100, 10)]
+    assert all(one["committed_readings_per_s"] > 0 for one in told["end_to_end"])
+    assert told["repeated_messages"] == 0
+
+
 def test_a_small_registry_is_measured_by_every_filter(bare_database: Database, services: dict[str, str]) -> None:
     environment = clean_environment(
         **bare_database.environment,

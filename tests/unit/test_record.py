@@ -9,11 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from schemas.record import (
+    LATE_VERSION,
     NOBODY,
     ORIGIN_BYTES_MAX,
     PLAIN_VERSION,
     VERSION,
     Channel,
+    Delivery,
     Idempotency,
     Note,
     Origin,
@@ -76,12 +78,12 @@ def test_a_record_of_version_1_written_long_ago_is_read() -> None:
     # What is written under this number today says more only where a reader of that day passes over it.
     today = encode(full())
     assert today[1 : len(GOLDEN)] == GOLDEN[1:]
-    assert today[len(GOLDEN) :] == msgspec.msgpack.encode([None, None, b"", False])[1:]
-    assert today[0] == GOLDEN[0] + 4
+    assert today[len(GOLDEN) :] == msgspec.msgpack.encode([None, None, b"", False, None])[1:]
+    assert today[0] == GOLDEN[0] + 5
 
 
 def late(**fields: Any) -> Record:
-    return msgspec.structs.replace(full(), version=VERSION, **fields)
+    return msgspec.structs.replace(full(), version=LATE_VERSION, **fields)
 
 
 def test_what_version_2_adds_is_read_back() -> None:
@@ -97,6 +99,34 @@ def test_what_version_2_adds_is_read_back() -> None:
     assert decode(encode(gap)).is_gap
     single = late(organisation=NOBODY, channels=[], refused=[], notes=[], origin=Origin(RECORD_ID, 3, 17, 18))
     assert decode(encode(single)).is_gap
+
+
+DELIVERY = Delivery(RECORD_ID, 65_535, True, b"8 bytes.", 2**40 + 7, 2**40 + 3, 2**40 + 5)
+
+
+def test_what_version_3_adds_is_read_back_and_version_2_stays_what_it_was() -> None:
+    known = msgspec.structs.replace(full(), version=VERSION, delivery=DELIVERY)
+    assert decode(encode(known)) == known
+    assert decode(encode(late(replays=RECORD_ID))).version == LATE_VERSION == VERSION - 1
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"session": b"short"},
+        {"digest": b"nine bytes"},
+        {"packet": 0},
+        {"packet": 65_536},
+        {"began": 2**40 + 8},
+        {"floor": 2**40 + 8},
+        {"floor": -1},
+        {"number": 2**63},
+    ],
+)
+def test_what_version_3_adds_is_checked(fields: dict[str, Any]) -> None:
+    delivery = msgspec.structs.replace(DELIVERY, **fields)
+    with pytest.raises(UndecodableError):
+        decode(encode(msgspec.structs.replace(full(), version=VERSION, delivery=delivery)))
 
 
 def test_a_place_in_a_spool_takes_no_more_room_than_is_kept_for_it() -> None:
@@ -167,7 +197,7 @@ def test_a_newer_version_is_told_whatever_follows_its_number(version: int, rest:
     assert raised.value.version == version
 
 
-@pytest.mark.parametrize("head", [b"\x98\xcc\x03", b"\xdc\x00\x08\x03", b"\xdd\x00\x00\x00\x08\xcd\x00\x03"])
+@pytest.mark.parametrize("head", [b"\x98\xcc\x04", b"\xdc\x00\x08\x04", b"\xdd\x00\x00\x00\x08\xcd\x00\x04"])
 def test_a_newer_version_is_told_however_it_is_written(head: bytes) -> None:
     with pytest.raises(UnknownVersionError):
         decode(head + b"cut off anywhere")

@@ -19,7 +19,7 @@ from ingest.spool.spool import Kept, Spool
 from runtime.clock import ManualClock
 from runtime.errors import OutcomeUnknownError, OverloadedError, UnavailableError
 from runtime.log.sqlite_store import CHUNK_BYTES_MAX
-from schemas.record import PG_EPOCH_US, VERSION, decode, encode
+from schemas.record import LATE_VERSION, PG_EPOCH_US, decode, encode
 from tests.landing_rig import until
 from tests.spool_rig import PARTITIONS, Faulty, SpoolRig, drained, land, record, spooled
 from tests.support import file_size_limit, run
@@ -92,7 +92,7 @@ def test_what_was_spooled_is_drained_in_order_and_the_log_is_used_again(tmp_path
             assert str(spool.note) == "None"
             landed = await land(log)
             assert landed.numbers == by_partition(20_000)
-            assert {one.version for one in landed.records} == {VERSION}
+            assert {one.version for one in landed.records} == {LATE_VERSION}
             assert not any(one.in_doubt for one in landed.records)
         assert rig.files() == []
 
@@ -413,7 +413,7 @@ def overwrite(path: Path, begin: float, end: float) -> None:
 def misspell(path: Path) -> None:
     """Within a record: SQLite itself does not notice."""
     content = path.read_bytes()
-    text = next(text for text in (b"request-%d" % number for number in range(10_000, 10_100)) if text in content)
+    text = next(text for text in (b"request-%d" % number for number in range(11_000, 11_100)) if text in content)
     path.write_bytes(content.replace(text, text.upper()))
 
 

@@ -5,6 +5,7 @@ Left out: who holds which partition (`leases`), and what changes any of it (`wor
 
 from dataclasses import dataclass, field
 
+from workers.landing.deliveries import Stretches
 from workers.landing.late import Memory, SpoolPart
 from workers.landing.leases import Lease
 from workers.landing.plan import Bounds, Part
@@ -62,6 +63,8 @@ class Holding:
     """Why it waits for an operator: a spool's record came before one that it must follow, for one."""
     spools: dict[SpoolPart, int] = field(default_factory=dict)
     """The next record of each spool that drains into it."""
+    deliveries: Stretches = field(default_factory=dict)
+    """Those that brokers may send again."""
     has_losses: bool = False
     """Whether the log has lost records of it."""
 
@@ -97,7 +100,7 @@ class Holding:
             careful_until=self.careful_until,
             landed_until=self.landed_until,
             rejected=self.rejected,
-            memory=Memory(self.spools, before, expects_losses=self.has_losses or is_trial),
+            memory=Memory(self.spools, before, expects_losses=self.has_losses or is_trial, delivered=self.deliveries),
         )
 
     def landed(self, part: Part) -> None:
@@ -105,6 +108,7 @@ class Holding:
         part.apply()
         self.position = part.position
         self.spools.update(part.memory.spools)
+        part.memory.deliveries.apply(self.deliveries)
         for position in [position for position in self.rejected if position < part.position]:
             del self.rejected[position]
 

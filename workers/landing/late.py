@@ -1,8 +1,9 @@
-"""Records with more to them than readings: out of a spool, named by their client, or released from quarantine.
+"""Records with more to them than readings: out of a spool, named by their client, released from quarantine, or a
+message that its broker may send again.
 
-Each kind must land once however often it comes. A spool's records come in their sequence; the others are asked about
-before their transaction (`registry`), and the transaction fails if the answer is not true any more.
-Left out: their readings (`plan`).
+Each kind must land once however often it comes. A spool's records come in their sequence; of messages it is
+remembered with the partition (`deliveries`); the others are asked about before their transaction (`registry`), and
+the transaction fails if the answer is not true any more. Left out: their readings (`plan`).
 """
 
 from collections.abc import Iterable, Mapping
@@ -11,6 +12,8 @@ from uuid import UUID
 
 from runtime.errors import SluiceError
 from schemas.record import IDEMPOTENCY_WINDOW_S, Idempotency, Origin, Record
+from workers.landing import deliveries
+from workers.landing.deliveries import Deliveries, Stretch
 from workers.landing.failures import MiscountError
 from workers.landing.quarantine import Place, QuarantineRow
 
@@ -106,13 +109,19 @@ class Answers(NamedTuple):
 class Memory:
     """What is known of late records beyond what the database answers: of one partition in one plan."""
 
-    __slots__ = ("before", "expects_losses", "named", "released", "spools", "standing")
+    __slots__ = ("before", "deliveries", "expects_losses", "named", "released", "spools", "standing")
 
     def __init__(
-        self, standing: Mapping[SpoolPart, int], before: "Memory | None" = None, *, expects_losses: bool = False
+        self,
+        standing: Mapping[SpoolPart, int],
+        before: "Memory | None" = None,
+        *,
+        expects_losses: bool = False,
+        delivered: Mapping[bytes, list[Stretch]] | None = None,
     ) -> None:
         self.standing = standing
         """The next sequence number of each spool whose records have landed."""
+        self.deliveries: Deliveries = Deliveries(delivered or {}, None if before is None else before.deliveries)
         self.before = before
         """Of the transaction under way, which will have been committed before this plan is written."""
         self.expects_losses = expects_losses
@@ -133,6 +142,11 @@ class Memory:
         """Every request of this name that has landed or will have."""
         found = [*answers.named.get(name, ())]
         return found + [memory.named[name] for memory in (self, self.before) if memory and name in memory.named]
+
+    def settled(self) -> None:
+        """The transaction that was under way is committed, and what it brought stands."""
+        self.before = None
+        self.deliveries.settled()
 
     def is_released(self, row: bytes) -> bool:
         return row in self.released or (self.before is not None and row in self.before.released)
@@ -216,6 +230,7 @@ async def write(connection: Any, source: UUID, plan: "Plan") -> None:
         _expect("idempotency keys", int(made.rpartition(" ")[2]), len(late.names))
     if late.doubted:
         await connection.execute(_DOUBTED, *_columns((UUID(bytes=record), *where) for record, *where in late.doubted))
+    await deliveries.write(connection, source, [(at, part.memory.deliveries) for at, part in plan.parts.items()])
     await _write_replays(connection, plan)
 
 

@@ -114,7 +114,8 @@ class Pipeline:
         self._is_ready = False
         self._room.set()
         for part in plan.parts.values():
-            part.ahead = part.memory.before = None
+            part.ahead = None
+            part.memory.settled()
         try:
             await self._land(plan)
         except Exception:

@@ -342,6 +342,11 @@ class Plan:
             if not self.late.advance(part.memory, part.position, record, record.origin):
                 return
             place = Place(record.origin.partition, record.origin.sequence, record.origin.spool)
+        if record.delivery is not None:
+            deliveries = part.memory.deliveries
+            if deliveries.take(record.delivery, has_landed=part.position < part.landed_until):
+                self._count_repeat(Question(part, part.position, place, record))
+                return
         if record.idempotency is None and not record.replays:
             self._take(part, record, part.position, place)
             return

@@ -17,7 +17,8 @@ import asyncpg
 
 from runtime.errors import UnavailableError
 from runtime.postgres import PostgresSettings, check_role, connect, copying
-from workers.landing import books, columns, marks, staging
+from workers.landing import books, columns, deliveries, marks, staging
+from workers.landing.deliveries import Stretches
 from workers.landing.failures import Cause, MiscountError, PositionMovedError, TombstonesMovedError, cause_of
 from workers.landing.late import SpoolPart
 from workers.landing.plan import Plan
@@ -94,6 +95,8 @@ class Standing(NamedTuple):
     has_losses: bool
     spools: dict[SpoolPart, int]
     """The next record of each spool that drains into it."""
+    deliveries: Stretches
+    """Those that brokers may send again."""
 
 
 class Landed(NamedTuple):
@@ -173,12 +176,18 @@ class Store:
         async with asyncio.timeout(self._settings.landing_transaction_timeout_s):
             rows = await self._connection.fetch(_POSITIONS, self._source, list(partitions))
             drained = await self._connection.fetch(_SPOOLS, self._source, list(partitions))
+            delivered = await deliveries.standing(self._connection, self._source, list(partitions))
         spools: dict[int, dict[SpoolPart, int]] = {}
         for row in drained:
             spools.setdefault(row["into"], {})[row["spool"].bytes, row["partition"]] = row["next"]
         return {
             partition: Standing(
-                position, NEVER if high_water is None else high_water, landed_until, lost, spools.get(partition, {})
+                position,
+                NEVER if high_water is None else high_water,
+                landed_until,
+                lost,
+                spools.get(partition, {}),
+                delivered.get(partition, {}),
             )
             for partition, position, high_water, landed_until, lost in rows
         }

@@ -250,6 +250,7 @@ class LandingWorker:
             holding.landed_until = standing[partition].landed_until
             holding.has_losses = standing[partition].has_losses
             holding.spools = standing[partition].spools
+            holding.deliveries = standing[partition].deliveries
             holding.jump = None
             holding.cache = SeriesCache(standing[partition].high_water)
             holding.is_clean = True

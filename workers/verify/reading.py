@@ -14,6 +14,7 @@ from uuid import UUID
 from runtime.errors import ConfigurationError, UnavailableError
 from runtime.log.port import BehindRetentionError, Log, Slice
 from schemas.record import TIME_MADE_UP, Channel, Note, Origin, Record, UndecodableError, UnknownVersionError, decode
+from workers.landing.deliveries import Deliveries
 from workers.landing.quarantine import Place, of_refused, time_of
 from workers.landing.tombstones import Tombstones, within
 from workers.verify import notes, tally
@@ -235,6 +236,8 @@ class Judge:
         self._series = series
         self._tombstones = tombstones
         self._spools: dict[tuple[bytes, int], int] = {}
+        self._delivered: dict[int, Deliveries] = {}
+        self._first_delivered: dict[tuple[int, bytes], int] = {}
         self._released: set[bytes] = set()
         self.spools_begin = False
         """Whether the first record of a spool's partition must be its number 0."""
@@ -262,7 +265,8 @@ class Judge:
                 self._tally.add(spot.group, tally.TOLD, told.duplicates)
                 self._tally.add(spot.group, tally.TOLD_CONFLICTS, told.conflicts)
             is_named = record.idempotency is not None
-            if is_named and place not in found.named and not spot.held and not told.erased:
+            is_repeat = is_named and place not in found.named and not spot.held and not told.erased
+            if is_repeat or self._is_delivered_again(spot):
                 self._take_repeat(spot)
             else:
                 self._take_readings(spot, found.moved.get(record.record_id, {}))
@@ -329,10 +333,22 @@ class Judge:
         self._released.add(record.replays)
         return True
 
+    def _is_delivered_again(self, spot: "_Spot") -> bool:
+        """Whether its message came before. Where not all was read that came before, landing is believed."""
+        delivery = spot.record.delivery
+        if delivery is None:
+            return False
+        known = self._delivered.setdefault(spot.partition, Deliveries({}))
+        first = self._first_delivered.setdefault((spot.partition, delivery.session), delivery.number)
+        is_repeat = known.take(delivery)
+        if delivery.again and not is_repeat and delivery.floor <= first:
+            return spot.told.duplicates == spot.record.accepted and not spot.held
+        return is_repeat
+
     # ------------------------------------------------------------ readings
 
     def _take_repeat(self, spot: "_Spot") -> None:
-        """Of a named request: readings without a time of their own stand at the first one's, refused ones with it."""
+        """Of a named request or a message: readings without a time of their own stand at the first one's."""
         if not spot.is_judged:
             return
         accepted = spot.record.accepted
@@ -342,7 +358,7 @@ class Judge:
             self._findings.add(
                 Finding(
                     kind="outcome",
-                    message=f"a repeat of a request with {accepted} readings, by its outcome with "
+                    message=f"a repeat of a request or message with {accepted} readings, by its outcome with "
                     f"{spot.told.duplicates} duplicates",
                     readings=abs(accepted - spot.told.duplicates),
                     **spot.names(),

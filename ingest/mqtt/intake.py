@@ -1,0 +1,431 @@
+"""From a message to a record that is durable, and to its acknowledgement.
+
+The same judgement, limits and log as by HTTP. Nobody can be answered here: what is no good goes to the quarantine of
+its device and is acknowledged; what cannot be judged or kept now is not acknowledged, and the broker keeps it.
+Messages of a device that have to wait do so in their order, and hold nobody else up. Left out: connections
+(`session`).
+"""
+
+import asyncio
+import base64
+import logging
+import os
+import random
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from hashlib import blake2b
+from typing import Final, NamedTuple
+
+import msgspec
+
+from ingest.admit import Admission, Admitted, Sender
+from ingest.credentials import KNOWN, Credentials, Grant, UnknownTokenError, names_device
+from ingest.formats import measurements_json
+from ingest.formats.shape import BodyError, Malformed, Measurement, Submission, storable
+from ingest.limits import LimitExceededError, Limits
+from ingest.mqtt.connection import Connection, Message
+from ingest.mqtt.metrics import BridgeMetrics
+from ingest.mqtt.settings import BridgeSettings
+from ingest.mqtt.topics import Kind, Router, Target
+from ingest.settings import IngestSettings
+from ingest.stamps import Stamps
+from runtime.clock import Clock
+from runtime.errors import OutcomeUnknownError, SluiceError, UnavailableError
+from runtime.log.port import Log
+from schemas import record as records
+from schemas.errors import ReadingCode
+from schemas.record import TIME_MADE_UP, Delivery
+from schemas.topics import partition_of
+
+_log = logging.getLogger("sluice.bridge")
+
+WAY: Final = "mqtt"
+_SUSPENDED: Final = "the device is suspended"
+_EVIDENCE_MAX: Final = 2_048
+_ACCEPTED: Final = ("accepted", "")
+_DURABLE: Final = ("durable",)
+_NOT_WRITTEN: Final = ("not_written",)
+_UNKNOWN: Final = ("unknown",)
+_RETRY_S: Final = 1.0
+
+
+class Announcement(NamedTuple):
+    """What a device says of itself, or its broker of it."""
+
+    kind: Kind
+    organisation: bytes
+    device: bytes
+    payload: bytes
+    retained: bool
+    """It was said before, and is told again because somebody subscribed."""
+    arrived_us: int
+
+
+class Source(NamedTuple):
+    """Where messages of a family come from."""
+
+    family: str
+    router: Router
+
+
+class _Held(NamedTuple):
+    source: Source
+    connection: Connection
+    message: Message
+    target: Target
+
+
+class Intake:
+    """Of one process, for all of its sessions. `take` never blocks; `stop` ends what waits."""
+
+    def __init__(
+        self,
+        *,
+        log: Log,
+        credentials: Credentials,
+        limits: Limits,
+        settings: BridgeSettings,
+        ingest: IngestSettings,
+        clock: Clock,
+        metrics: BridgeMetrics,
+        hear: Callable[[Announcement], None],
+    ) -> None:
+        self._log = log
+        self._credentials = credentials
+        self._limits = limits
+        self._settings = settings
+        self._readings_max = ingest.readings_per_request_max
+        self._clock = clock
+        self._metrics = metrics
+        self._hear = hear
+        self._admission = Admission(
+            future_us=round(ingest.reading_future_s * 1e6), year_floor=ingest.reading_year_floor
+        )
+        self._stamps = Stamps()
+        self._id_prefix = os.urandom(6).hex()
+        self._messages = 0
+        self._record_bytes_max = log.body_bytes_max
+        self._held: dict[bytes, deque[_Held]] = {}
+        self._releasing: set[asyncio.Task[None]] = set()
+
+    @property
+    def held(self) -> int:
+        return sum(map(len, self._held.values()))
+
+    async def stop(self) -> None:
+        for task in self._releasing:
+            task.cancel()
+        await asyncio.gather(*self._releasing, return_exceptions=True)
+
+    def take(self, source: Source, connection: Connection, message: Message) -> None:
+        """A message that has just come."""
+        router = source.router
+        target = router.known.get(message.topic) or router.find(message.topic)
+        if message.again:
+            self._metrics.repeated.add((source.family,))
+        if target is None:
+            self._drop(source, connection, message, "malformed_topic")
+            return
+        if message.packet and target.kind is Kind.READINGS:
+            connection.window.assign(message.number, partition_of(target.device, self._log.partitions))
+        held = _Held(source, connection, message, target)
+        if self._held and target.device in self._held:
+            self._held[target.device].append(held)
+            return
+        grant = self._credentials.cached(target.device)
+        if grant is None:
+            self._hold(held)
+            return
+        self._metrics.credential_lookups.add(KNOWN)
+        try:
+            self._settle(held, grant)
+        except LimitExceededError:
+            self._hold(held)
+
+    # ------------------------------------------------------------ what is to be done with one
+
+    def _settle(self, held: _Held, grant: Grant) -> None:
+        """Raises `LimitExceededError` for one that has to wait; with any other, it is out of our hands."""
+        try:
+            self._judge(held, grant)
+        except LimitExceededError:
+            raise
+        except Exception:
+            _log.exception("a message cannot be judged", extra={"family": held.source.family})
+            self._set_aside(held, grant, ReadingCode.UNDECODABLE, "the message cannot be judged")
+
+    def _judge(self, held: _Held, grant: Grant) -> None:
+        source, connection, message, target = held
+        if target.organisation is not None and grant.organisation != target.organisation:
+            self._drop(source, connection, message, "foreign_organisation")
+            return
+        if target.kind is not Kind.READINGS:
+            self._announce(held, grant)
+            return
+        if message.retained:
+            self._drop(source, connection, message, "retained")
+            return
+        # What is repeated was counted already. Nor may it wait: landing has to see where the repeats end.
+        if not message.is_counted and not message.again:
+            self._limits.request(grant, self._clock.now_us())
+            message.is_counted = True
+        if message.size > self._settings.mqtt_message_bytes_max:
+            why = f"the message has {message.size} bytes, up to {self._settings.mqtt_message_bytes_max} are taken"
+            self._set_aside(held, grant, ReadingCode.UNDECODABLE, why)
+            return
+        try:
+            submissions = measurements_json.decode(message.payload)
+        except BodyError as error:
+            self._set_aside(held, grant, ReadingCode.UNDECODABLE, str(error))
+            return
+        self._take_readings(held, grant, submissions)
+
+    def _take_readings(self, held: _Held, grant: Grant, submissions: list[Submission]) -> None:
+        source, connection, message, target = held
+        if len(submissions) == 1:
+            numbered = [(0, submissions[0])]
+            count = len(submissions[0].measurements)
+        else:
+            numbered, count = [], 0
+            for submission in submissions:
+                numbered.append((count, submission))
+                count += len(submission.measurements)
+        if not count:
+            self._drop(source, connection, message, "empty")
+            return
+        if count > self._readings_max:
+            why = f"a message has up to {self._readings_max} readings, not {count}"
+            self._set_aside(held, grant, ReadingCode.UNDECODABLE, why)
+            return
+        if not message.again:
+            self._limits.volume(grant, count, message.size)
+        if grant.suspended:
+            self._refuse(held, grant, numbered, ReadingCode.DEVICE_SUSPENDED, _SUSPENDED, is_decoded=True)
+            return
+        for submission in submissions:
+            if submission.device is not None and not names_device(grant, submission.device):
+                _disown(submission)
+        received_us = self._stamps.reserve(message.arrived_us, count)
+        admitted = self._admission.admit(
+            numbered,
+            Sender(grant.organisation, target.device),
+            self._admission.window(received_us, grant.retention_days),
+            record_id=self._stamps.record_id(),
+            request_id=self._name(),
+            way=WAY,
+            sent=measurements_json.Sent(message.payload),
+        )
+        self._append(held, grant, admitted)
+
+    def _set_aside(self, held: _Held, grant: Grant, code: ReadingCode, why: str) -> None:
+        """The whole message, which holds nothing that can be told apart, goes to the quarantine."""
+        shown = Submission([Malformed(str(code), why, _evidence(held.message.payload))])
+        self._refuse(held, grant, [(0, shown)], code, why)
+
+    def _refuse(
+        self,
+        held: _Held,
+        grant: Grant,
+        numbered: list[tuple[int, Submission]],
+        code: ReadingCode,
+        why: str,
+        *,
+        is_decoded: bool = False,
+    ) -> None:
+        received_us = self._stamps.reserve(held.message.arrived_us, 1)
+        admitted = self._admission.refuse(
+            numbered,
+            Sender(grant.organisation, held.target.device),
+            self._admission.window(received_us, grant.retention_days),
+            code,
+            why,
+            record_id=self._stamps.record_id(),
+            request_id=self._name(),
+            way=WAY,
+            sent=measurements_json.Sent(held.message.payload) if is_decoded else None,
+        )
+        self._append(held, grant, admitted)
+
+    def _announce(self, held: _Held, grant: Grant) -> None:
+        message, target = held.message, held.target
+        if not grant.suspended:
+            ids = grant.organisation, target.device
+            self._hear(Announcement(target.kind, *ids, message.payload, message.retained, message.arrived_us))
+        self._drop(held.source, held.connection, message, "announced")
+
+    def _drop(self, source: Source, connection: Connection, message: Message, result: str) -> None:
+        """There is nothing to keep of it."""
+        self._metrics.messages.add((source.family, result))
+        connection.acknowledge(message)
+
+    def _name(self) -> str:
+        self._messages += 1
+        return f"{self._id_prefix}{self._messages:x}"
+
+    # ------------------------------------------------------------ keeping
+
+    def _append(self, held: _Held, grant: Grant, admitted: Admitted) -> None:
+        source, connection, message, target = held
+        record = admitted.record
+        partition = partition_of(target.device, self._log.partitions)
+        if message.packet and (record.refused or _is_made_up(record)):
+            delivery = _delivery(connection, message, partition)
+            record = msgspec.structs.replace(record, version=records.VERSION, delivery=delivery)
+        body = records.encode(record)
+        if len(body) > self._record_bytes_max:
+            why = f"its readings fill {len(body)} bytes, up to {self._record_bytes_max} fit into a record"
+            self._set_aside(held, grant, ReadingCode.UNDECODABLE, why)
+            return
+        try:
+            future = self._log.append(partition, body)
+        except SluiceError as error:
+            self._keep_away(held, error)
+            return
+        is_known_again = record.delivery is not None
+        future.add_done_callback(partial(self._appended, source, connection, message, admitted, is_known_again))
+
+    def _appended(
+        self,
+        source: Source,
+        connection: Connection,
+        message: Message,
+        admitted: Admitted,
+        is_known_again: bool,
+        future: "asyncio.Future[int]",
+    ) -> None:
+        if future.cancelled() or (error := future.exception()) is not None:
+            failure = SluiceError("the log is closed") if future.cancelled() else error
+            self._keep_away(_Held(source, connection, message, _NOWHERE), failure)
+            return
+        connection.acknowledge(message, is_known_again=is_known_again)
+        metrics = self._metrics
+        metrics.records.add(_DURABLE)
+        metrics.acknowledge_seconds.observe((self._clock.now_us() - message.arrived_us) / 1e6)
+        if admitted.accepted:
+            metrics.messages.add((source.family, "accepted"))
+            metrics.readings.add(_ACCEPTED, admitted.accepted)
+        else:
+            metrics.messages.add((source.family, "quarantined"))
+        for rejection in admitted.rejections:
+            metrics.readings.add(("refused", rejection.code))
+
+    def _keep_away(self, held: _Held, error: BaseException | None) -> None:
+        """The log did not take it, or did not say so: the broker sends it again, in order, to the next connection."""
+        self._metrics.records.add(_UNKNOWN if isinstance(error, OutcomeUnknownError) else _NOT_WRITTEN)
+        self._metrics.unacknowledged.add((held.source.family,))
+        held.connection.abort(f"the log does not take what comes: {error}")
+
+    # ------------------------------------------------------------ those that wait
+
+    def _hold(self, held: _Held) -> None:
+        device = held.target.device
+        self._held[device] = deque([held])
+        task = asyncio.create_task(self._release(device), name="bridge held messages")
+        self._releasing.add(task)
+        task.add_done_callback(self._releasing.discard)
+
+    async def _release(self, device: bytes) -> None:
+        """Settle what waits of a device, in order; by then nothing does."""
+        queue = self._held[device]
+        try:
+            while queue:
+                await self._settle_in_time(queue[0])
+                queue.popleft()
+        except asyncio.CancelledError:
+            raise
+        except Exception as error:
+            _log.exception("messages that waited cannot be settled: the broker sends them again")
+            for held in queue:
+                held.connection.abort(f"a message cannot be settled: {error}")
+        finally:
+            del self._held[device]
+
+    async def _settle_in_time(self, held: _Held) -> None:
+        while not held.connection.closed.done():
+            try:
+                grant = await self._credentials.find([held.target.device])
+            except UnknownTokenError:
+                self._drop(held.source, held.connection, held.message, "unknown_device")
+                return
+            except UnavailableError:
+                await asyncio.sleep(_RETRY_S * random.uniform(0.5, 1.5))  # noqa: S311 - spreads, hides nothing
+                continue
+            if held.connection.closed.done():
+                return
+            try:
+                self._settle(held, grant)
+            except LimitExceededError as error:
+                if self._is_over(held, error):
+                    self._metrics.limited.add((error.kind.name, error.scope))
+                    shown = _shown(held.message)
+                    self._refuse(held, grant, shown, ReadingCode.RATE_LIMITED, str(error), is_decoded=True)
+                    return
+                await asyncio.sleep(min(error.resets_in_s, _RETRY_S))
+                continue
+            return
+
+    def _is_over(self, held: _Held, error: LimitExceededError) -> bool:
+        """Whether it may not wait until the limit lets it in."""
+        settings = self._settings
+        waited_s = (self._clock.now_us() - held.message.arrived_us) / 1e6
+        is_late = waited_s + error.resets_in_s > settings.mqtt_limit_wait_s
+        return is_late or error.is_beyond or self.held > settings.mqtt_held_max
+
+
+_NOWHERE: Final = Target(Kind.READINGS, None, b"")
+
+
+def _delivery(connection: Connection, message: Message, partition: int) -> Delivery:
+    """By what landing knows the message again."""
+    window = connection.window
+    digest = blake2b(message.topic + b"\0" + message.payload, digest_size=8).digest()
+    where = message.number, window.began, window.floor(partition)
+    return Delivery(window.session, message.packet, message.again, digest, *where)
+
+
+def _is_made_up(record: records.Record) -> bool:
+    """Whether a time of it is ours: it will have another one when it comes again."""
+    for channel in record.channels:
+        quality = channel.quality
+        if type(quality) is int:
+            if quality & TIME_MADE_UP:
+                return True
+        elif any(flags & TIME_MADE_UP for flags in channel.unpack_quality()):
+            return True
+    return False
+
+
+def _disown(submission: Submission) -> None:
+    """Its body names another device than its topic: all of it is refused."""
+    message = "`device` is not the device of the topic"
+    submission.measurements = [
+        Malformed(str(ReadingCode.DEVICE_MISMATCH), message, one) if isinstance(one, Measurement) else one
+        for one in submission.measurements
+    ]
+
+
+def _shown(message: Message) -> list[tuple[int, Submission]]:
+    """What a message holds, to be kept in the quarantine."""
+    try:
+        submissions = measurements_json.decode(message.payload)
+    except BodyError as error:
+        malformed = Malformed(str(ReadingCode.UNDECODABLE), str(error), _evidence(message.payload))
+        return [(0, Submission([malformed]))]
+    numbered, count = [], 0
+    for submission in submissions:
+        numbered.append((count, submission))
+        count += len(submission.measurements)
+    return numbered
+
+
+def _evidence(payload: bytes) -> object:
+    """The beginning of a payload: as text where it is one."""
+    shown = payload[:_EVIDENCE_MAX]
+    try:
+        text = shown.decode()
+    except UnicodeDecodeError as error:
+        # A character of up to four bytes may be cut in two.
+        is_cut = len(payload) > _EVIDENCE_MAX - 3 and error.start > len(shown) - 4
+        text = shown[: error.start].decode() if is_cut else "\0"
+    return text if storable(text) else {"base64": base64.b64encode(shown).decode()}
