@@ -1,19 +1,16 @@
 """Settings of the way out. Left out: the database's own (`runtime.postgres`)."""
 
 from dataclasses import dataclass
-from typing import Final
 from urllib.parse import urlsplit
 
+from runtime.mqtt import PORTS
 from runtime.settings import setting
 from runtime.sockets import Address
 from runtime.urls import check_query, check_server, split_url
 
-#: By scheme, where the URL names no port.
-_MQTT_PORTS: Final = {"mqtt": 1883, "mqtts": 8883}
-
 
 def _check_mqtt_url(url: str) -> None:
-    parts = split_url(url, tuple(_MQTT_PORTS))
+    parts = split_url(url, tuple(PORTS))
     check_server(parts)
     check_query(parts, ())
     if "@" in parts.netloc:
@@ -147,4 +144,4 @@ def broker_address(settings: ApiSettings) -> Address:
     """Where devices reach the broker."""
     parts = urlsplit(settings.mqtt_public_url or settings.public_url)
     own = parts.port if settings.mqtt_public_url else None
-    return Address(parts.hostname or "localhost", own or _MQTT_PORTS.get(parts.scheme, _MQTT_PORTS["mqtts"]))
+    return Address(parts.hostname or "localhost", own or PORTS.get(parts.scheme, PORTS["mqtts"]))

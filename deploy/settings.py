@@ -19,6 +19,7 @@ from runtime.lifecycle import LifecycleSettings
 from runtime.log import LogSettings, check_log_url
 from runtime.logging import LoggingSettings
 from runtime.metrics import MetricsSettings
+from runtime.mqtt import MqttSettings
 from runtime.postgres import PostgresSettings
 from runtime.secrets import SecretSettings
 from runtime.settings import CONFIG_VARIABLE, Settings, setting
@@ -76,6 +77,7 @@ GROUPS: Final = (
     PacedSettings,
     LimitSettings,
     ReplaySettings,
+    MqttSettings,
     BridgeSettings,
     LandingSettings,
     VerifySettings,

@@ -26,10 +26,10 @@ from deploy.roles.role import serve
 from deploy.roles.worker import work_on
 from deploy.settings import HTTP_VARIABLE, SETTINGS_FILE, DeploySettings, http_address, load, public_url
 from ingest.mqtt.metrics import BridgeMetrics
-from ingest.mqtt.settings import BridgeSettings
 from ingest.settings import IngestSettings
 from runtime.errors import ConfigurationError
 from runtime.log.port import Log
+from runtime.mqtt import MqttSettings
 from runtime.secrets import KeyRing, SecretSettings, TokenHasher, kept_keys
 from runtime.settings import CONFIG_VARIABLE, Settings
 from runtime.sockets import Address, address_of, listen
@@ -84,7 +84,7 @@ async def _start(
     metrics = BridgeMetrics()
     common = await way_in(process, metrics)
     ingest = await make_ingest(process, log, ring, common)
-    if process.settings.get(BridgeSettings).mqtt_url:
+    if process.settings.get(MqttSettings).mqtt_url:
         bridge = await bridge_to(process, log, common, metrics)
         process.health.note("broker", lambda: bridge.trouble)  # what comes by HTTP does not need it
     await work_on(process, log)

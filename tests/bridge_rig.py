@@ -27,6 +27,7 @@ from ingest.mqtt.settings import BridgeSettings
 from ingest.settings import IngestSettings
 from runtime.clock import SystemClock
 from runtime.log import Log
+from runtime.mqtt import endpoint
 from runtime.notifications import Notifications
 from runtime.postgres import PostgresSettings, open_pool
 from schemas import record as records
@@ -177,11 +178,12 @@ async def bridge(installation: Installation, broker: Broker, log: Log, **setting
     counted = Limits(LimitSettings(**limits), clock, installation.limits)
     heard: list[Announcement] = []
     made = make_bridge(
+        endpoint(broker.url),
         log=log,
         pool=pool,
         listener=Notifications(postgres, role=ROLE, application="test"),
         limits=counted,
-        settings=BridgeSettings(mqtt_url=broker.url, **(SETTINGS | {"mqtt_broker": uuid4().hex} | settings)),
+        settings=BridgeSettings(**(SETTINGS | {"mqtt_broker": uuid4().hex} | settings)),
         ingest=IngestSettings(**ingest),
         clock=clock,
         metrics=BridgeMetrics(registry),

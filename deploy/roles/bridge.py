@@ -7,12 +7,13 @@ from deploy.process import Process
 from deploy.roles.ingest import WayIn, way_in
 from deploy.roles.role import Role
 from ingest.mqtt.bridge import Bridge
-from ingest.mqtt.compose import make_bridge, make_broker
+from ingest.mqtt.compose import make_bridge
 from ingest.mqtt.metrics import BridgeMetrics
 from ingest.mqtt.settings import BridgeSettings
 from ingest.settings import IngestSettings
 from runtime.clock import SystemClock
 from runtime.log.port import Log
+from runtime.mqtt import MqttSettings, endpoint
 from runtime.notifications import Notifications
 from runtime.postgres import PostgresSettings
 
@@ -22,6 +23,7 @@ async def bridge_to(process: Process, log: Log, common: WayIn, metrics: BridgeMe
     settings = process.settings
     application = f"sluice {process.name} bridge"
     bridge = make_bridge(
+        endpoint(settings.get(MqttSettings).mqtt_url),
         log=log,
         pool=common.pool,
         listener=Notifications(settings.get(PostgresSettings), role="sluice_ingest", application=application),
@@ -39,7 +41,7 @@ async def bridge_to(process: Process, log: Log, common: WayIn, metrics: BridgeMe
 
 
 async def _work_bridge(process: Process, listeners: list[socket.socket]) -> None:
-    make_broker(process.settings.get(BridgeSettings))  # a bad URL is told before anything is waited for
+    endpoint(process.settings.get(MqttSettings).mqtt_url)  # a bad URL is told before anything is waited for
     _, log = await process.log()
     metrics = BridgeMetrics()
     common = await way_in(process, metrics)

@@ -17,6 +17,7 @@ from ingest.mqtt import packets
 from ingest.mqtt.packets import PUBLISH, Connack, Filter, Login, ProtocolError, Version, read_length
 from ingest.mqtt.window import Mark, Window
 from runtime.clock import Clock
+from runtime.mqtt import Address
 
 _log = logging.getLogger("sluice.bridge")
 
@@ -51,14 +52,6 @@ class Message(msgspec.Struct, gc=False):
     """Microseconds since 1970."""
     is_counted: bool = False
     """Whether limits have counted it as a request."""
-
-
-class Address(NamedTuple):
-    """Where a broker is."""
-
-    host: str
-    port: int
-    tls: ssl.SSLContext | None
 
 
 class Bounds(NamedTuple):

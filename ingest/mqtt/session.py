@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, Final
 
 from ingest.mqtt import packets
-from ingest.mqtt.connection import Address, Bounds, ClosedError, Connection, Message
+from ingest.mqtt.connection import Bounds, ClosedError, Connection, Message
 from ingest.mqtt.intake import Intake, Source
 from ingest.mqtt.leases import Lease, Leases
 from ingest.mqtt.metrics import BridgeMetrics
@@ -23,6 +23,7 @@ from ingest.mqtt.topics import Family, Kind, Router
 from ingest.mqtt.window import Window
 from runtime.clock import Clock
 from runtime.errors import UnavailableError
+from runtime.mqtt import Endpoint
 
 _log = logging.getLogger("sluice.bridge")
 
@@ -37,11 +38,11 @@ _DROPPED: Final = "$SYS/broker/publish/messages/dropped"
 class Broker:
     """What all sessions with one broker have in common."""
 
-    def __init__(self, address: Address, user: str | None, password: str | None, settings: BridgeSettings) -> None:
-        self.address = address
+    def __init__(self, endpoint: Endpoint, settings: BridgeSettings) -> None:
+        self.address = endpoint.address
         self.version: Version = VERSIONS[settings.mqtt_version]
-        self._user = user
-        self._password = password
+        self._user = endpoint.user
+        self._password = endpoint.password
         self._settings = settings
         self.bounds = Bounds(
             # QoS 0 knows no bound of the broker's: it is not to keep the answers to pings from being read either.

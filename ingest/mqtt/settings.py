@@ -1,20 +1,9 @@
-"""Settings of the bridge: which broker, what may be open at a time, how sessions are held and how long is waited."""
+"""Settings of the bridge: what may be open at a time, how sessions are held and how long is waited."""
 
 from dataclasses import dataclass
 
 from ingest.mqtt.packets import VERSIONS
 from runtime.settings import setting
-from runtime.urls import check_query, check_server, split_url
-
-SCHEMES = ("mqtt", "mqtts")
-#: Of `mqtts://`, as of a `kafkas://` URL.
-OPTIONS = ("cafile", "certfile", "keyfile")
-
-
-def _check_url(url: str) -> None:
-    parts = split_url(url, SCHEMES)
-    check_server(parts)
-    check_query(parts, OPTIONS)
 
 
 def _check_version(version: str) -> None:
@@ -29,15 +18,8 @@ def _check_name(name: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class BridgeSettings:
-    """What a bridge between a broker and the log needs to know."""
+    """What a bridge between a broker and the log needs to know; which broker, `runtime.mqtt` does."""
 
-    mqtt_url: str = setting(
-        "",
-        secret=True,
-        check=_check_url,
-        why="mqtt://… or mqtts://… of the broker, user:password@ before the host; with it, `sluice up` runs a "
-        "bridge. `?cafile=` names the authorities of mqtts, `certfile=` and `keyfile=` what the bridge shows.",
-    )
     mqtt_version: str = setting("5", check=_check_version, why="5, or 3.1.1 for a broker that knows no better.")
     mqtt_broker: str = setting(
         "main",

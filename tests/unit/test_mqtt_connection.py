@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 import pytest
 
 from ingest.mqtt import packets
-from ingest.mqtt.connection import Address, Bounds, ClosedError, Connection, Message
+from ingest.mqtt.connection import Bounds, ClosedError, Connection, Message
 from ingest.mqtt.packets import Filter, Login, Version
 from ingest.mqtt.window import Window
 from runtime.clock import SystemClock
+from runtime.mqtt import Address
 from tests.support import run
 
 CONNACK = {Version.V5: b"\x20\x06\x01\x00\x03\x21\x00\x0a", Version.V3_1_1: b"\x20\x02\x01\x00"}
