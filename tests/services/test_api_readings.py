@@ -354,6 +354,28 @@ def test_limits_are_those_of_the_settings(any_database: Database) -> None:
     run(test())
 
 
+def test_series_are_listed_with_the_ids_by_which_they_may_be_asked(any_database: Database) -> None:
+    async def test() -> None:
+        async with world(any_database) as it:
+            ids = {await it.series("b", "out"), await it.series("b"), await it.series("a")}
+            found = await it.data("/series")
+            assert [(one["metric"], one["label"]) for one in found] == [("a", ""), ("b", ""), ("b", "out")]
+            assert {one["series_id"] for one in found} == ids
+            assert {one["device_id"] for one in found} == {str(it.device)}
+            for narrowed, number in (({"metric": "b"}, 2), ({"site_id": it.site, "device_id": None}, 3)):
+                assert len(await it.data("/series", **narrowed)) == number
+            await it.store(found[2]["series_id"], T0, 1)
+            (reading,) = await it.data(device_id=None, series_id=found[2]["series_id"])
+            assert (reading["metric"], reading["label"]) == ("b", "out")
+            (series,) = await it.data("/series", device_id=None, series_id=found[1]["series_id"])
+            assert series == found[1]
+            _, _, others_device, _ = await tenant(any_database)
+            assert (await it.get("/series", device_id=others_device))[0] == 404
+            assert (await it.get("/series", metric="nosuch"))[1]["code"] == "metric_not_found"
+
+    run(test())
+
+
 # ---------------------------------------------------------------- who may see what
 
 

@@ -121,7 +121,8 @@ BODIES: Final[Mapping[str, Any]] = {
 }
 #: Queries without which an operation answers nothing, by the field they need.
 QUERIES: Final = {
-    "platform.readings": "device_id", "platform.latest_readings": "device_id", "devices.list_devices": "account_id",
+    "platform.readings": "device_id", "platform.list_series": "device_id", "platform.latest_readings": "device_id",
+    "devices.list_devices": "account_id",
     "platform.discard_found": "device_id", "platform.aggregated_readings": "device_id",
     "platform.reading_statistics": "device_id", "platform.stream_readings": "device_id",
     "devices.channel_measurements": "channels", "plants.plant_telemetry": "plantId",

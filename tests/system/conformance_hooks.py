@@ -223,6 +223,7 @@ _OF_SPANS: Final = ("GET /api/v1/readings/aggregated", "GET /api/v1/readings/sta
 _NEEDED: Final[dict[str, tuple[str, frozenset[str]]]] = {
     "GET /api/v1/readings": ("device_id", _WHOSE),
     "GET /api/v1/readings/latest": ("device_id", _WHOSE),
+    "GET /api/v1/readings/series": ("device_id", _WHOSE),
     "GET /api/v1/readings/aggregated": ("device_id", _WHOSE),
     "GET /api/v1/readings/stats": ("device_id", _WHOSE),
     "GET /v1/devices": ("account_id", frozenset({"account_id", "site_id"})),
