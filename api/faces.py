@@ -10,7 +10,7 @@ _BAD_JSON: Final = INVALID_BODY._replace(code="bad_json")
 
 SITES: Final = Face("sites", "Sites", ("/api/organisations",), DETAILED, {INVALID: INVALID._replace(status=400)})
 DEVICES: Final = Face("devices", "Devices", ("/v1",), ENVELOPE, {INVALID_BODY: _BAD_JSON})
-PLANTS: Final = Face("plants", "Plants", ("/api/v1/plants",), STATUSED, CODES)
+PLANTS: Final = Face("plants", "Plants", ("/api/v1/plants", "/api/v1/telemetry"), STATUSED, CODES)
 PLATFORM: Final = Face("platform", "Platform", ("/api",), PROBLEM)
 
 FACES: Final = (SITES, DEVICES, PLANTS, PLATFORM)

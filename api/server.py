@@ -27,6 +27,7 @@ from api.live.settings import LiveSettings
 from api.metrics import ApiMetrics
 from api.plants.operations import PlantOperations
 from api.plants.security import PlantSecurityOperations
+from api.plants.telemetry import TelemetryOperations
 from api.platform.aggregates import AggregateOperations
 from api.platform.audit import AuditOperations
 from api.platform.auth import AuthOperations
@@ -128,6 +129,7 @@ def _operations(door: Door, ring: KeyRing, settings: ApiSettings, metrics: ApiMe
             MeasurementOperations(ring, settings, metrics),
             DeviceOperations(ring, TokenHasher(ring), settings.public_url, NoDownlink()),
             DeviceGroupOperations(ring),
+            TelemetryOperations(settings, metrics),
         )
     ]
 

@@ -77,7 +77,11 @@ class ApiSettings:
         200, unit="questions", least=1, most=10_000, why="Of one batch: a dashboard has some dozens of panels."
     )
     api_statement_timeout_ms: int = setting(
-        10_000, unit="ms", least=100, why="A page takes milliseconds; whatever takes longer is given up."
+        10_000,
+        unit="ms",
+        least=100,
+        why="A page takes milliseconds; whatever takes longer is given up. So is a database that says nothing, after "
+        "5 times as long.",
     )
     api_connection_wait_ms: int = setting(
         2_000, unit="ms", least=1, why="For a session of the pool; beyond it the request is told to come back."

@@ -23,6 +23,8 @@ VARIABLE: Final = "SLUICE_DATABASE_URL"
 OWNER_VARIABLE: Final = "SLUICE_DATABASE_OWNER_URL"
 PROBE_EVERY_S: Final = 1.0
 PROBE_TIMEOUT_S: Final = 3.0
+#: Longer than a session of a busy pool is waited for: what none comes free of is no longer just busy.
+_PROBE_SESSION_S: Final = 15.0
 #: Of both ends of a session: seconds, seconds, probes, milliseconds.
 _TCP_OPTIONS: Final = {
     socket.TCP_KEEPIDLE: 5,
@@ -169,6 +171,20 @@ async def transaction(connection: Any, **options: Any) -> AsyncIterator[None]:
 
 
 @contextmanager
+def cut_after(connection: Any, seconds: float) -> Iterator[None]:
+    """Cut the connection if what is done meanwhile takes longer: whoever waits then gets one of `UNAVAILABLE`.
+
+    A server that was stopped, or a network that swallows everything, ends no statement and answers no cancellation,
+    for which asyncpg waits without an end.
+    """
+    cut = asyncio.get_running_loop().call_later(seconds, connection.terminate)
+    try:
+        yield
+    finally:
+        cut.cancel()
+
+
+@contextmanager
 def copying(connection: Any) -> Iterator[None]:
     """Around a COPY on a connection that others may end: raises `InterfaceError` once it has been, as all else does.
 
@@ -289,7 +305,9 @@ class Probe:
         while True:
             await asyncio.sleep(PROBE_EVERY_S)
             try:
-                await self._pool.fetchval("SELECT 1", timeout=PROBE_TIMEOUT_S)
+                async with self._pool.acquire(timeout=_PROBE_SESSION_S) as connection:
+                    with cut_after(connection, PROBE_TIMEOUT_S):
+                        await connection.fetchval("SELECT 1")
                 self._reason = None
             except UNAVAILABLE as error:
                 self._reason = f"the database is away: {str(error) or type(error).__name__}"

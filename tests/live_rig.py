@@ -12,6 +12,7 @@ from uuid import UUID
 from aiohttp import ClientResponse, ClientSession, ClientTimeout
 from prometheus_client import CollectorRegistry
 
+from api.access.authority import Waits
 from api.live.hub import Live
 from api.live.settings import LiveSettings
 from api.metrics import ApiMetrics
@@ -159,7 +160,7 @@ async def api_on(rig: Rig, *, postgres: PostgresSettings | None = None, **limits
             await connection.close()
         return logs[0]
 
-    live = Live(pool, RING, settings, metrics, open_log, needs=LISTENS, connection_wait_s=2.0)
+    live = Live(pool, RING, settings, metrics, open_log, needs=LISTENS, waits=Waits.of(ApiSettings()))
     app = create_app(pool=pool, ring=RING, settings=ApiSettings(), metrics=metrics, live=live, limits=settings)
     face = ApiFace(app, metrics)
     await face.start()

@@ -13,7 +13,7 @@ from uuid import UUID
 
 import asyncpg
 
-from api.access.authority import act_for, open_transaction
+from api.access.authority import Waits, act_for, open_transaction
 from api.access.guesses import Guesses, limited
 from api.access.passwords import PASSWORD_CHARACTERS, Passwords
 from api.access.settings import AccessSettings
@@ -141,7 +141,7 @@ class Accounts:
         logins: Guesses,
         settings: AccessSettings,
         *,
-        connection_wait_s: float,
+        waits: Waits,
     ) -> None:
         self.passwords = passwords
         self._pool = pool
@@ -150,7 +150,7 @@ class Accounts:
         self._guesses = guesses
         self._logins = logins
         self._settings = settings
-        self._connection_wait_s = connection_wait_s
+        self._waits = waits
         self._idle = timedelta(days=settings.auth_session_idle_days)
 
     # ------------------------------------------------------------ sessions
@@ -388,7 +388,7 @@ class Accounts:
 
     @asynccontextmanager
     async def acting(self, *, organisation: UUID | None = None, user: UUID | None = None) -> AsyncIterator[Any]:
-        async with open_transaction(self._pool, self._connection_wait_s) as connection:
+        async with open_transaction(self._pool, self._waits) as connection:
             await act_for(connection, organisation=organisation, user=user)
             yield connection
 

@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple, Self
 from uuid import UUID
 
 import asyncpg
@@ -31,6 +31,8 @@ from api.http.problems import (
     token_invalid,
     unavailable,
 )
+from api.settings import ApiSettings
+from runtime.postgres import cut_after
 from runtime.secrets import API_KEY_PREFIX, GATEWAY_PREFIX, TokenHasher, plausible_jwt, plausible_token
 
 _AUTHENTICATE: Final = "SELECT credential_id, organisation_id, scopes, unused FROM authenticate_api_key($1)"
@@ -43,6 +45,22 @@ _KNOWN_MAX: Final = 1_024
 _AUTHENTICATE_GATEWAY: Final = "SELECT credential_id, organisation_id, site_id FROM authenticate_gateway($1)"
 _FOR_MACHINES: Final = "it takes the token of the site's server or of one of its edge devices"
 _NOBODY: Final = Caller(None, None, None, None)
+
+
+#: A batch begins no further statement once three were as long as one may be; each may be that long.
+_STATEMENTS_LONG: Final = 5
+
+
+class Waits(NamedTuple):
+    """For how many seconds a request waits: for a session of the database, and for all it does in a transaction."""
+
+    session_s: float
+    transaction_s: float
+
+    @classmethod
+    def of(cls, settings: ApiSettings) -> Self:
+        statement_s = settings.api_statement_timeout_ms / 1000
+        return cls(settings.api_connection_wait_ms / 1000, _STATEMENTS_LONG * statement_s)
 
 
 @dataclass(frozen=True)
@@ -66,7 +84,7 @@ class Authority:
         signatures: Signatures,
         background: Background,
         *,
-        connection_wait_s: float,
+        waits: Waits,
     ) -> None:
         self._pool = pool
         self._hasher = hasher
@@ -74,8 +92,8 @@ class Authority:
         self._guesses = guesses
         self._signatures = signatures
         self._background = background
-        self._connection_wait_s = connection_wait_s
-        self._shares = Shares(pool, connection_wait_s)
+        self._waits = waits
+        self._shares = Shares(pool, waits.session_s)
         self._known: dict[bytes, None] = {}
         """Hashes of keys that were good of late: whose address makes guesses, too, may go on using his own."""
 
@@ -109,7 +127,7 @@ class Authority:
         held: asyncio.Semaphore | None = None
         try:
             while True:
-                async with open_transaction(self._pool, self._connection_wait_s, writes=writes) as connection:
+                async with open_transaction(self._pool, self._waits, writes=writes) as connection:
                     caller = await self._caller(connection, presented, claims, needs, organisation, address)
                     if not needs.keeps:
                         break
@@ -232,31 +250,32 @@ class Authority:
 
     async def _touch(self, organisation: UUID, credential: UUID) -> None:
         """Note that a key is used: beside its request, which may be one that only reads."""
-        async with open_transaction(self._pool, self._connection_wait_s) as connection:
+        async with open_transaction(self._pool, self._waits) as connection:
             await act_for(connection, organisation=organisation)
             await connection.execute(_USED, credential)
 
 
 @asynccontextmanager
 async def open_transaction(
-    pool: "asyncpg.Pool[asyncpg.Record]", wait_s: float, *, writes: bool = True
+    pool: "asyncpg.Pool[asyncpg.Record]", waits: Waits, *, writes: bool = True
 ) -> AsyncIterator[Any]:
     """A transaction that acts for nobody yet. Raises the problem of a pool that is busy for too long."""
     try:
-        connection = await pool.acquire(timeout=wait_s)
+        connection = await pool.acquire(timeout=waits.session_s)
     except TimeoutError:
         raise unavailable(OVERLOADED, "too many requests are being answered: try again") from None
     try:
-        async with connection.transaction(readonly=not writes):
-            yield connection
+        with cut_after(connection, waits.transaction_s):
+            async with connection.transaction(readonly=not writes):
+                yield connection
     finally:
         await pool.release(connection)
 
 
 @asynccontextmanager
-async def acting_for(pool: "asyncpg.Pool[asyncpg.Record]", wait_s: float, organisation: UUID) -> AsyncIterator[Any]:
+async def acting_for(pool: "asyncpg.Pool[asyncpg.Record]", waits: Waits, organisation: UUID) -> AsyncIterator[Any]:
     """A short transaction that reads what is this organisation's, after the one that let its caller in."""
-    async with open_transaction(pool, wait_s, writes=False) as connection:
+    async with open_transaction(pool, waits, writes=False) as connection:
         await act_for(connection, organisation=organisation)
         yield connection
 

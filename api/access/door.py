@@ -8,7 +8,7 @@ import asyncpg
 from aiohttp import web
 
 from api.access.accounts import Accounts
-from api.access.authority import Authority, acting_for
+from api.access.authority import Authority, Waits, acting_for
 from api.access.background import Background
 from api.access.guesses import Guesses
 from api.access.mail import Mailer
@@ -33,8 +33,7 @@ class Door:
         self, pool: "asyncpg.Pool[asyncpg.Record]", ring: KeyRing, settings: ApiSettings, access: AccessSettings
     ) -> None:
         clock, hasher = SystemClock(), TokenHasher(ring)
-        wait_s = settings.api_connection_wait_ms / 1000
-        self._pool, self._wait_s = pool, wait_s
+        self._pool, self._waits = pool, (waits := Waits.of(settings))
         self.guesses = guesses = Guesses(
             clock, per_minute=access.auth_guesses_per_minute, addresses_max=access.auth_addresses_max
         )
@@ -46,15 +45,13 @@ class Door:
             pool, ring, clock, issuer=settings.public_url or _NAMELESS, lifetime_s=access.auth_access_token_s
         )
         self.authority = Authority(
-            pool, hasher, self.tokens, guesses, Signatures(clock), self.background, connection_wait_s=wait_s
+            pool, hasher, self.tokens, guesses, Signatures(clock), self.background, waits=waits
         )
-        self.accounts = Accounts(
-            pool, hasher, self._passwords, self.tokens, guesses, logins, access, connection_wait_s=wait_s
-        )
+        self.accounts = Accounts(pool, hasher, self._passwords, self.tokens, guesses, logins, access, waits=waits)
 
     def acting_for(self, organisation: UUID) -> AbstractAsyncContextManager[Any]:
         """A short transaction that reads for whoever was let in, after its request's own has ended."""
-        return acting_for(self._pool, self._wait_s, organisation)
+        return acting_for(self._pool, self._waits, organisation)
 
     async def close(self, _: web.Application) -> None:
         await self.background.close()

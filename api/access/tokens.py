@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from api.http.problems import token_invalid
 from runtime.clock import Clock
 from runtime.ids import uuid7
+from runtime.postgres import cut_after
 from runtime.secrets import BadSealError, KeyRing, Seal, base64url
 
 _log = logging.getLogger("sluice.api")
@@ -31,6 +32,8 @@ MONTH: Final = timedelta(days=31)
 AHEAD: Final = timedelta(days=1)
 RELOAD_S: Final = 60.0
 ACQUIRE_S: Final = 2.0
+#: Whoever brings a token waits meanwhile.
+READ_S: Final = 15.0
 #: An unknown key id is asked about again after it; a stream of made-up ones costs a query each time at most.
 RELOAD_UNKNOWN_S: Final = 1.0
 _LOCK: Final = 0x736C_7569_6365_0003
@@ -176,9 +179,10 @@ class AccessTokens:
             if self._clock.monotonic() - self._loaded_at <= seconds:
                 return
             async with self._pool.acquire(timeout=ACQUIRE_S) as connection:
-                rows = await self._read(connection)
-                if self._is_due(rows):
-                    rows = await self._rotate(connection)
+                with cut_after(connection, READ_S):
+                    rows = await self._read(connection)
+                    if self._is_due(rows):
+                        rows = await self._rotate(connection)
             self._keys = {key.kid: key for key in rows}
             self._loaded_at = self._clock.monotonic()
 

@@ -17,7 +17,7 @@ from uuid import UUID
 import asyncpg
 import orjson
 
-from api.access.authority import act_for, open_transaction
+from api.access.authority import Waits, act_for, open_transaction
 from api.access.standing import still_let_in
 from api.http.operations import Caller, Needs
 from api.http.problems import OVERLOADED, RATE_LIMITED, RETRY_AFTER_S, Kind, Problem, unavailable
@@ -32,7 +32,7 @@ from api.readings.cells import reading_of
 from api.readings.series import Selection
 from runtime.errors import SluiceError
 from runtime.log.port import BehindRetentionError, Log
-from runtime.postgres import UNAVAILABLE, transaction
+from runtime.postgres import UNAVAILABLE, cut_after, transaction
 from runtime.secrets import KeyRing
 from schemas.record import Record, UndecodableError, UnknownVersionError, decode_sound, device_in
 
@@ -89,14 +89,14 @@ class Live:
         open_log: Callable[[], Awaitable[Log]],
         *,
         needs: Needs,
-        connection_wait_s: float,
+        waits: Waits,
     ) -> None:
         self._pool = pool
         self._settings = settings
         self._metrics = metrics
         self._open_log = open_log
         self._needs = needs
-        self._connection_wait_s = connection_wait_s
+        self._waits = waits
         self.ids = EventIds(ring)
         self._queues = Queues(settings.live_queue_bytes_max, settings.live_queues_bytes_max)
         self._watches = Watches()
@@ -215,7 +215,7 @@ class Live:
                 if not self._listeners:
                     self._wanted.clear()
                     await self._wanted.wait()
-                async with self._pool.acquire(timeout=self._connection_wait_s) as connection:
+                async with self._pool.acquire(timeout=self._waits.session_s) as connection:
                     await self._follow(connection, self._log)
                 continue
             except (*UNAVAILABLE, SluiceError) as error:
@@ -265,7 +265,8 @@ class Live:
             return
 
     async def _landed(self, connection: Any) -> Mark | None:
-        row = await connection.fetchrow(_LANDED)
+        with cut_after(connection, self._waits.transaction_s):
+            row = await connection.fetchrow(_LANDED)
         if row is None:
             return None
         positions = dict(zip(row["partitions"], row["positions"], strict=True))
@@ -541,7 +542,7 @@ class Live:
     async def _check(self, organisation: UUID, watches: Sequence[Watch]) -> None:
         """Who may listen no longer is let go; who may, is told of what the selection means now."""
         callers = {listener.caller for watch in watches for listener in watch.listeners}
-        async with open_transaction(self._pool, self._connection_wait_s, writes=False) as connection:
+        async with open_transaction(self._pool, self._waits, writes=False) as connection:
             await act_for(connection, organisation=organisation)
             wanted = [watch.wanted for watch in watches]
             members = await resolve(connection, wanted, self._settings.live_devices_max)

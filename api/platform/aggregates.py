@@ -39,23 +39,21 @@ from api.settings import ApiSettings
 _READS: Final = needs(Role.VIEWER, READINGS_READ)
 _PROBLEMS: Final = (*UNKNOWN, QUERY_TOO_LARGE)
 
-BucketText = Annotated[
-    str,
-    msgspec.Meta(
-        max_length=8,
-        pattern=PATTERN,
-        description="How long buckets are: a number and m, h, d, w or mo. Without one, what suits the span: 1m up to "
-        "2 hours, 5m up to a day, 1h up to a week, else 1d.",
-        extra=in_words(WORDS),
-    ),
-]
+_BUCKET: Final = (
+    "How long buckets are: a number and m, h, d, w or mo. Without one, what suits the span: 1m up to 2 hours, "
+    "5m up to a day, 1h up to a week, else 1d."
+)
+_FUNCTIONS: Final = f"A list with commas of {', '.join(FUNCTIONS)}."
+_ZONE: Final = "By whose clock hours and days are cut: an IANA name, or `site` for that of the site."
+_TEXT_CHARACTERS_MAX: Final = 200
+
+BucketText = Annotated[str, msgspec.Meta(max_length=8, pattern=PATTERN, description=_BUCKET, extra=in_words(WORDS))]
 FunctionsText = Annotated[
     str,
     msgspec.Meta(
-        max_length=200,
+        max_length=_TEXT_CHARACTERS_MAX,
         pattern="^[a-z0-9_]+( *, *[a-z0-9_]+)*$",
-        description="A list with commas of count, sum, mean, min, max, first, last, delta, rate, time_weighted_mean, "
-        "time_in_state, p50, p95, p99.",
+        description=_FUNCTIONS,
         extra=in_words(f"must be a list with commas of {', '.join(FUNCTIONS)}"),
     ),
 ]
@@ -64,7 +62,7 @@ ZoneText = Annotated[
     msgspec.Meta(
         max_length=64,
         pattern="^[A-Za-z0-9_+/-]+$",
-        description="By whose clock hours and days are cut: an IANA name, or `site` for that of the site.",
+        description=_ZONE,
         extra=in_words("must be a time zone of the IANA database, such as Europe/Prague, or `site`"),
     ),
 ]
@@ -192,10 +190,11 @@ class BatchQuestion(Selected, forbid_unknown_fields=True, kw_only=True):
     to: Moment
     ref: Annotated[str, msgspec.Meta(max_length=100)] | None = None
     """Given back with the answer."""
-    bucket: BucketText | None = None
-    fn: FunctionsText = "mean"
+    # Judged with the question: one that is none of these is no reason to leave the others without an answer.
+    bucket: Annotated[str, msgspec.Meta(max_length=_TEXT_CHARACTERS_MAX, description=_BUCKET)] | None = None
+    fn: Annotated[str, msgspec.Meta(max_length=_TEXT_CHARACTERS_MAX, description=_FUNCTIONS)] = "mean"
     fill: Fill = "none"
-    tz: ZoneText = "UTC"
+    tz: Annotated[str, msgspec.Meta(max_length=_TEXT_CHARACTERS_MAX, description=_ZONE)] = "UTC"
 
 
 class Batch(msgspec.Struct, forbid_unknown_fields=True):
@@ -209,6 +208,11 @@ class BatchProblem(msgspec.Struct):
 
     code: str
     message: str
+    estimate: int | msgspec.UnsetType = msgspec.UNSET
+    """Of `query_too_large`: how many buckets or readings these are."""
+    most: int | msgspec.UnsetType = msgspec.UNSET
+    fits: dict[str, str] | msgspec.UnsetType = msgspec.UNSET
+    """The part of the span, `from` and `to`, that would do."""
 
 
 class BatchAnswer(msgspec.Struct):
@@ -319,7 +323,7 @@ async def _result(question: BatchQuestion, result: Answered | Problem, now: date
     """One answer as JSON, as `BatchAnswer` has it."""
     if isinstance(result, Problem):
         kind = result.kind
-        error = {"code": kind.code, "message": result.message}
+        error = {"code": kind.code, "message": result.message} | result.members
         return orjson.dumps({"ref": question.ref, "status": kind.status, "error": error})
     table = table_of(result.answer, result.found, result.question, question.fill, now)
     table = replace(table, head={"ref": question.ref, "status": 200} | dict(table.head))

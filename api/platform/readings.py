@@ -37,7 +37,9 @@ _READS: Final = needs(Role.VIEWER, READINGS_READ)
 MISSING: Final = (DEVICE_NOT_FOUND, SITE_NOT_FOUND, GROUP_NOT_FOUND, SERIES_NOT_FOUND)
 UNKNOWN: Final = (*MISSING, METRIC_NOT_FOUND)
 
-SeriesId = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1, description="A series, as answers name it.")]
+SeriesId = Annotated[
+    int, msgspec.Meta(ge=1, le=2**31 - 1, description="A series, by its id in `/api/v1/readings/series`.")
+]
 
 
 class Selected(msgspec.Struct, kw_only=True):
@@ -121,6 +123,24 @@ class ReadingColumns(msgspec.Struct):
     """When their device was deleted, if it was."""
 
 
+class SeriesFound(msgspec.Struct):
+    """A series: what a device sends of one metric under one label."""
+
+    series_id: int
+    device_id: str
+    metric: str
+    label: str
+    unit: str
+
+
+class SeriesList(msgspec.Struct):
+    """Series, by device, metric and label."""
+
+    data: list[SeriesFound]
+    removed_at: datetime | msgspec.UnsetType = msgspec.UNSET
+    """When their device was deleted, if it was."""
+
+
 _OTHERS: Final = other_types(ReadingColumns)
 
 
@@ -132,7 +152,7 @@ class _Asked(NamedTuple):
 
 
 class ReadingOperations:
-    """`/api/v1/readings` and `/api/v1/readings/latest`."""
+    """`/api/v1/readings`, `/api/v1/readings/latest` and `/api/v1/readings/series`."""
 
     def __init__(self, ring: KeyRing, settings: ApiSettings, metrics: ApiMetrics, streams: Streams) -> None:
         self._cursors: Cursors[Place] = Cursors(Seal(ring, "cursor"), Place)
@@ -193,6 +213,16 @@ class ReadingOperations:
             return known(asked.version)
         rows = await read_latest(call.connection, asked.kept.found, asked.kept.start, query.end)
         return await self._reply(form, rows, asked, None)
+
+    @operation(PLATFORM, "GET", "/api/v1/readings/series", _READS, problems=UNKNOWN)
+    async def list_series(self, call: Call[Nothing, Selected, Nothing]) -> SeriesList:
+        """Which series there are, with their ids
+
+        All that a selection names; of a site those of every device that ever stood there.
+        """
+        found = await find(call.connection, call.query.series, None, None, self._settings.api_page_series_max)
+        data = [SeriesFound(series_id, *series) for series_id, series in found.series.items()]
+        return SeriesList(data, msgspec.UNSET if found.removed_at is None else found.removed_at)
 
     async def _ask(self, call: Call[Nothing, Any, Nothing], how: tuple[Any, ...]) -> _Asked:
         query, most = call.query, self._settings.api_page_series_max

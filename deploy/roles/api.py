@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Final
 
+from api.access.authority import Waits
 from api.access.settings import AccessSettings
 from api.certificates.settings import CertificateSettings
 from api.live.hub import Live
@@ -45,8 +46,7 @@ async def make_api(
     pool = await process.pool("sluice_app", statement_timeout=str(settings.api_statement_timeout_ms))
     process.watch_database(pool)
     metrics, limits = ApiMetrics(), process.settings.get(LiveSettings)
-    wait_s = settings.api_connection_wait_ms / 1000
-    live = Live(pool, ring, limits, metrics, open_log, needs=LISTENS, connection_wait_s=wait_s)
+    live = Live(pool, ring, limits, metrics, open_log, needs=LISTENS, waits=Waits.of(settings))
     process.health.note("streams", lambda: live.trouble)
     app = create_app(
         pool=pool,

@@ -463,7 +463,7 @@ def test_what_may_still_be_sent_is_no_unknown_metric(any_database: Database) -> 
 
 def test_a_batch_answers_each_question_by_itself(any_database: Database) -> None:
     async def test() -> None:
-        async with world(any_database, api_batch_questions_max=6, api_aggregate_cells_max=200) as it:
+        async with world(any_database, api_batch_questions_max=10, api_aggregate_cells_max=200) as it:
             power, heat = await it.series("power"), await it.series("temperature")
             await fill(it, power, T0, T0 + DAY)
             await fill(it, heat, T0, T0 + DAY)
@@ -475,12 +475,16 @@ def test_a_batch_answers_each_question_by_itself(any_database: Database) -> None
                 {"device_id": str(uuid4()), **span},
                 {"series_id": power, "bucket": "1m", **span},
                 {"series_id": power, "fn": "bogus", **span},
+                {"series_id": power, "fn": "A B", **span},
+                {"series_id": power, "bucket": "1y", **span},
+                {"series_id": power, "bucket": "soon", **span},
+                {"series_id": power, "tz": "Mars/../X", **span},
             ]
             url, headers = f"{it.url}/api/v1/readings/batch", {"Authorization": f"Bearer {it.key}"}
             async with it.session.post(url, json={"queries": questions}, headers=headers) as answer:
                 assert answer.status == 200
                 results = (await answer.json())["results"]
-            assert [result["status"] for result in results] == [200, 200, 200, 404, 422, 400]
+            assert [result["status"] for result in results] == [200, 200, 200, 404, 422, *[400] * 5]
             assert (results[0]["ref"], results[1]["ref"]) == ("a", None)
             (counted,) = results[0]["series"]
             assert (counted["metric"], counted["count"]) == ("power", [12] * 24)
@@ -494,8 +498,11 @@ def test_a_batch_answers_each_question_by_itself(any_database: Database) -> None
             async with it.session.post(url, json={"queries": questions[:2]}, headers=headers) as answer:
                 told = (await answer.json())["results"]
             assert [(one["source"], one["dirty"]) for one in told] == [("rollups", False), ("both", True)]
-            assert results[4]["error"]["code"] == "query_too_large"
-            for wrong in ([], questions[:1] * 7, [{"series_id": power}], [{**questions[0], "bucket": 5}]):
+            too_large = results[4]["error"]
+            assert (too_large["code"], too_large["estimate"], too_large["most"]) == ("query_too_large", 1_442, 150)
+            fits = {name: datetime.fromisoformat(at) for name, at in too_large["fits"].items()}
+            assert fits == {"from": T0, "to": T0 + timedelta(minutes=148)}
+            for wrong in ([], questions[:1] * 11, [{"series_id": power}], [{**questions[0], "bucket": 5}]):
                 async with it.session.post(url, json={"queries": wrong}, headers=headers) as answer:
                     assert answer.status == 422, await answer.text()
 

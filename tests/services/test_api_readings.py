@@ -26,12 +26,12 @@ from api.registry.sites import add_site
 from api.server import create_app
 from api.serving import ApiFace
 from api.settings import ApiSettings
-from bench.proxy import Proxy
+from bench.proxy import Mode, Proxy
 from bench.usage import free_port
 from runtime.http.cors import Origins
 from runtime.http.server import HttpServer, HttpSettings
 from runtime.ids import uuid7
-from runtime.postgres import connect, open_pool
+from runtime.postgres import Probe, connect, open_pool
 from runtime.secrets import API_KEY_PREFIX, TokenHasher, make_token, new_ring
 from runtime.sockets import address_of, listen
 from schemas.record import Quality
@@ -354,6 +354,28 @@ def test_limits_are_those_of_the_settings(any_database: Database) -> None:
     run(test())
 
 
+def test_series_are_listed_with_the_ids_by_which_they_may_be_asked(any_database: Database) -> None:
+    async def test() -> None:
+        async with world(any_database) as it:
+            ids = {await it.series("b", "out"), await it.series("b"), await it.series("a")}
+            found = await it.data("/series")
+            assert [(one["metric"], one["label"]) for one in found] == [("a", ""), ("b", ""), ("b", "out")]
+            assert {one["series_id"] for one in found} == ids
+            assert {one["device_id"] for one in found} == {str(it.device)}
+            for narrowed, number in (({"metric": "b"}, 2), ({"site_id": it.site, "device_id": None}, 3)):
+                assert len(await it.data("/series", **narrowed)) == number
+            await it.store(found[2]["series_id"], T0, 1)
+            (reading,) = await it.data(device_id=None, series_id=found[2]["series_id"])
+            assert (reading["metric"], reading["label"]) == ("b", "out")
+            (series,) = await it.data("/series", device_id=None, series_id=found[1]["series_id"])
+            assert series == found[1]
+            _, _, others_device, _ = await tenant(any_database)
+            assert (await it.get("/series", device_id=others_device))[0] == 404
+            assert (await it.get("/series", metric="nosuch"))[1]["code"] == "metric_not_found"
+
+    run(test())
+
+
 # ---------------------------------------------------------------- who may see what
 
 
@@ -576,6 +598,54 @@ def test_a_database_that_goes_away_is_503_and_comes_back(database: Database) -> 
                 assert 1 <= int(headers["Retry-After"]) <= 5
             proxy.refuse = False
             assert (await it.get())[0] == 200
+
+    run(test())
+
+
+def test_a_database_that_answers_nothing_is_503_after_a_bounded_wait(database: Database) -> None:
+    """It is there, takes what it is sent, and says nothing: no statement of it ends, and no cancellation."""
+
+    async def test() -> None:
+        port = urlsplit(database.url).port or 0
+        silent = free_port()
+        behind = replace(database, url=database.url.replace(f":{port}/", f":{silent}/"))
+        async with Proxy(silent, port) as proxy, world(behind, api_statement_timeout_ms=200) as it:
+            assert (await it.get())[0] == 200
+            proxy.set_mode(Mode.BLACKHOLE)
+            status, body, headers = await it.get()
+            assert (status, body["code"]) == (503, "database_unavailable")
+            assert 1 <= int(headers["Retry-After"]) <= 5
+            # Clients that give up leave no session behind that waits for what was lost.
+            for _ in range(5):
+                with pytest.raises(TimeoutError):
+                    async with asyncio.timeout(0.1):
+                        await it.get()
+            proxy.set_mode(Mode.PASS)
+            while (await it.get())[0] != 200:  # noqa: ASYNC110 -- only a request tells
+                await asyncio.sleep(0.1)
+
+    run(test())
+
+
+def test_readiness_tells_of_a_database_that_answers_nothing(database: Database) -> None:
+    async def test() -> None:
+        port = urlsplit(database.url).port or 0
+        silent = free_port()
+        behind = replace(database, url=database.url.replace(f":{port}/", f":{silent}/"))
+        async with Proxy(silent, port) as proxy:
+            pool = await open_pool(behind.settings, role="sluice_app", application="test", size_max=2)
+            probe = Probe(pool)
+            probing = asyncio.create_task(probe.run())
+            proxy.set_mode(Mode.BLACKHOLE)
+            while probe.check() is None:  # noqa: ASYNC110 -- only the probe knows
+                await asyncio.sleep(0.1)
+            proxy.set_mode(Mode.PASS)
+            proxy.cut()
+            while probe.check() is not None:  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
+            probing.cancel()
+            await asyncio.gather(probing, return_exceptions=True)
+            await pool.close()
 
     run(test())
 

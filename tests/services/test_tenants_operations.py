@@ -38,7 +38,7 @@ IDS: Final = {
     "site_id": "site", "to_site_id": "site", "deviceId": "device", "device_id": "device", "userId": "user",
     "user_id": "user", "invitationId": "invitation", "credential_id": "key", "edgeId": "edge", "subject": "site",
     "email": "email", "group_id": "group", "series_id": "series", "channels": "device",
-    "organizationId": "organisation", "templateId": "template",
+    "organizationId": "organisation", "templateId": "template", "plantId": "plant",
 }  # fmt: skip
 ID_UNDER: Final = {
     "/v1/devices/": "device",
@@ -121,14 +121,18 @@ BODIES: Final[Mapping[str, Any]] = {
 }
 #: Queries without which an operation answers nothing, by the field they need.
 QUERIES: Final = {
-    "platform.readings": "device_id", "platform.latest_readings": "device_id", "devices.list_devices": "account_id",
+    "platform.readings": "device_id", "platform.list_series": "device_id", "platform.latest_readings": "device_id",
+    "devices.list_devices": "account_id",
     "platform.discard_found": "device_id", "platform.aggregated_readings": "device_id",
     "platform.reading_statistics": "device_id", "platform.stream_readings": "device_id",
-    "devices.channel_measurements": "channels",
+    "devices.channel_measurements": "channels", "plants.plant_telemetry": "plantId",
+    "plants.latest_telemetry": "plantId",
 }  # fmt: skip
 SPAN: Final = {"from": "2026-11-01T00:00:00Z", "to": "2026-11-02T00:00:00Z"}
 #: And what is nobody's, without which they answer nothing either.
-PARAMETERS: Final = {"platform.aggregated_readings": SPAN, "platform.reading_statistics": SPAN}
+PARAMETERS: Final = dict.fromkeys(
+    ("platform.aggregated_readings", "platform.reading_statistics", "plants.plant_telemetry"), SPAN
+)
 #: How the paths of operations end after which something is not as it was found.
 ENDS: Final = {
     "logout", "change", "replay", "discard", "register-server", "provision", "reactivate", "revoke", "suspend",

@@ -208,6 +208,7 @@ _QUERY: Final[dict[str, _Supply]] = {
     "account_id": _known("organisation"),
     "device_id": _known("device_uuid"),
     "group_id": _known("group"),
+    "plantId": _known("plant"),
     "code": lambda: "unknown_unit",
     "device": lambda: "fridge",
     "token": _known("device_token"),
@@ -217,10 +218,12 @@ _WHOSE: Final = frozenset({"device_id", "site_id", "group_id"})
 _DAY: Final = {"from": "2026-11-01T00:00:00Z", "to": "2026-11-02T00:00:00Z"}
 #: What is asked of readings that are put together: their values bound each other.
 _PUT_TOGETHER: Final = {"bucket": "1h", "fn": "mean,delta,p95", "tz": "Europe/Prague"}
+_OF_SPANS: Final = ("GET /api/v1/readings/aggregated", "GET /api/v1/readings/stats", "GET /api/v1/telemetry")
 #: One of several parameters is needed, which no OpenAPI document can say.
 _NEEDED: Final[dict[str, tuple[str, frozenset[str]]]] = {
     "GET /api/v1/readings": ("device_id", _WHOSE),
     "GET /api/v1/readings/latest": ("device_id", _WHOSE),
+    "GET /api/v1/readings/series": ("device_id", _WHOSE),
     "GET /api/v1/readings/aggregated": ("device_id", _WHOSE),
     "GET /api/v1/readings/stats": ("device_id", _WHOSE),
     "GET /v1/devices": ("account_id", frozenset({"account_id", "site_id"})),
@@ -348,7 +351,7 @@ def _complete_query(operation: str, case: Any, query: dict[str, Any]) -> None:
         query["limit"] = min(int(query["limit"]), _LIMIT_MAX)
     if "from" in query and "to" in query:
         query["from"], query["to"] = "2000-01-01T00:00:00Z", _FUTURE
-    if operation in ("GET /api/v1/readings/aggregated", "GET /api/v1/readings/stats"):
+    if operation in _OF_SPANS:
         query.update(_DAY, **{name: value for name, value in _PUT_TOGETHER.items() if name in query})
     if operation == "GET /v1/measurements" and "channels" in query:
         query["channels"] = f"{_stage['device']}:temperature"
