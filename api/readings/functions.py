@@ -15,8 +15,8 @@ Number = float | int | None
 class Parts:
     """What the readings of one series come to, an element for each bucket that holds any, in order of time.
 
-    Columns that were not asked for are empty. Sums are None where a number is beyond all of them.
-    `schemas/sql/0021_queries.sql` says what each is.
+    Columns that were not asked for are empty. Sums are None where a number is beyond all of them. In `schemas/sql`,
+    `readings_aggregated` says what each is.
     """
 
     buckets: list[int] = field(default_factory=list)
