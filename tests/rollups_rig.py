@@ -17,6 +17,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from api.readings.aggregation import Aggregated, Question, aggregate
+from api.readings.functions import FUNCTIONS
 from api.readings.series import Found as FoundSeries
 from api.readings.series import Series
 from runtime.clock import SystemClock
@@ -122,6 +123,10 @@ def edges_between(first: int, stop: int, width: int) -> list[int]:
     return list(range(start, stop + width, width))
 
 
+#: All but those that readings alone tell.
+TOLD: Final = tuple(name for name, function in FUNCTIONS.items() if function.fraction is None)
+
+
 class Reader:
     """A session of the API for one organisation."""
 
@@ -163,7 +168,7 @@ class Reader:
         self.compared += len(wanted)
         self.from_rollups += answer.from_rollups
 
-    async def ask(self, first: int, stop: int, width: int, functions: tuple[str, ...] = ("last",)) -> Aggregated:
+    async def ask(self, first: int, stop: int, width: int, functions: tuple[str, ...] = TOLD) -> Aggregated:
         """The engine's answer."""
         found = FoundSeries({series_id: Series("", "", "", "") for series_id in self.series})
         edges = [moment(edge) for edge in edges_between(first, stop, width)]

@@ -8,10 +8,12 @@ together by series. Everything runs in a transaction that acts for one organisat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any, Final, Literal, NamedTuple
+from functools import cached_property
+from typing import Any, Final, Literal
 
 from api.readings.buckets import tier_of
-from api.readings.functions import COLUMNS, FUNCTIONS, Parts
+from api.readings.forms.table import micros
+from api.readings.functions import COLUMNS, FUNCTIONS, LEVELS, Parts
 from api.readings.series import Found, slots_of
 
 _STATE: Final = """
@@ -20,21 +22,43 @@ SELECT nullif(landed_through, '-infinity') AS landed_through,
 FROM rollup_state"""
 _TOLD: Final = "SELECT told_from, told_to, coarser FROM readings_told($1, $2, $3)"
 _AGGREGATED: Final = """
-SELECT slot, buckets, counts, sums, mins, maxs, firsts, firsts_ts, lasts, lasts_ts, deltas, deltas_seconds, areas,
-       areas_seconds, seconds_true, from_raw, from_rollups, is_dirty
-FROM readings_aggregated($1, $2, $3, $4, $5, $6)"""
+SELECT {columns}, slot, from_raw, from_rollups, is_dirty FROM readings_aggregated($1, $2, $3, $4, $5, $6)"""
 _PERCENTILES: Final = """
 SELECT series_id, bucket, percentiles FROM readings_percentiles($1, $2, $3, $4, $5)"""
 Source = Literal["rollups", "readings", "both", "none"]
 
 
-class Question(NamedTuple):
+@dataclass(frozen=True)
+class Question:
     """Buckets between edges, of the readings in `[start, end)`, and the functions that are asked of each."""
 
     start: datetime
     end: datetime
     edges: Sequence[datetime]
     functions: tuple[str, ...]
+    more: tuple[str, ...] = ()
+    """Columns of `Parts` beside those that the functions take."""
+
+    @cached_property
+    def starts(self) -> list[int]:
+        """When each bucket begins, in microseconds since 1970."""
+        return [micros(edge) for edge in self.edges[:-1]]
+
+    @cached_property
+    def tier(self) -> str | None:
+        """The roll-up that tells of it; None where only readings do."""
+        return tier_of(self.starts[1:])
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What is asked for. The rest would cost its way here, which takes as long as working it out."""
+        taken = {*self.more, *(column for name in self.functions for column in FUNCTIONS[name].columns)}
+        return tuple(column for column in COLUMNS if column in taken)
+
+    @property
+    def level(self) -> str:
+        """How much of the readings it takes to tell them."""
+        return next(name for name, columns in LEVELS if set(columns).issuperset(self.columns))
 
 
 @dataclass
@@ -81,18 +105,18 @@ class Aggregated:
 
 async def aggregate(connection: Any, found: Found, question: Question, *, raw: bool = False) -> Aggregated:
     """All of the question; `raw` asks readings alone, which gives the same and takes longer."""
-    tier = None if raw else tier_of(question.edges)
+    tier = None if raw else question.tier
     state = await connection.fetchrow(_STATE)
     answer = Aggregated(tier=tier, complete_through=state["landed_through"], kept_from=state["kept_from"])
     if answer.kept_from is not None and answer.kept_from > question.start:
         await _limit(connection, answer, question)
     slots = slots_of(found, question.start, question.end)
-    wanted = [FUNCTIONS[name] for name in question.functions]
     if not slots[0]:
         return answer
-    whole = any(function.whole for function in wanted)
-    for row in await connection.fetch(_AGGREGATED, *slots, list(question.edges), tier, whole):
-        _take(answer, slots[0][row["slot"] - 1], row)
+    columns = question.columns
+    sql = _AGGREGATED.format(columns=", ".join(("buckets", *columns)))
+    for row in await connection.fetch(sql, *slots, question.edges, tier, question.level):
+        _take(answer, slots[0][row["slot"] - 1], row, columns)
     fractions = {name: fraction for name in question.functions if (fraction := FUNCTIONS[name].fraction) is not None}
     if fractions:
         await _percentiles(connection, answer, slots, question, fractions)
@@ -108,9 +132,8 @@ async def _limit(connection: Any, answer: Aggregated, question: Question) -> Non
         answer.told_to = row["told_to"]
 
 
-def _take(answer: Aggregated, series_id: int, row: Any) -> None:
-    columns: dict[str, Any] = {name: row[name] or [] for name in COLUMNS}
-    parts = Parts([bucket - 1 for bucket in row["buckets"]], **columns)
+def _take(answer: Aggregated, series_id: int, row: Any, columns: Sequence[str]) -> None:
+    parts = Parts([bucket - 1 for bucket in row["buckets"]], **{name: row[name] for name in columns})
     parts.from_readings, parts.from_rollups = row["from_raw"], row["from_rollups"]
     parts.dirty = row["is_dirty"]
     before = answer.series.setdefault(series_id, parts)

@@ -6,6 +6,7 @@ import logging
 from collections import defaultdict
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from time import monotonic
 from typing import Any, Final, NamedTuple
 from uuid import UUID
@@ -78,7 +79,7 @@ async def _answer_group(
     everything = Found(series, group[0][1].spans)
     try:
         async with trials.one():
-            answer = await answer_of(connection, everything, group[0][2]._replace(functions=functions), settings)
+            answer = await answer_of(connection, everything, replace(group[0][2], functions=functions), settings)
     except Problem as problem:
         for index, _, _ in group:
             results[index] = problem

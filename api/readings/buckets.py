@@ -5,6 +5,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta, tzinfo
 from functools import cache
+from math import gcd
 from typing import Final, NamedTuple, Self
 from zoneinfo import ZoneInfo, available_timezones
 
@@ -91,13 +92,13 @@ def count_of(start: datetime, end: datetime, bucket: Bucket) -> int:
     return int((end - start).total_seconds() // bucket.least_s) + 2
 
 
-def tier_of(edges: Sequence[datetime]) -> str | None:
-    """The coarsest roll-up that no edge cuts, but for the outer ones; None where only readings will do."""
-    inner = [edge.timestamp() for edge in edges[1:-1]]
-    for name, seconds in TIERS:
-        if not any(edge % seconds for edge in inner):
-            return name
-    return None
+def tier_of(inner: Sequence[int]) -> str | None:
+    """The coarsest roll-up that none of these edges cuts; None where only readings will do.
+
+    In microseconds since 1970, without the outer two, which may cut a bucket of the roll-up.
+    """
+    step = gcd(*inner)
+    return next((name for name, seconds in TIERS if step % (seconds * 1_000_000) == 0), None)
 
 
 def _steady(start: datetime, end: datetime, seconds: int) -> list[datetime]:

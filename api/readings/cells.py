@@ -5,8 +5,7 @@ import sys
 from array import array
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from itertools import groupby
-from operator import itemgetter
+from itertools import pairwise
 from typing import Any, Final, NamedTuple
 
 import orjson
@@ -43,14 +42,19 @@ def page_table(rows: Sequence[Any], found: Found, head: dict[str, Any], *, by_se
 
 
 def _page_blocks(rows: Sequence[Any], found: Found) -> Iterator[Block]:
-    flags = [row["quality"] for row in rows]
-    values = [_value(row["value"], row["text_value"], row["quality"]) for row in rows]
+    """Runs of one series. A page may have as many as rows, so a plain number is not looked at twice."""
+    numbers, texts, flags = ([row[name] for row in rows] for name in ("value", "text_value", "quality"))
+    values = [
+        number if text is None and not quality else _value(number, text, quality)
+        for number, text, quality in zip(numbers, texts, flags, strict=True)
+    ]
     columns = [row["ts"] for row in rows], values, flags
+    series = [row["series_id"] for row in rows]
     first = 0
-    for series_id, run in groupby(rows, itemgetter("series_id")):
-        stop = first + sum(1 for _ in run)
-        yield Block(found.series[series_id], [column[first:stop] for column in columns])
-        first = stop
+    for stop, (one, following) in enumerate(pairwise([*series, None]), 1):
+        if one != following:
+            yield Block(found.series[one], [column[first:stop] for column in columns])
+            first = stop
 
 
 def reading_of(row: Any, series: Series) -> dict[str, Any]:

@@ -15,8 +15,8 @@ Number = float | int | None
 class Parts:
     """What the readings of one series come to, an element for each bucket that holds any, in order of time.
 
-    Where only count, sum, min and max were asked for, the others are empty. Sums are None where a number is beyond
-    all of them. `schemas/sql/0021_queries.sql` says what each is.
+    Columns that were not asked for are empty. Sums are None where a number is beyond all of them. In `schemas/sql`,
+    `readings_aggregated` says what each is.
     """
 
     buckets: list[int] = field(default_factory=list)
@@ -51,8 +51,8 @@ class Parts:
         if joined:
             for name in ("counts", "sums", "deltas", "deltas_seconds", "areas", "areas_seconds", "seconds_true"):
                 _added(getattr(self, name), getattr(later, name))
-            self.mins[-1] = min(self.mins[-1], later.mins[0])
-            self.maxs[-1] = max(self.maxs[-1], later.maxs[0])
+            self.mins[-1:] = map(min, self.mins[-1:], later.mins[:1])
+            self.maxs[-1:] = map(max, self.maxs[-1:], later.maxs[:1])
             self.lasts[-1:], self.lasts_ts[-1:] = later.lasts[:1], later.lasts_ts[:1]
         for name in ("buckets", *COLUMNS):
             getattr(self, name).extend(getattr(later, name)[joined:])
@@ -71,11 +71,15 @@ def _added(before: list[float | None], later: list[float | None]) -> None:
         before[-1] = None if one is None or other is None else one + other
 
 
+#: How much of them the engine works out: each level has the columns of those before it too.
+LEVELS: Final = (("short", COLUMNS[:4]), ("stepped", COLUMNS[:10]), ("whole", COLUMNS))
+
+
 class Function(NamedTuple):
-    """Its value in each bucket, and what it takes: more than count, sum, min and max, or the readings themselves."""
+    """Its value in each bucket, and the columns that it takes; a percentile takes the readings themselves."""
 
     of: "Callable[[Parts], Sequence[Number]]"
-    whole: bool = False
+    columns: tuple[str, ...] = ()
     fraction: float | None = None
     """Of a percentile."""
 
@@ -89,17 +93,19 @@ def _percentile(name: str, fraction: float) -> Function:
 
 
 FUNCTIONS: Final[Mapping[str, Function]] = {
-    "count": Function(lambda parts: parts.counts),
-    "sum": Function(lambda parts: parts.sums),
-    "mean": Function(lambda parts: _ratios(parts.sums, parts.counts)),
-    "min": Function(lambda parts: parts.mins),
-    "max": Function(lambda parts: parts.maxs),
-    "first": Function(lambda parts: parts.firsts, whole=True),
-    "last": Function(lambda parts: parts.lasts, whole=True),
-    "delta": Function(lambda parts: parts.deltas, whole=True),
-    "rate": Function(lambda parts: _ratios(parts.deltas, parts.deltas_seconds), whole=True),
-    "time_weighted_mean": Function(lambda parts: _ratios(parts.areas, parts.areas_seconds), whole=True),
-    "time_in_state": Function(lambda parts: parts.seconds_true, whole=True),
+    "count": Function(lambda parts: parts.counts, ("counts",)),
+    "sum": Function(lambda parts: parts.sums, ("sums",)),
+    "mean": Function(lambda parts: _ratios(parts.sums, parts.counts), ("sums", "counts")),
+    "min": Function(lambda parts: parts.mins, ("mins",)),
+    "max": Function(lambda parts: parts.maxs, ("maxs",)),
+    "first": Function(lambda parts: parts.firsts, ("firsts",)),
+    "last": Function(lambda parts: parts.lasts, ("lasts",)),
+    "delta": Function(lambda parts: parts.deltas, ("deltas",)),
+    "rate": Function(lambda parts: _ratios(parts.deltas, parts.deltas_seconds), ("deltas", "deltas_seconds")),
+    "time_weighted_mean": Function(
+        lambda parts: _ratios(parts.areas, parts.areas_seconds), ("areas", "areas_seconds")
+    ),
+    "time_in_state": Function(lambda parts: parts.seconds_true, ("seconds_true",)),
     "p50": _percentile("p50", 0.5),
     "p95": _percentile("p95", 0.95),
     "p99": _percentile("p99", 0.99),

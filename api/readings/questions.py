@@ -13,7 +13,7 @@ from api.http.parameters import check_span
 from api.http.problems import Problem, invalid_parameter
 from api.problems import QUERY_TOO_LARGE
 from api.readings.aggregation import Aggregated, Question, aggregate
-from api.readings.buckets import Bucket, count_of, edges_of, tier_of, zone_of
+from api.readings.buckets import Bucket, count_of, edges_of, zone_of
 from api.readings.forms.table import Block, Column, Kind, Table, each, micros
 from api.readings.functions import FUNCTIONS, Parts, filled, functions_of
 from api.readings.series import Found, slots_of
@@ -102,12 +102,12 @@ async def version_of_question(
 
 
 def _begun(question: Question, now: datetime) -> int:
-    return sum(edge < now for edge in question.edges[:-1])
+    return bisect_left(question.edges, now, hi=len(question.edges) - 1)
 
 
 def needs_readings(question: Question) -> bool:
     """Whether no roll-up will do."""
-    return tier_of(question.edges) is None or any(FUNCTIONS[name].fraction for name in question.functions)
+    return question.tier is None or any(FUNCTIONS[name].fraction for name in question.functions)
 
 
 async def answer_of(connection: Any, found: Found, question: Question, settings: ApiSettings) -> Aggregated:
@@ -141,7 +141,7 @@ def blocks_of(answer: Aggregated, found: Found, question: Question, fill: Fill, 
 
     Of those that nothing tells of any more, none is filled: whether they held readings is not known.
     """
-    starts = [micros(edge) for edge in question.edges[:-1]]
+    starts = question.starts
     told = _told(answer, question)
     begun = min(told.stop, _begun(question, now))
     for series_id, series in found.series.items():
@@ -199,7 +199,8 @@ STATISTICS: Final[Mapping[str, Kind]] = {
 
 def statistics_question(start: datetime, end: datetime) -> Question:
     """The span as one bucket."""
-    return Question(start, end, [start, end], tuple(name for name in STATISTICS if name in FUNCTIONS))
+    functions = tuple(name for name in STATISTICS if name in FUNCTIONS)
+    return Question(start, end, [start, end], functions, ("firsts_ts", "lasts_ts"))
 
 
 def statistics_table(answer: Aggregated, found: Found, question: Question) -> Table:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, NamedTuple
 
-from api.readings.series import ALWAYS, STAYS, Found, slots_of
+from api.readings.series import ALWAYS, STAYS, Found
 
 _PAGE: Final = """
 SELECT ts, series_id, kind, quality, value, text_value
@@ -29,7 +29,9 @@ _STAYS_BACKWARDS: Final = _OF_STAYS.format(descending="true", unbounded="infinit
 _KEPT_FROM: Final = """
 SELECT nullif(dropped_through, '-infinity') FROM retention_horizons WHERE tier = 'raw'"""
 _LATEST: Final = """
-SELECT ts, series_id, kind, quality, value, text_value FROM readings_latest($1, $2, $3) ORDER BY ts DESC, kind DESC"""
+SELECT ts, series_id, kind, quality, value, text_value FROM readings_latest($1, $2, $3)"""
+_LATEST_OF_STAYS: Final = """
+SELECT ts, series_id, kind, quality, value, text_value FROM readings_latest_of_stays($1, $2, $3)"""
 #: The least read of a series at once, so that uneven series need few rounds.
 _EACH_LEAST: Final = 8
 _ROUND_GROWTH: Final = 4
@@ -139,21 +141,34 @@ async def read_latest(connection: Any, found: Found, start: datetime | None, end
     recent = (end or datetime.now(UTC)) - _RECENT
     newest: dict[int, Any] = {}
     for since in (recent if start is None else max(start, recent), start):
-        missing = _without(found, newest, since, end)
-        if missing.series:
-            for row in await connection.fetch(_LATEST, *slots_of(missing, since or ALWAYS, end or STAYS)):
-                newest.setdefault(row["series_id"], row)  # a number and a text: the newer one comes first
+        first, stop = since or ALWAYS, end or STAYS
+        whole, stays = _without(found, newest, first, stop, end is None)
+        rows = await connection.fetch(_LATEST, whole, first, stop) if whole else []
+        if stays:
+            rows += await connection.fetch(_LATEST_OF_STAYS, *zip(*stays, strict=True))
+        for row in rows:
+            before = newest.get(row["series_id"])
+            # A number and a text, or out of several stays.
+            if before is None or (row["ts"], row["kind"]) > (before["ts"], before["kind"]):
+                newest[row["series_id"]] = row
     return [newest[series_id] for series_id in found.series if series_id in newest]
 
 
-def _without(found: Found, given: Collection[int], since: datetime | None, end: datetime | None) -> Found:
-    """What is left to look for from `since` on."""
-    series = {series_id: one for series_id, one in found.series.items() if series_id not in given}
+def _without(
+    found: Found, given: Collection[int], first: datetime, stop: datetime, staying: bool
+) -> tuple[list[int], list[tuple[int, datetime, datetime]]]:
+    """What is left to look for: series in all of `[first, stop)`, and the spans of others within it.
+
+    `staying`: of spans, those that have not ended.
+    """
     if found.spans is None:
-        return Found(series)
-    spans = [
-        (series_id, start if since is None else max(start, since), stop)
-        for series_id, start, stop in found.spans
-        if series_id not in given and (end is not None or stop == STAYS)
-    ]
-    return Found(series if spans else {}, spans)
+        return [series_id for series_id in found.series if series_id not in given], []
+    whole, stays = [], []
+    for series_id, start, end in found.spans:
+        if series_id in given or (staying and end != STAYS):
+            continue
+        if start <= first and end >= stop:
+            whole.append(series_id)
+        elif start < stop and end > first:
+            stays.append((series_id, max(start, first), min(end, stop)))
+    return whole, stays

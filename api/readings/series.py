@@ -42,12 +42,12 @@ SELECT {_COLUMNS} FROM series s WHERE {{narrowed}} ORDER BY s.device_id, s.metri
 # A device may have stood there several times: its series come once for each.
 _OF_STAYS: Final = f"""
 SELECT {_COLUMNS}, greatest(stay.valid_from, $3) AS start, least(stay.valid_until, $4) AS stop
-FROM (SELECT h.device_id, h.valid_from,
-             coalesce((SELECT min(n.valid_from) FROM device_sites n
-                       WHERE n.device_id = h.device_id AND n.valid_from > h.valid_from), 'infinity') AS valid_until
-      FROM device_sites h WHERE h.site_id = $2) stay
+FROM (SELECT h.device_id, h.site_id, h.valid_from,
+             lead(h.valid_from, 1, 'infinity') OVER (PARTITION BY h.device_id ORDER BY h.valid_from) AS valid_until
+      FROM device_sites h
+      WHERE h.device_id IN (SELECT o.device_id FROM device_sites o WHERE o.site_id = $2)) stay
 JOIN series s ON s.device_id = stay.device_id
-WHERE {{narrowed}} AND stay.valid_from < $4 AND stay.valid_until > $3
+WHERE {{narrowed}} AND stay.site_id = $2 AND stay.valid_from < $4 AND stay.valid_until > $3
 ORDER BY s.device_id, s.metric, s.label, start LIMIT $1
 """  # noqa: S608
 

@@ -10,6 +10,8 @@ from datetime import UTC, datetime
 from hashlib import blake2b
 from typing import Any, Final
 
+import msgspec
+
 from api.http.operations import Reply, unchanged
 from api.readings.series import Found
 
@@ -22,8 +24,8 @@ _DIGEST_BYTES: Final = 16
 async def version_of(connection: Any, found: Found, asked: tuple[Any, ...], end: datetime | None) -> str:
     """Of the answer to `asked` about readings before `end`."""
     changes = await connection.fetchval(_VERSION, list(found.series), end or LATEST)
-    content = repr((asked, sorted(found.series.items()), found.spans, found.removed_at, changes))
-    return blake2b(content.encode(), digest_size=_DIGEST_BYTES).hexdigest()
+    content = msgspec.msgpack.encode((asked, found.series, found.spans, found.removed_at, changes))
+    return blake2b(content, digest_size=_DIGEST_BYTES).hexdigest()
 
 
 def versioned(reply: Reply[Any], version: str) -> Reply[Any]:

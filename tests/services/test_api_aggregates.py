@@ -13,7 +13,9 @@ import asyncpg
 import pytest
 
 from api.http.problems import Problem
-from api.readings.buckets import Bucket, edges_of, tier_of, zone_of
+from api.readings.aggregation import Question
+from api.readings.buckets import Bucket, edges_of, zone_of
+from api.readings.functions import COLUMNS, FUNCTIONS
 from api.registry.devices import add_device
 from api.registry.organisations import acting_for
 from api.registry.sites import add_site
@@ -120,10 +122,11 @@ def test_edges_follow_the_clock_whatever_the_bucket() -> None:
     assert {edge.astimezone(prague).strftime("%a %H:%M") for edge in weeks} == {"Mon 00:00"}
     quarters = edges_of(start, end, Bucket.parse("3mo"), UTC)
     assert [edge.month for edge in quarters] == [1, 4, 7, 10, 1]
-    assert tier_of(edges_of(start, end, Bucket.parse("1d"), UTC)) == "1d"
-    assert tier_of(edges_of(start, end, Bucket.parse("1d"), prague)) == "1h"
-    assert tier_of(edges_of(start, end, Bucket.parse("1d"), zone_of("Australia/Lord_Howe"))) == "5m"
-    assert tier_of(edges_of(start, start + DAY, Bucket.parse("1m"), UTC)) is None
+    zones = (UTC, "1d"), (prague, "1h"), (zone_of("Australia/Lord_Howe"), "5m")
+    for zone, tier in zones:
+        assert Question(start, end, edges_of(start, end, Bucket.parse("1d"), zone), ("mean",)).tier == tier
+    assert Question(start, end, edges_of(start, start + DAY, Bucket.parse("1m"), UTC), ("mean",)).tier is None
+    assert Question(start, end, [start, end], ("mean",)).tier == "1d"
     with pytest.raises(Problem, match="divides a day"):
         edges_of(start, end, Bucket.parse("7m"), prague)
     assert len(edges_of(start, start + HOUR, Bucket.parse("7m"), UTC)) in (10, 11)
@@ -221,6 +224,45 @@ def test_a_bucket_that_a_move_cuts_is_right_for_each_site(any_database: Database
                 await roll_up(it, T0 + DAY)
 
     run(test())
+
+
+def test_a_function_says_the_same_alone_as_beside_the_others(any_database: Database) -> None:
+    """Only what was asked for is worked out and sent. A bucket of two stays is put together from both."""
+
+    async def test() -> None:
+        async with world(any_database) as it:
+            series = await it.series("energy")
+            for number in range(60):
+                await it.store(series, T0 + number * 5 * MINUTE, float(number * 7 % 31))
+            connection = await connect(it.database.settings, role="sluice_app", application="test")
+            async with acting_for(connection, it.organisation):
+                other = await add_site(connection, it.organisation, "Other")
+                for site, minutes in ((other, 67), (it.site, 88)):
+                    await connection.execute(STAY, it.device, site, it.organisation, T0 + minutes * MINUTE)
+            await connection.close()
+            span = {"from_": T0.isoformat(), "to": (T0 + 6 * HOUR).isoformat(), "bucket": "1h"}
+            asked = {"device_id": None, "site_id": it.site, **span}
+            for _ in ("from readings", "from roll-ups"):
+                together = await it.data("/aggregated", **asked, fn=",".join(FUNCTIONS))
+                assert [row["count"] for row in together] == [12, 8, 12, 12, 12]
+                for name in FUNCTIONS:
+                    alone = await it.data("/aggregated", **asked, fn=name)
+                    assert [row[name] for row in alone] == [row[name] for row in together], name
+                await roll_up(it, T0 + DAY)
+
+    run(test())
+
+
+def test_what_a_question_takes_is_told_by_its_functions() -> None:
+    def question(*functions: str) -> Question:
+        return Question(T0, T0 + DAY, [T0, T0 + DAY], functions)
+
+    assert (question("mean").level, question("mean").columns) == ("short", ("counts", "sums"))
+    assert (question("p50").level, question("p50").columns) == ("short", ())
+    assert question("rate", "last").columns == ("lasts", "deltas", "deltas_seconds")
+    assert question("rate", "last").level == "stepped"
+    assert question("count", "time_in_state").level == "whole"
+    assert set(question(*FUNCTIONS).columns) == {*COLUMNS} - {"firsts_ts", "lasts_ts"}
 
 
 def test_an_answer_that_is_known_is_not_made_again_until_it_changes(any_database: Database) -> None:
@@ -527,7 +569,7 @@ def test_another_s_series_are_not_there(any_database: Database) -> None:
 EACH_7_MINUTES = """
 INSERT INTO readings SELECT $1, 0, ts, extract(epoch FROM ts - $2::timestamptz)::bigint % 100000
 FROM generate_series($2::timestamptz, $3::timestamptz, interval '7 minutes') ts"""
-FUNCTIONS = "count,sum,min,first,last,delta,rate,time_weighted_mean,time_in_state"
+TOLD = "count,sum,min,first,last,delta,rate,time_weighted_mean,time_in_state"
 GONE = {"readings": ("raw", 5), "rollups_5m": ("5m", 3), "rollups_1h": ("1h", 1)}
 
 
@@ -610,7 +652,7 @@ class Case(NamedTuple):
         span = {"from": spelt(T0 + self.told_start), "to": spelt(T0 + self.told_end)}
         if self.told_start >= self.told_end:
             return []
-        return await it.data("/aggregated", **{**self.asked, **span}, fn=FUNCTIONS)
+        return await it.data("/aggregated", **{**self.asked, **span}, fn=TOLD)
 
 
 def test_coarser_roll_ups_tell_once_finer_ones_are_gone_and_answers_say_how_far(any_database: Database) -> None:
@@ -638,7 +680,7 @@ def test_coarser_roll_ups_tell_once_finer_ones_are_gone_and_answers_say_how_far(
                 await delete_gone(it)
 
     async def check(it: World, series: int, case: Case, kept: list[Any]) -> None:
-        status, body, _ = await it.get("/aggregated", **case.asked, fn=FUNCTIONS)
+        status, body, _ = await it.get("/aggregated", **case.asked, fn=TOLD)
         assert status == 200
         alike(body["data"], kept)
         (answer,) = await batch(it, {"series_id": series, **case.asked})

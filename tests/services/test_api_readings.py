@@ -40,7 +40,7 @@ from tests.landing_rig import until
 from tests.support import run
 
 T0 = datetime(2026, 11, 2, tzinfo=UTC)
-MINUTE = timedelta(minutes=1)
+MINUTE, HOUR = timedelta(minutes=1), timedelta(hours=1)
 RING = new_ring()
 CONNECTIONS_MAX = 10
 
@@ -234,6 +234,62 @@ def test_the_newest_of_each_series_however_long_ago(any_database: Database) -> N
             assert [reading["value"] for reading in await it.data("/latest", metric="silent")] == [3]
 
     run(test())
+
+
+def test_the_newest_at_a_site_is_of_while_each_device_stood_there(any_database: Database) -> None:
+    """Of what stands there all the time, came, came long ago and fell silent, left, and came back."""
+
+    async def test() -> None:
+        async with world(any_database) as it:
+            now = datetime.now(UTC).replace(microsecond=0)
+            stays: dict[str, list[tuple[UUID | None, int]]] = {
+                "always": [(it.site, 10_000)],
+                "came": [(None, 10_000), (it.site, 5)],
+                "silent": [(it.site, 10_000)],
+                "left": [(it.site, 10_000), (None, 3)],
+                "back": [(it.site, 10_000), (None, 7), (it.site, 4), (None, 2)],
+                "too late": [(None, 10_000), (it.site, 1)],
+            }
+            for metric, stood in stays.items():
+                device = await standing(it, metric, [(site, now - hours * HOUR) for site, hours in stood])
+                series = await it.series(metric, device=device)
+                for hours in (9, 6, 4, 2) if metric != "silent" else (9_000,):
+                    await it.store(series, now - hours * HOUR, float(hours))
+                if metric in ("always", "left"):
+                    await it.store(series, now - 4 * HOUR + MINUTE, "text")
+            of_site: dict[str, Any] = {"device_id": None, "site_id": it.site}
+            found = {one["metric"]: one["value"] for one in await it.data("/latest", **of_site)}
+            assert found == {"always": 2, "came": 2, "silent": 9_000}
+            until_now = await it.data("/latest", **of_site, to=now.isoformat())
+            assert {one["metric"]: one["value"] for one in until_now} == {
+                "always": 2, "came": 2, "silent": 9_000, "left": "text", "back": 4,
+            }  # fmt: skip
+            earlier = await it.data("/latest", **of_site, to=(now - 5 * HOUR).isoformat())
+            assert {one["metric"]: one["value"] for one in earlier} == {
+                "always": 6, "silent": 9_000, "left": 6, "back": 9,
+            }  # fmt: skip
+
+    run(test())
+
+
+async def standing(it: World, name: str, stays: Sequence[tuple[UUID | None, datetime]]) -> UUID:
+    """A device that came to each site, or to none, at its time."""
+    connection = await connect(it.database.settings, role=None, application="test")
+    async with acting_for(connection, it.organisation):
+        device = await add_device(connection, it.organisation, it.site, name, name)
+    await connection.close()
+    admin = await asyncpg.connect(it.database.superuser_url)
+    await admin.execute("DELETE FROM device_sites WHERE device_id = $1", device)
+    for site, since in stays:
+        await admin.execute(
+            "INSERT INTO device_sites (device_id, organisation_id, site_id, valid_from) VALUES ($1, $2, $3, $4)",
+            device,
+            it.organisation,
+            site,
+            since,
+        )
+    await admin.close()
+    return device
 
 
 # ---------------------------------------------------------------- pages

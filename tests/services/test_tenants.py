@@ -331,14 +331,15 @@ ASKING = {
     "readings_page": "readings_page(ARRAY[$2::int], '-infinity', 'infinity', true, 'infinity', 0, 0, 10)",
     "readings_of_stays": "readings_of_stays(ARRAY[$2::int], ARRAY['-infinity'::timestamptz],"
     " ARRAY['infinity'::timestamptz], false, '-infinity', 0, 0, 10)",
-    "readings_latest": "readings_latest(ARRAY[$2::int], ARRAY['-infinity'::timestamptz],"
+    "readings_latest": "readings_latest(ARRAY[$2::int], '-infinity', 'infinity')",
+    "readings_latest_of_stays": "readings_latest_of_stays(ARRAY[$2::int], ARRAY['-infinity'::timestamptz],"
     " ARRAY['infinity'::timestamptz])",
     "readings_blocks": "readings_blocks(ARRAY[$2::int], ARRAY['-infinity'::timestamptz],"
     " ARRAY['infinity'::timestamptz], false, 10)",
     "readings_estimated": "readings_estimated(ARRAY[$2::int], ARRAY['-infinity'::timestamptz],"
     " ARRAY['infinity'::timestamptz], 10) e WHERE e.readings > 0 OR e.fits_until IS NOT NULL",
     "readings_aggregated": "readings_aggregated(ARRAY[$2::int], ARRAY['1990-01-01'::timestamptz],"
-    " ARRAY['2100-01-01'::timestamptz], ARRAY['1990-01-01'::timestamptz, '2100-01-01'], NULL, true)",
+    " ARRAY['2100-01-01'::timestamptz], ARRAY['1990-01-01'::timestamptz, '2100-01-01'], NULL, 'whole')",
     # Which times another keeps nothing of, would stand there.
     "readings_told": "readings_told('1990-01-01', '2100-01-01', '5m') t"
     " WHERE t.told_from <> '1990-01-01' OR t.told_to <> '2100-01-01' OR t.coarser IS NOT NULL",

@@ -5,13 +5,12 @@ By columns, times are integers, microseconds since 1970: exact (in JavaScript un
 """
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from itertools import repeat
+from itertools import chain
 from typing import Any, Final
 
 import orjson
 
-from api.readings.forms.table import Kind, Table, flag_names, micros, moment
-from api.readings.series import Series
+from api.readings.forms.table import Block, Kind, Table, flag_names, micros, moment
 
 _SERIES: Final = b'{"series":['
 _ROWS_AT_ONCE: Final = 500
@@ -37,23 +36,21 @@ async def write_lines(table: Table) -> AsyncIterator[bytes]:
 async def _objects(table: Table) -> AsyncIterator[list[dict[str, Any]]]:
     """Rows as objects, some hundreds at once: rows of many series by turns are as many blocks."""
     names = [*table.names, *(column.name for column in table.columns)]
-    series: list[Series] = []
-    columns: list[list[Any]] = [[] for _ in table.columns]
+    blocks, rows = list[Block](), 0
     async for block in table.blocks:
-        series += repeat(block.series, len(block.columns[0]))
-        for column, cells in zip(columns, block.columns, strict=True):
-            column.extend(cells)
-        if len(series) >= _ROWS_AT_ONCE:
-            yield _spelt(table, names, series, columns)
-            series, columns = [], [[] for _ in table.columns]
-    if series:
-        yield _spelt(table, names, series, columns)
+        blocks.append(block)
+        rows += len(block.columns[0])
+        if rows >= _ROWS_AT_ONCE:
+            yield _spelt(table, names, blocks)
+            blocks, rows = [], 0
+    if rows:
+        yield _spelt(table, names, blocks)
 
 
-def _spelt(
-    table: Table, names: Sequence[str], series: Sequence[Series], columns: Sequence[Sequence[Any]]
-) -> list[dict[str, Any]]:
-    spell = [_SPELT.get(column.kind) for column in table.columns]
+def _spelt(table: Table, names: Sequence[str], blocks: Sequence[Block]) -> list[dict[str, Any]]:
+    series = [block.series for block in blocks for _ in block.columns[0]]
+    columns = (list(chain.from_iterable(cells)) for cells in zip(*(block.columns for block in blocks), strict=True))
+    spell = (_SPELT.get(column.kind) for column in table.columns)
     cells = [spelt(column) if spelt else column for spelt, column in zip(spell, columns, strict=True)]
     rows = zip(*cells, strict=True)
     return [dict(zip(names, (*one, *row), strict=True)) for one, row in zip(series, rows, strict=True)]
