@@ -1,4 +1,4 @@
-"""Commands to devices: asked for here, sent and settled by whoever reaches devices (`schemas/sql/0025_plants.sql`).
+"""Commands to devices: asked for here, sent by `workers.commands`, settled by what devices answer.
 
 Left out: sending them.
 """
@@ -10,17 +10,19 @@ from uuid import UUID
 
 import msgspec
 
-from api.http.problems import Problem
+from api.http.problems import Problem, invalid
 from api.problems import COMMAND_LIMIT
 from api.registry import audit
 from runtime.ids import uuid7
+from schemas.commands import TooLargeError, Way, check
+from schemas.signing import NotCanonicalError
 
 _COLUMNS: Final = """
 command_id, device_id, command, payload::text AS payload, target, state, response::text AS response, created_at,
 sent_at, acked_at"""
 _INSERT: Final = f"""
-INSERT INTO commands (command_id, organisation_id, device_id, command, payload, target, expires_at)
-VALUES ($1, $2, $3, $4, $5::text::jsonb, $6, now() + $7) RETURNING {_COLUMNS}
+INSERT INTO commands (command_id, organisation_id, device_id, command, payload, target, way, expires_at)
+VALUES ($1, $2, $3, $4, $5::text::jsonb, $6, $7, now() + $8) RETURNING {_COLUMNS}
 """  # noqa: S608
 _OPEN: Final = """
 SELECT count(*) FROM commands WHERE device_id = $1 AND state IN ('PENDING', 'SENT', 'ACKNOWLEDGED')
@@ -40,8 +42,9 @@ class NewCommand(NamedTuple):
 
     command: str
     payload: Mapping[str, Any]
-    target: str | None
+    target: str | None = None
     """A device behind it, by its own name for that."""
+    way: Way = Way.GATEWAY
 
 
 async def ask(
@@ -49,13 +52,19 @@ async def ask(
 ) -> Any:
     """A command that waits to be sent, as it stands. The device is held by the caller.
 
-    Raises the problem of too many that wait.
+    Raises the problems of too many that wait, and of one that cannot be sent.
     """
     if await connection.fetchval(_OPEN, device) >= open_max:
         raise Problem(COMMAND_LIMIT, f"{open_max} commands wait for the device, as many as may")
     command = uuid7()
+    try:
+        check(device, command, new.command, new.payload, new.target)
+    except (TooLargeError, NotCanonicalError) as error:
+        raise invalid("payload", str(error)) from None
     payload = msgspec.json.encode(new.payload).decode()
-    row = await connection.fetchrow(_INSERT, command, organisation, device, new.command, payload, new.target, timeout)
+    row = await connection.fetchrow(
+        _INSERT, command, organisation, device, new.command, payload, new.target, new.way, timeout
+    )
     await audit.record(
         connection, "command.asked", device, command_id=command, command=new.command, target=new.target
     )
