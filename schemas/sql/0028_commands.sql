@@ -124,7 +124,7 @@ CREATE POLICY tenant ON device_reports TO sluice_app, sluice_owner
     USING (organisation_id = current_organisation()) WITH CHECK (organisation_id = current_organisation());
 CREATE POLICY pipeline ON device_reports TO sluice_ingest, sluice_worker USING (true) WITH CHECK (true);
 
--- When the plant says that it was: what it alarmed of then is told once, however often and late it is sent.
+-- When the plant says that it was: the same alarm of that moment is told once, however often and late it is sent.
 ALTER TABLE plant_alerts ADD COLUMN alarmed_at timestamptz;
 
 -- One alarm of a plant, under an id of the caller's that is the message's; `noted`, `repeated`, or `no_plant`. Of one
@@ -134,9 +134,12 @@ LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
 DECLARE
     v_type text := p_said->>'type';
     v_message text := p_said->>'message';
-    v_at timestamptz := (p_said->>'at')::timestamptz;
+    v_at timestamptz := timestamptz '1970-01-01Z' + (p_said->>'at_us')::bigint * interval '1 microsecond';
     v_opened uuid;
 BEGIN
+    IF v_at NOT BETWEEN now() - interval '7 days' AND now() + interval '10 minutes' THEN
+        v_at := NULL;  -- no clock of its own: it would tell two alarms for one
+    END IF;
     IF NOT EXISTS (SELECT FROM plants p WHERE p.device_id = p_device_id AND p.deleted_at IS NULL) THEN
         RETURN 'no_plant';
     END IF;
@@ -148,7 +151,7 @@ BEGIN
     END IF;
     IF EXISTS (SELECT FROM plant_alerts a WHERE a.alert_id = p_alert_id)
        OR EXISTS (SELECT FROM plant_alerts a WHERE a.device_id = p_device_id AND a.type = v_type
-                  AND a.message = v_message AND a.alarmed_at >= v_at) THEN
+                  AND a.message = v_message AND a.alarmed_at = v_at) THEN
         RETURN 'repeated';
     END IF;
     v_opened := open_plant_alert(p_alert_id, p_device_id, v_type, p_said->>'severity', v_message);

@@ -1,4 +1,4 @@
-"""Commands on their way to devices: what a real broker is given of them, and when, and what stands in the database."""
+"""Commands on their way to devices: what a real broker is given of them, and what stands in the database."""
 
 import asyncio
 import json
@@ -10,10 +10,11 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 
+from api.devices.downlink import CommandDownlink
 from runtime.sockets import address_of, listen
 from schemas.commands import MESSAGE_BYTES_MAX
 from schemas.signing import command_parts, is_signed
@@ -23,7 +24,7 @@ from tests.commands_rig import Sending, command, listening, reaches, sender
 from tests.databases import Database
 from tests.landing_rig import until
 from tests.mosquitto import PROGRAM
-from tests.people_rig import RING, People
+from tests.people_rig import RING, People, people
 from tests.support import eventually, run
 
 PATH = "/api/v1/plants"
@@ -75,7 +76,8 @@ def test_a_command_goes_to_its_plant_signed_and_is_sent_once_the_broker_has_it(
                     assert sending.told("connected") == 1
                 (message, _), told = device.heard, device.told()
                 assert (str(message.topic), message.qos, message.retain) == (f"cpi/{plant}/command", 1, False)
-                assert 0 < message.properties.MessageExpiryInterval <= 300
+                assert message.properties is not None
+                assert 0 < message.properties.json()["MessageExpiryInterval"] <= 300
                 assert sent["sent_at"] is not None
                 assert {name: told[name] for name in ("cmdId", "deviceId", "action", "payload", "target")} == {
                     "cmdId": first, "deviceId": "PUMP-1", "action": "reboot", "payload": {"delay": 5, "é": [1, None]},
@@ -309,6 +311,122 @@ def test_what_fills_more_than_a_message_may_have_is_refused_when_it_is_asked_for
             async with sender(database, broker.url, RING):
                 row = await reaches(database, largest, "SENT")
                 assert 7_900 < len(row["message"]) <= MESSAGE_BYTES_MAX
+
+    run(test())
+
+
+# ---------------------------------------------------------------- the platform face, and identify
+
+
+async def made_device(here: People, model: str = "diy_esp32") -> str:
+    """The id of a device that is no plant."""
+    new = {"local_id": uuid4().hex, "name": "Device", "model": model}
+    answer = await here.ask("POST", "/v1/devices", here.key, new)
+    assert answer.status == 201
+    return str(UUID(answer.body["id"].removeprefix("dev_")))
+
+
+def test_a_device_of_the_platform_is_sent_a_command_on_its_own_topic(any_database: Database, broker: Broker) -> None:
+    async def test() -> None:
+        async with people_with_authority(any_database) as here:
+            device = await made_device(here)
+            path = f"/api/v1/devices/{device}/commands"
+            where = f"v1/gateways/{here.organisation}/{device}/commands"
+            async with listening(broker.port, where) as box, sender(any_database, broker.url, RING):
+                answer = await here.ask("POST", path, here.key, {"command": "restart", "payload": {"delay": 1}})
+                assert (answer.status, answer.body["state"]) == (201, "PENDING")
+                assert answer.headers["Location"] == f"{path}/{answer.body['command_id']}"
+                await box.hears(1)
+                told = box.told()
+                assert (told["cmdId"], told["payload"], "sig" in told) == (
+                    answer.body["command_id"],
+                    {"delay": 1},
+                    False,
+                )
+                await reaches(any_database, told["cmdId"], "SENT")
+            one = await here.ask("GET", f"{path}/{told['cmdId']}", here.key)
+            assert (one.status, one.body["state"], one.body["sent_at"] is not None) == (200, "SENT", True)
+            later = (await here.ask("POST", path, here.key, {"command": "later"})).body["command_id"]
+            first = await here.ask("GET", path, here.key, limit=1)
+            assert [row["command_id"] for row in first.body["data"]] == [later]
+            rest = await here.ask("GET", path, here.key, cursor=first.body["next_cursor"])
+            assert ([row["command_id"] for row in rest.body["data"]], rest.body["next_cursor"]) == (
+                [told["cmdId"]],
+                None,
+            )
+            assert (await here.ask("GET", f"{path}/{uuid4()}", here.key)).code == (404, "command_not_found")
+
+    run(test())
+
+
+def test_a_plant_is_sent_what_the_platform_asks_for_as_a_plant(database: Database, broker: Broker) -> None:
+    async def test() -> None:
+        async with people_with_authority(database) as here:
+            plant, secret = await active_plant(here)
+            path = f"/api/v1/devices/{plant}/commands"
+            async with listening(broker.port, f"cpi/{plant}/command") as device, sender(database, broker.url, RING):
+                found = (await here.ask("POST", path, here.key, {"command": "reboot"})).body["command_id"]
+                await device.hears(1)
+                told = device.told()
+                assert is_signed(secret, told["sig"], *command_parts(plant, found, told["ts"], "reboot", {}))
+            assert (await here.ask("POST", f"{PATH}/{plant}/suspend", here.key)).status == 200
+            assert (await here.ask("POST", path, here.key, {"command": "reboot"})).code == (409, "device_inactive")
+
+    run(test())
+
+
+def test_as_many_commands_wait_for_a_device_as_may(database: Database) -> None:
+    async def test() -> None:
+        async with people(database, api={"commands_open_max": 2}) as here:
+            path = f"/api/v1/devices/{await made_device(here)}/commands"
+            for status in (201, 201, 429):
+                assert (await here.ask("POST", path, here.key, {"command": "x"})).status == status
+
+    run(test())
+
+
+def test_a_model_that_listens_is_told_to_show_itself_and_others_are_not(database: Database, broker: Broker) -> None:
+    async def test() -> None:
+        async with people(database, downlink=CommandDownlink(100)) as here:
+            device = await made_device(here)
+            topic = f"opensense/{here.organisation}/{device}/cmd/identify"
+            async with listening(broker.port, topic) as lamp, sender(database, broker.url, RING):
+                answer = await here.ask("POST", f"/v1/devices/dev_{UUID(device).hex}/identify", here.key)
+                assert (answer.status, answer.body["status"]) == (202, "sent")
+                await lamp.hears(1)
+                assert (lamp.told()["action"], lamp.told()["payload"]) == ("identify", {"seconds": 30})
+            for model in ("shelly-plus-plug-s", "generic_mqtt", "shelly-h-t"):
+                other = UUID(await made_device(here, model)).hex
+                answer = await here.ask("POST", f"/v1/devices/dev_{other}/identify", here.key)
+                assert answer.status == 409, model
+        async with people(database) as here:
+            device = UUID(await made_device(here)).hex
+            assert (await here.ask("POST", f"/v1/devices/dev_{device}/identify", here.key)).status == 409
+
+    run(test())
+
+
+def test_what_a_device_said_of_itself_and_since_when_it_is_there_is_told(any_database: Database) -> None:
+    async def test() -> None:
+        async with people(any_database) as here:
+            device = await made_device(here)
+            path = f"/api/v1/devices/{device}/health"
+            silent = (await here.ask("GET", path, here.key)).body
+            assert silent == {"device_id": device, "online": False} | dict.fromkeys(
+                ("online_changed_at", "last_seen_at", "fw_version", "health", "info", "config")
+            )
+            microseconds = "(extract(epoch FROM now() - timestamptz '2000-01-01Z') * 1e6)::bigint"
+            await here.superuser(f"SELECT devices_heard(ARRAY[$1::uuid], ARRAY[{microseconds}])", device)  # noqa: S608
+            said = '{"report": {"cpu": 1}, "told": {"fw_version": "3"}}'
+            await here.superuser("SELECT device_said(gen_random_uuid(), $1, 'health', $2::text::jsonb)", device, said)
+            told = (await here.ask("GET", path, here.key)).body
+            assert (told["online"], told["fw_version"], told["health"]["report"]) == (True, "3", {"cpu": 1})
+            assert told["online_changed_at"] == told["last_seen_at"]
+            whole = (await here.ask("GET", f"/v1/devices/dev_{UUID(device).hex}", here.key)).body
+            assert (whole["online"], whole["online_changed_at"]) == (True, told["online_changed_at"])
+            await here.superuser(f"SELECT devices_gone(ARRAY[$1::uuid], ARRAY[{microseconds}])", device)  # noqa: S608
+            told = (await here.ask("GET", path, here.key)).body
+            assert (told["online"], told["online_changed_at"] > told["last_seen_at"]) == (False, True)
 
     run(test())
 

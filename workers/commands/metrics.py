@@ -13,8 +13,8 @@ class CommandsMetrics:
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
         self.commands = Counter(
             "sluice_commands_total",
-            "Commands to devices. outcome: sent (the broker has it; once more for one that is sent again), refused (by "
-            "the broker: it is tried again), unsendable (nothing can be sent: it has failed), timed_out.",
+            "Commands to devices. outcome: sent (the broker has it; counted again if sent again), refused (by the "
+            "broker: it is tried again), unsendable (nothing can be sent: it has failed), timed_out.",
             ["outcome"],
             registry=registry,
         )
