@@ -171,13 +171,16 @@ class Intake:
         if target.organisation is not None and grant.organisation != target.organisation:
             self._drop(source, connection, message, "foreign_organisation")
             return
-        if target.kind in SAYINGS:
+        if target.kind is not Kind.READINGS and target.kind in SAYINGS:
             self._hear(held, grant)
             return
         if message.retained:
             self._drop(source, connection, message, "retained")
             return
-        self._count(message, grant)
+        # What is repeated was counted already. Nor may it wait: landing has to see where the repeats end.
+        if not message.is_counted and not message.again:
+            self._limits.request(grant, self._clock.now_us())
+            message.is_counted = True
         if message.size > self._settings.mqtt_message_bytes_max:
             why = f"the message has {message.size} bytes, up to {self._settings.mqtt_message_bytes_max} are taken"
             self._set_aside(held, grant, ReadingCode.UNDECODABLE, why)
@@ -188,13 +191,6 @@ class Intake:
             self._set_aside(held, grant, ReadingCode.UNDECODABLE, str(error))
             return
         self._take_readings(held, grant, submissions)
-
-    def _count(self, message: Message, grant: Grant) -> None:
-        """Raises `LimitExceededError`."""
-        # What is repeated was counted already. Nor may it wait: landing has to see where the repeats end.
-        if not message.is_counted and not message.again:
-            self._limits.request(grant, self._clock.now_us())
-            message.is_counted = True
 
     def _take_readings(self, held: _Held, grant: Grant, submissions: list[Submission]) -> None:
         source, connection, message, target = held
@@ -275,7 +271,9 @@ class Intake:
                 self._note_presence(target, message)
                 self._drop(source, connection, message, "announced")
                 return
-            self._count(message, grant)
+            if not message.is_counted and not message.again:
+                self._limits.request(grant, self._clock.now_us())
+                message.is_counted = True
             said = read(target.kind, message.payload, message.size)
         except MalformedError as error:
             _log.debug("what a device said is malformed", extra={"family": source.family, "reason": str(error)})
