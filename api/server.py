@@ -15,7 +15,7 @@ from api.certificates.issuing import Issuer
 from api.certificates.registration import Registrations
 from api.certificates.revocation import RevocationLists
 from api.certificates.settings import CertificateSettings
-from api.devices.downlink import NoDownlink
+from api.devices.downlink import Downlink, NoDownlink
 from api.devices.measurements import MeasurementOperations
 from api.devices.operations import DeviceOperations
 from api.faces import FACES
@@ -32,6 +32,7 @@ from api.platform.aggregates import AggregateOperations
 from api.platform.audit import AuditOperations
 from api.platform.auth import AuthOperations
 from api.platform.certificates import CertificateOperations
+from api.platform.commands import DeviceCommandOperations
 from api.platform.device_groups import DeviceGroupOperations
 from api.platform.documents import DocumentOperations
 from api.platform.erasures import ErasureOperations
@@ -55,6 +56,7 @@ _ACCESS: Final = AccessSettings()
 _CERTIFICATES: Final = CertificateSettings()
 _NO_ORIGINS: Final = Origins(())
 _LIMITS: Final = LiveSettings()
+_NO_DOWNLINK: Final = NoDownlink()
 
 
 def create_app(
@@ -70,15 +72,20 @@ def create_app(
     described: Sequence[Mapping[str, Any]] = (),
     live: Live | None = None,
     limits: LiveSettings = _LIMITS,
+    downlink: Downlink = _NO_DOWNLINK,
 ) -> web.Application:
     """The application, to be served through `api.serving`; what `live` does goes on as long as it.
 
-    `described` are others' parts of its OpenAPI document.
+    `described` are others' parts of its OpenAPI document; `downlink` is the way to devices, if there is one.
     """
     door = Door(pool, ring, settings, access)
     documents = DocumentOperations(described)
     operations = [
         *_operations(door, ring, settings, metrics),
+        *operations_of(
+            DeviceOperations(ring, TokenHasher(ring), settings.public_url, downlink),
+            DeviceCommandOperations(ring, settings),
+        ),
         *operations_of(*_people(door, ring, settings, access), documents),
         *operations_of(_certificates(door, ring, settings, certificates)),
         *operations_of(*_plants(ring, settings, certificates)),
@@ -127,7 +134,6 @@ def _operations(door: Door, ring: KeyRing, settings: ApiSettings, metrics: ApiMe
             SiteOperations(ring, settings),
             MachineOperations(_signer(ring, settings), TokenHasher(ring), settings),
             MeasurementOperations(ring, settings, metrics),
-            DeviceOperations(ring, TokenHasher(ring), settings.public_url, NoDownlink()),
             DeviceGroupOperations(ring),
             TelemetryOperations(settings, metrics),
         )

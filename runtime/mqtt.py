@@ -8,10 +8,13 @@ import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import aiomqtt
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
 
 from runtime.errors import ConfigurationError, UnavailableError
 from runtime.settings import setting
@@ -78,16 +81,48 @@ def endpoint(url: str, variable: str = VARIABLE) -> Endpoint:
     return Endpoint(Address(parts.hostname or "", parts.port or PORTS[parts.scheme], tls), user, password)
 
 
+class RefusedError(Exception):
+    """The broker did not take a message: why."""
+
+
+class DisconnectedError(UnavailableError):
+    """The connection is no more, or the broker does not answer: whether it has the message is not known."""
+
+
+class Client(aiomqtt.Client):
+    """aiomqtt's, which also tells that a message was refused; of one task, that sends one after the other."""
+
+    _refusal: str | None = None
+
+    def _on_publish(
+        self, client: Any, userdata: Any, mid: int, reason_code: ReasonCode, properties: Properties
+    ) -> None:
+        self._refusal = str(reason_code) if reason_code.is_failure else None
+        super()._on_publish(client, userdata, mid, reason_code, properties)
+
+    async def send(self, topic: str, payload: bytes, *, expires_s: int) -> None:
+        """At QoS 1, not retained: returns once the broker has it, which delivers it within so many seconds or never.
+
+        Raises `RefusedError`, `DisconnectedError`.
+        """
+        properties = Properties(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]
+        properties.MessageExpiryInterval = expires_s
+        try:
+            await self.publish(topic, payload, qos=1, properties=properties)
+        except aiomqtt.MqttError as error:
+            raise DisconnectedError(f"the broker is gone: {error}") from error
+        if self._refusal is not None:
+            raise RefusedError(self._refusal)
+
+
 @asynccontextmanager
-async def connected(
-    to: Endpoint, client: str, *, timeout_s: float, messages_max: int
-) -> AsyncIterator[aiomqtt.Client]:
+async def connected(to: Endpoint, client: str, *, timeout_s: float, messages_max: int) -> AsyncIterator[Client]:
     """A client with a session that ends with it, MQTT 5. `messages_max` wait, either way; more are dropped.
 
     Raises `UnavailableError` when the broker cannot be reached or refuses us, and when the connection breaks.
     """
     try:
-        async with aiomqtt.Client(
+        async with Client(
             to.address.host,
             to.address.port,
             username=to.user,

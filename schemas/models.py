@@ -27,6 +27,8 @@ class Model(NamedTuple):
     ingest_url_kind: str
     identifies: bool = False
     """Whether it can make itself seen when told to over a downlink."""
+    listens: bool = False
+    """Whether what runs on it is told to under `opensense/…/cmd/`: others have topics of their own."""
 
 
 MODELS: Final = {
@@ -49,9 +51,9 @@ MODELS: Final = {
         Model("shelly-pro-3em", "Shelly", "Pro 3EM", SHELLY_POST),
         Model("shelly-pm-mini-gen3", "Shelly", "PM Mini Gen3", SHELLY_POST),
         Model("tasmota", "Tasmota", "Any device with Tasmota", MQTT, identifies=True),
-        Model("esphome", "ESPHome", "Any device with ESPHome", MQTT, identifies=True),
-        Model("diy_esp32", "Self-made", "ESP32", JSON_POST, identifies=True),
-        Model("diy_esp8266", "Self-made", "ESP8266", JSON_POST, identifies=True),
+        Model("esphome", "ESPHome", "Any device with ESPHome", MQTT, identifies=True, listens=True),
+        Model("diy_esp32", "Self-made", "ESP32", JSON_POST, identifies=True, listens=True),
+        Model("diy_esp8266", "Self-made", "ESP8266", JSON_POST, identifies=True, listens=True),
         Model("diy_raspberry_pi", "Self-made", "Raspberry Pi", JSON_POST),
         Model("lorawan_ttn", "The Things Industries", "A LoRaWAN device on The Things Stack", LORAWAN_WEBHOOK),
         Model("telegraf", "InfluxData", "Telegraf", LINE_PROTOCOL),

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -21,9 +21,9 @@ from prometheus_client import CollectorRegistry
 from ingest.limits import Limits, LimitSettings
 from ingest.mqtt.bridge import Bridge
 from ingest.mqtt.compose import make_bridge
-from ingest.mqtt.intake import Announcement
 from ingest.mqtt.metrics import BridgeMetrics
 from ingest.mqtt.settings import BridgeSettings
+from ingest.mqtt.topics import FAMILIES
 from ingest.settings import IngestSettings
 from runtime.clock import SystemClock
 from runtime.log import Log
@@ -103,7 +103,6 @@ class Running:
     bridge: Bridge
     log: Log
     registry: CollectorRegistry
-    heard: list[Announcement] = field(default_factory=list)
     is_killed: bool = False
 
     def counted(self, name: str, **labels: str) -> float:
@@ -128,7 +127,7 @@ class Running:
         await until(reached)
         assert self.messages(result) == count
 
-    async def connected(self, sessions: int = 2) -> None:
+    async def connected(self, sessions: int = len(FAMILIES)) -> None:
         async def all_there() -> bool:
             return self.counted("sluice_mqtt_sessions") == sessions
 
@@ -167,16 +166,15 @@ class Running:
 async def bridge(installation: Installation, broker: Broker, log: Log, **settings: Any) -> AsyncIterator[Running]:
     """A bridge with sessions of its own, unless `mqtt_broker` names some.
 
-    `settings` are those of the bridge, of ingest and of limits.
+    `settings` are those of the bridge, of ingest and of limits, and `database_url`, if it goes another way.
     """
-    postgres = PostgresSettings(database_url=installation.database.url)
+    postgres = PostgresSettings(database_url=settings.pop("database_url", installation.database.url))
     pool = await open_pool(postgres, role=ROLE, application="test", size_max=4)
     limits = UNLIMITED | {name: settings.pop(name) for name in list(settings) if name in LIMIT_FIELDS}
     ingest = {name: settings.pop(name) for name in list(settings) if not name.startswith("mqtt_")}
     registry = CollectorRegistry()
     clock = SystemClock()
     counted = Limits(LimitSettings(**limits), clock, installation.limits)
-    heard: list[Announcement] = []
     made = make_bridge(
         endpoint(broker.url),
         log=log,
@@ -187,10 +185,9 @@ async def bridge(installation: Installation, broker: Broker, log: Log, **setting
         ingest=IngestSettings(**ingest),
         clock=clock,
         metrics=BridgeMetrics(registry),
-        hear=heard.append,
     )
     await made.start()
-    running = Running(made, log, registry, heard)
+    running = Running(made, log, registry)
     watching = asyncio.create_task(made.watch())
     try:
         yield running

@@ -17,6 +17,7 @@ from argon2 import PasswordHasher
 from prometheus_client import CollectorRegistry
 
 from api.access.settings import AccessSettings
+from api.devices.downlink import Downlink, NoDownlink
 from api.http.edge import OPERATIONS
 from api.http.operations import Operation
 from api.metrics import ApiMetrics
@@ -39,6 +40,7 @@ HOME: Final = "203.0.113.7"
 #: Cheap: what a hash costs is not what is tested.
 _hasher: Final = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
 _count: Final = itertools.count()
+_NO_DOWNLINK: Final = NoDownlink()
 
 
 @dataclass
@@ -167,6 +169,7 @@ async def people(
     ring: KeyRing = RING,
     public_url: str = "https://sluice.example",
     api: Mapping[str, Any] = MappingProxyType({}),
+    downlink: Downlink = _NO_DOWNLINK,
     **access: Any,
 ) -> AsyncIterator[People]:
     """`api` are settings of `ApiSettings`, `access` of `AccessSettings`.
@@ -182,6 +185,7 @@ async def people(
         metrics=metrics,
         access=AccessSettings(**access),
         trusted_proxies=("127.0.0.0/8",),
+        downlink=downlink,
     )
     face = ApiFace(app, metrics)
     await face.start()

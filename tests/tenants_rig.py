@@ -96,6 +96,9 @@ async def _furnished(here: People, tenant: Tenant) -> Tenant:
     plants = {name: await _plant(make, name, steps) for name, steps in PLANTS.items()}
     await make("PATCH", f"/api/v1/plants/{plants['plant']}", {"templateId": templates[0]["id"]})
     await make("POST", f"/api/v1/plants/{plants['plant']}/commands", {"command": "reboot"})
+    command = await make(
+        "POST", f"/api/v1/devices/{UUID(devices[0]['id'].removeprefix('dev_'))}/commands", {"command": "x"}
+    )
     gone = [await _deleted_site(make, sites, number) for number in range(2)]
     uuids = [str(UUID(device["id"].removeprefix("dev_"))) for device in devices]
     for device in uuids:
@@ -112,6 +115,7 @@ async def _furnished(here: People, tenant: Tenant) -> Tenant:
         "edge": edge,
         "erasure": gone[0],
         "template": templates[0]["id"],
+        "command": command["command_id"],
         **plants,
         "email": tenant.people["member"].email,
         "held": await _held(here.database, tenant.organisation, UUID(uuids[0])),

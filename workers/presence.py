@@ -23,22 +23,12 @@ _log = logging.getLogger("sluice.presence")
 
 ROLE: Final = "sluice_worker"
 
-# Never back in time, and never ahead of it, whatever the clocks of those who received it say. `online_until` is
-# indexed: it stands until it has passed, or is too late, and only then moves.
-_HEAR: Final = """
-UPDATE devices d SET last_seen_at = v.seen, cadence_s = next_cadence(d.last_seen_at, d.cadence_s, v.seen),
-    online = silent_after(v.seen, next_cadence(d.last_seen_at, d.cadence_s, v.seen)) > now(),
-    online_until = CASE
-        WHEN d.online AND d.online_until <= silent_after(v.seen, next_cadence(d.last_seen_at, d.cadence_s, v.seen))
-        THEN d.online_until
-        ELSE silent_after(v.seen, next_cadence(d.last_seen_at, d.cadence_s, v.seen)) END
-FROM (SELECT u.device_id, least(timestamptz '2000-01-01Z' + u.received_us * interval '1 microsecond', now()) AS seen
-      FROM unnest($1::uuid[], $2::bigint[]) u(device_id, received_us)) v
-WHERE d.device_id = v.device_id AND d.status <> 'deleted' AND (d.last_seen_at IS NULL OR d.last_seen_at < v.seen)
-"""
+_HEAR: Final = "SELECT devices_heard($1::uuid[], $2::bigint[])"
 _FALL_SILENT: Final = """
 UPDATE devices d SET online = silent_after(d.last_seen_at, d.cadence_s) > now(),
-    online_until = silent_after(d.last_seen_at, d.cadence_s)
+    online_until = silent_after(d.last_seen_at, d.cadence_s),
+    online_changed_at = CASE WHEN silent_after(d.last_seen_at, d.cadence_s) > now() THEN d.online_changed_at
+                             ELSE silent_after(d.last_seen_at, d.cadence_s) END
 FROM (SELECT device_id FROM devices WHERE online AND online_until <= now() ORDER BY online_until LIMIT $1
       FOR NO KEY UPDATE SKIP LOCKED) due
 WHERE d.device_id = due.device_id

@@ -189,7 +189,7 @@ class DeviceOperations:
         Best effort, for 30 s; many devices cannot be told.
         """
         row = await devices.get(call.connection, call.path.id.value)
-        if not await self._downlink.identify(call.organisation, row["device_id"], row["model"]):
+        if not await self._downlink.identify(call.connection, call.organisation, call.path.id.value, row["model"]):
             raise Problem(IDENTIFY_UNSUPPORTED)
         return Asked(str(call.path.id), "sent")
 

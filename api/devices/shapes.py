@@ -118,6 +118,8 @@ class Device(msgspec.Struct, kw_only=True):
 class WholeDevice(Device, kw_only=True):
     """A device."""
 
+    online_changed_at: datetime | None
+    """Since when `online` is what it is; null for a device that was never heard."""
     notes: str
     created_at: datetime
     updated_at: datetime
@@ -181,7 +183,8 @@ def shown(row: Any) -> Device:
 
 
 def shown_whole(row: Any) -> WholeDevice:
-    return WholeDevice(**_fields(row), notes=row["notes"], created_at=row["created_at"], updated_at=row["updated_at"])
+    more = ("online_changed_at", "notes", "created_at", "updated_at")
+    return WholeDevice(**_fields(row), **{name: row[name] for name in more})
 
 
 def _fields(row: Any) -> dict[str, Any]:

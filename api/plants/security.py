@@ -27,6 +27,7 @@ from api.registry import commands, plants
 from api.registry.commands import NewCommand
 from api.registry.provisioning import Package, Provisioning
 from api.settings import ApiSettings
+from schemas.commands import Way
 from schemas.plants import SECRET_GRACE_MINUTES, Lifecycle
 
 _COMMANDS: Final = f"{ONE}/commands"
@@ -145,7 +146,7 @@ class PlantSecurityOperations:
         held = await plants.hold(call.connection, call.path.id)
         plants.require(held, "be sent a command", Lifecycle.ACTIVE)
         target = None if call.body.target is None else call.body.target.value
-        new = NewCommand(call.body.command, call.body.payload, target)
+        new = NewCommand(call.body.command, call.body.payload, target, Way.PLANT)
         row = await commands.ask(
             call.connection, call.organisation, call.path.id, new, timeout=self._timeout, open_max=self._open_max
         )

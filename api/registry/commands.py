@@ -1,4 +1,4 @@
-"""Commands to devices: asked for here, sent and settled by whoever reaches devices (`schemas/sql/0025_plants.sql`).
+"""Commands to devices: asked for here, sent by `workers.commands`, settled by what devices answer.
 
 Left out: sending them.
 """
@@ -10,20 +10,32 @@ from uuid import UUID
 
 import msgspec
 
-from api.http.problems import Problem
-from api.problems import COMMAND_LIMIT
+from api.http.problems import Problem, invalid
+from api.problems import COMMAND_LIMIT, COMMAND_NOT_FOUND, DEVICE_INACTIVE, DEVICE_NOT_FOUND
 from api.registry import audit
 from runtime.ids import uuid7
+from schemas.commands import TooLargeError, Way, check
+from schemas.plants import Lifecycle
+from schemas.signing import NotCanonicalError
 
 _COLUMNS: Final = """
 command_id, device_id, command, payload::text AS payload, target, state, response::text AS response, created_at,
 sent_at, acked_at"""
 _INSERT: Final = f"""
-INSERT INTO commands (command_id, organisation_id, device_id, command, payload, target, expires_at)
-VALUES ($1, $2, $3, $4, $5::text::jsonb, $6, now() + $7) RETURNING {_COLUMNS}
+INSERT INTO commands (command_id, organisation_id, device_id, command, payload, target, way, expires_at)
+VALUES ($1, $2, $3, $4, $5::text::jsonb, $6, $7, now() + $8) RETURNING {_COLUMNS}
 """  # noqa: S608
 _OPEN: Final = """
 SELECT count(*) FROM commands WHERE device_id = $1 AND state IN ('PENDING', 'SENT', 'ACKNOWLEDGED')
+"""
+_ONE: Final = f"SELECT {_COLUMNS} FROM commands WHERE device_id = $1 AND command_id = $2"  # noqa: S608
+_NEWEST: Final = f"""
+SELECT {_COLUMNS} FROM commands WHERE device_id = $1 AND ($2::uuid IS NULL OR command_id < $2)
+ORDER BY command_id DESC LIMIT $3
+"""  # noqa: S608
+_HOLD: Final = """
+SELECT d.status, p.lifecycle FROM devices d LEFT JOIN plants p ON p.device_id = d.device_id
+WHERE d.device_id = $1 AND d.status <> 'deleted' FOR NO KEY UPDATE OF d
 """
 _NUMBER: Final = "SELECT count(*) FROM commands WHERE device_id = $1"
 _PAGE: Final = f"""
@@ -40,8 +52,9 @@ class NewCommand(NamedTuple):
 
     command: str
     payload: Mapping[str, Any]
-    target: str | None
+    target: str | None = None
     """A device behind it, by its own name for that."""
+    way: Way = Way.GATEWAY
 
 
 async def ask(
@@ -49,17 +62,55 @@ async def ask(
 ) -> Any:
     """A command that waits to be sent, as it stands. The device is held by the caller.
 
-    Raises the problem of too many that wait.
+    Raises the problems of too many that wait, and of one that cannot be sent.
     """
     if await connection.fetchval(_OPEN, device) >= open_max:
         raise Problem(COMMAND_LIMIT, f"{open_max} commands wait for the device, as many as may")
     command = uuid7()
+    try:
+        check(device, command, new.command, new.payload, new.target)
+    except (TooLargeError, NotCanonicalError) as error:
+        raise invalid("payload", str(error)) from None
     payload = msgspec.json.encode(new.payload).decode()
-    row = await connection.fetchrow(_INSERT, command, organisation, device, new.command, payload, new.target, timeout)
+    row = await connection.fetchrow(
+        _INSERT, command, organisation, device, new.command, payload, new.target, new.way, timeout
+    )
     await audit.record(
         connection, "command.asked", device, command_id=command, command=new.command, target=new.target
     )
     return row
+
+
+async def ask_device(
+    connection: Any, organisation: UUID, device: UUID, new: NewCommand, *, timeout: timedelta, open_max: int
+) -> Any:
+    """The same of any device, which is held from then on; a plant's goes the plant's way.
+
+    Raises also the problems of a device that is not there, or takes no commands as it is.
+    """
+    held = await connection.fetchrow(_HOLD, device)
+    if held is None:
+        raise Problem(DEVICE_NOT_FOUND)
+    lifecycle = held["lifecycle"]
+    if held["status"] != "active" or lifecycle not in (None, Lifecycle.ACTIVE):
+        raise Problem(DEVICE_INACTIVE, f"the device is {lifecycle or held['status']}: it takes no commands")
+    if lifecycle is not None:
+        new = new._replace(way=Way.PLANT)
+    return await ask(connection, organisation, device, new, timeout=timeout, open_max=open_max)
+
+
+async def get(connection: Any, device: UUID, command: UUID) -> Any:
+    """Raises the problem of a command that is not there."""
+    row = await connection.fetchrow(_ONE, device, command)
+    if row is None:
+        raise Problem(COMMAND_NOT_FOUND)
+    return row
+
+
+async def newest(connection: Any, device: UUID, before: UUID | None, limit: int) -> list[Any]:
+    """Up to `limit` commands, the newest first, those that were asked for before that one."""
+    rows: list[Any] = await connection.fetch(_NEWEST, device, before, limit)
+    return rows
 
 
 async def find(connection: Any, device: UUID, offset: int, limit: int) -> tuple[list[Any], int]:

@@ -36,9 +36,12 @@ _LISTED: Final = f"""
 d.device_id, (SELECT s.site_id FROM sites s WHERE s.site_id = {_STANDS_AT}) AS site_id,
 d.local_id, d.name, d.model, d.fw_version, d.last_seen_at,
 coalesce({IS_HEARD}, false) AS online"""  # noqa: S608
-_WHOLE: Final = f"{_LISTED}, d.notes, d.created_at, d.updated_at, d.version, now() AS moment"
+_WHOLE: Final = f"""{_LISTED}, d.notes, d.created_at, d.updated_at, d.version, now() AS moment,
+CASE WHEN d.online AND NOT {IS_HEARD} THEN silent_after(d.last_seen_at, d.cadence_s)
+     ELSE d.online_changed_at END AS online_changed_at"""
 
 _ONE: Final = f"SELECT {_WHOLE} FROM devices d WHERE d.device_id = $1 AND d.status <> 'deleted'"  # noqa: S608
+_REPORTS: Final = "SELECT kind, report::text AS report, reported_at FROM device_reports WHERE device_id = $1"
 _LOCK: Final = """
 SELECT device_id, local_id, version FROM devices WHERE device_id = $1 AND status <> 'deleted' FOR NO KEY UPDATE
 """
@@ -242,6 +245,12 @@ async def get(connection: Any, device: UUID) -> Any:
     if row is None:
         raise Problem(DEVICE_NOT_FOUND)
     return row
+
+
+async def reports(connection: Any, device: UUID) -> list[Any]:
+    """What it said of itself last, of each kind."""
+    rows: list[Any] = await connection.fetch(_REPORTS, device)
+    return rows
 
 
 async def site_spans(connection: Any, device: UUID) -> list[Stay]:

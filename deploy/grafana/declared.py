@@ -97,6 +97,13 @@ INGEST: Final = Dashboard(
             Prom("max(delta(sluice_mqtt_broker_dropped_messages[$__rate_interval]))", "dropped by the broker"),
             unit="cps",
         ),
+        chart("Commands to devices", Prom(rate("sluice_commands_total", "outcome"), "{{outcome}}"), unit="cps"),
+        chart(
+            "Commands that wait",
+            Prom("max(sluice_commands_waiting)", "waiting"),
+            Prom("sum(sluice_commands_connected)", "workers connected to the broker"),
+        ),
+        chart("From asked for to the broker", *quantiles("sluice_commands_sent_seconds"), unit="s"),
         chart(
             "Connections turned away",
             Prom(

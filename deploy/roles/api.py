@@ -8,6 +8,7 @@ from typing import Final
 from api.access.authority import Waits
 from api.access.settings import AccessSettings
 from api.certificates.settings import CertificateSettings
+from api.devices.downlink import CommandDownlink, Downlink, NoDownlink
 from api.live.hub import Live
 from api.live.settings import LiveSettings
 from api.metrics import ApiMetrics
@@ -22,6 +23,7 @@ from ingest.http.description import described
 from ingest.settings import IngestSettings
 from runtime.http.cors import CorsSettings, Origins
 from runtime.log.port import Log
+from runtime.mqtt import MqttSettings
 from runtime.secrets import KeyRing, SecretSettings
 from runtime.sockets import Address, address_of
 
@@ -60,12 +62,19 @@ async def make_api(
         origins=Origins(process.settings.get(CorsSettings).api_cors_origins),
         live=live,
         limits=limits,
+        downlink=_downlink(process, settings),
     )
     face = ApiFace(app, metrics)
     await face.start()
     process.teardown.add("api", face.stop)
     await live.first_try(_LOG_WAIT_S)
     return face, live
+
+
+def _downlink(process: Process, settings: ApiSettings) -> Downlink:
+    """A worker sends commands where there is a broker, which this process need not reach."""
+    there_is_a_broker = process.settings.get(MqttSettings).mqtt_url or settings.mqtt_public_url
+    return CommandDownlink(settings.commands_open_max) if there_is_a_broker else NoDownlink()
 
 
 def end_streams_first(process: Process, live: Live) -> None:

@@ -12,8 +12,13 @@ from runtime.clock import SystemClock
 from runtime.errors import ConfigurationError
 from runtime.log import LogSettings
 from runtime.log.port import Log
+from runtime.mqtt import MqttSettings, endpoint
 from runtime.postgres import PostgresSettings
+from runtime.secrets import KeyRing, SecretSettings
 from runtime.settings import Settings
+from workers.commands.metrics import CommandsMetrics
+from workers.commands.sender import Commands
+from workers.commands.settings import CommandsSettings
 from workers.erasure.eraser import Eraser
 from workers.erasure.metrics import ErasureMetrics
 from workers.erasure.settings import ErasureSettings
@@ -61,6 +66,22 @@ async def work_on(process: Process, log: Log) -> None:
     retention = Retention(postgres, process.settings.get(RetentionSettings), RetentionMetrics(), rollups_metrics)
     process.health.note("retention", lambda: retention.doing)
     process.run_beside("retention", retention.run())
+    commands = make_commands(process.settings)
+    process.health.note("commands", lambda: commands.trouble)
+    process.run_beside("commands", commands.run())
+
+
+def make_commands(settings: Settings) -> Commands:
+    """Without SLUICE_MQTT_URL, commands are not sent, and time out."""
+    url, keys = settings.get(MqttSettings).mqtt_url, settings.get(SecretSettings).secret_keys
+    return Commands(
+        settings.get(PostgresSettings),
+        settings.get(CommandsSettings),
+        endpoint(url) if url else None,
+        KeyRing.parse(keys) if keys else None,
+        SystemClock(),
+        CommandsMetrics(),
+    )
 
 
 def make_bounds(settings: Settings) -> Bounds:

@@ -49,6 +49,8 @@ class Bridge:
         self._routers = {family.name: Router(family, settings.mqtt_topics_cache_max) for family in FAMILIES}
         self._sessions: dict[str, tuple[Session, asyncio.Task[None]]] = {}
         self._tasks: list[asyncio.Task[None]] = []
+        self._own: list[asyncio.Task[None]] = []
+        """The intake's, which go on until all sessions have ended."""
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def start(self) -> None:
@@ -63,6 +65,7 @@ class Bridge:
             asyncio.create_task(self._follow(), name="bridge sessions"),
             asyncio.create_task(self._keep_house(), name="bridge housekeeping"),
         ]
+        self._own = self._intake.start()
 
     async def stop(self) -> None:
         for task in self._tasks:
@@ -76,7 +79,7 @@ class Bridge:
 
     async def watch(self) -> None:
         """Until one of its tasks ends, which none does by itself. Raises what ended it."""
-        every = {self._failure, *self._tasks, *self._credentials.tasks}
+        every = {self._failure, *self._tasks, *self._own, *self._credentials.tasks}
         done, _ = await asyncio.wait(every, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
             task.result()
@@ -92,7 +95,7 @@ class Bridge:
     @property
     def note(self) -> str | None:
         """What keeps it from serving somebody, though not everybody."""
-        return self._credentials.trouble or self._leases.trouble
+        return self._credentials.trouble or self._leases.trouble or self._intake.trouble
 
     @property
     def standing(self) -> str:

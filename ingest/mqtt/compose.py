@@ -1,11 +1,9 @@
 """How one process's bridge is put together from what its role has opened. Left out: opening it."""
 
-from collections.abc import Callable
-
 from ingest.credentials import Credentials, Listener
 from ingest.limits import Limits
 from ingest.mqtt.bridge import Bridge
-from ingest.mqtt.intake import Announcement, Intake
+from ingest.mqtt.intake import Intake
 from ingest.mqtt.leases import Leases
 from ingest.mqtt.metrics import BridgeMetrics
 from ingest.mqtt.session import Broker
@@ -30,12 +28,8 @@ def make_bridge(
     ingest: IngestSettings,
     clock: Clock,
     metrics: BridgeMetrics,
-    hear: Callable[[Announcement], None] = lambda _: None,
 ) -> Bridge:
-    """A bridge ready to be started; `pool` and `listener` act as the role sluice_ingest.
-
-    `hear` is told of wills and of what devices say of themselves.
-    """
+    """A bridge ready to be started; `pool` and `listener` act as the role sluice_ingest."""
     credentials = Credentials(pool, listener, ingest, clock, metrics)
     return Bridge(
         Broker(endpoint, settings),
@@ -51,7 +45,7 @@ def make_bridge(
             ingest=ingest,
             clock=clock,
             metrics=metrics,
-            hear=hear,
+            events=pool,
         ),
         settings=settings,
         clock=clock,

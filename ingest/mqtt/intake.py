@@ -12,7 +12,6 @@ import logging
 import os
 import random
 from collections import deque
-from collections.abc import Callable
 from functools import partial
 from hashlib import blake2b
 from typing import Final, NamedTuple
@@ -25,13 +24,18 @@ from ingest.formats import measurements_json
 from ingest.formats.shape import BodyError, Malformed, Measurement, Submission, storable
 from ingest.limits import LimitExceededError, Limits
 from ingest.mqtt.connection import Connection, Message
+from ingest.mqtt.events import Event, Events
 from ingest.mqtt.metrics import BridgeMetrics
+from ingest.mqtt.presence import Presence
+from ingest.mqtt.sayings import MalformedError, is_there, read
 from ingest.mqtt.settings import BridgeSettings
-from ingest.mqtt.topics import Kind, Router, Target
+from ingest.mqtt.topics import RETAINED, SAYINGS, Kind, Router, Target
+from ingest.registry import Connections
 from ingest.settings import IngestSettings
 from ingest.stamps import Stamps
 from runtime.clock import Clock
 from runtime.errors import OutcomeUnknownError, SluiceError, UnavailableError
+from runtime.ids import uuid7
 from runtime.log.port import Log
 from schemas import record as records
 from schemas.errors import ReadingCode
@@ -48,18 +52,6 @@ _DURABLE: Final = ("durable",)
 _NOT_WRITTEN: Final = ("not_written",)
 _UNKNOWN: Final = ("unknown",)
 _RETRY_S: Final = 1.0
-
-
-class Announcement(NamedTuple):
-    """What a device says of itself, or its broker of it."""
-
-    kind: Kind
-    organisation: bytes
-    device: bytes
-    payload: bytes
-    retained: bool
-    """It was said before, and is told again because somebody subscribed."""
-    arrived_us: int
 
 
 class Source(NamedTuple):
@@ -89,7 +81,7 @@ class Intake:
         ingest: IngestSettings,
         clock: Clock,
         metrics: BridgeMetrics,
-        hear: Callable[[Announcement], None],
+        events: Connections,
     ) -> None:
         self._log = log
         self._credentials = credentials
@@ -98,7 +90,9 @@ class Intake:
         self._readings_max = ingest.readings_per_request_max
         self._clock = clock
         self._metrics = metrics
-        self._hear = hear
+        self._presence = Presence(events, settings)
+        self._events = Events(events, settings, self._kept)
+        self._tasks: list[asyncio.Task[None]] = []
         self._admission = Admission(
             future_us=round(ingest.reading_future_s * 1e6), year_floor=ingest.reading_year_floor
         )
@@ -113,10 +107,24 @@ class Intake:
     def held(self) -> int:
         return sum(map(len, self._held.values()))
 
+    @property
+    def trouble(self) -> str | None:
+        """Why what devices say beside readings cannot be kept right now."""
+        return self._events.trouble
+
+    def start(self) -> "list[asyncio.Task[None]]":
+        """Its tasks, none of which ends by itself."""
+        self._tasks = [
+            asyncio.create_task(self._events.run(), name="bridge events"),
+            asyncio.create_task(self._presence.run(), name="bridge presence"),
+        ]
+        return self._tasks
+
     async def stop(self) -> None:
-        for task in self._releasing:
+        ending = [*self._releasing, *self._tasks]
+        for task in ending:
             task.cancel()
-        await asyncio.gather(*self._releasing, return_exceptions=True)
+        await asyncio.gather(*ending, return_exceptions=True)
 
     def take(self, source: Source, connection: Connection, message: Message) -> None:
         """A message that has just come."""
@@ -153,6 +161,9 @@ class Intake:
             raise
         except Exception:
             _log.exception("a message cannot be judged", extra={"family": held.source.family})
+            if held.target.kind in SAYINGS:
+                self._drop(held.source, held.connection, held.message, "malformed")
+                return
             self._set_aside(held, grant, ReadingCode.UNDECODABLE, "the message cannot be judged")
 
     def _judge(self, held: _Held, grant: Grant) -> None:
@@ -160,8 +171,8 @@ class Intake:
         if target.organisation is not None and grant.organisation != target.organisation:
             self._drop(source, connection, message, "foreign_organisation")
             return
-        if target.kind is not Kind.READINGS:
-            self._announce(held, grant)
+        if target.kind is not Kind.READINGS and target.kind in SAYINGS:
+            self._hear(held, grant)
             return
         if message.retained:
             self._drop(source, connection, message, "retained")
@@ -247,12 +258,52 @@ class Intake:
         )
         self._append(held, grant, admitted)
 
-    def _announce(self, held: _Held, grant: Grant) -> None:
-        message, target = held.message, held.target
-        if not grant.suspended:
-            ids = grant.organisation, target.device
-            self._hear(Announcement(target.kind, *ids, message.payload, message.retained, message.arrived_us))
-        self._drop(held.source, held.connection, message, "announced")
+    # ------------------------------------------------------------ what is no reading
+
+    def _hear(self, held: _Held, grant: Grant) -> None:
+        """What a device says of itself. Raises `LimitExceededError`."""
+        source, connection, message, target = held
+        if (known := self._is_no_news(message, target, grant)) is not None:
+            self._drop(source, connection, message, known)
+            return
+        try:
+            if target.kind is Kind.WILL:
+                self._note_presence(target, message)
+                self._drop(source, connection, message, "announced")
+                return
+            if not message.is_counted and not message.again:
+                self._limits.request(grant, self._clock.now_us())
+                message.is_counted = True
+            said = read(target.kind, message.payload, message.size)
+        except MalformedError as error:
+            _log.debug("what a device said is malformed", extra={"family": source.family, "reason": str(error)})
+            self._drop(source, connection, message, "malformed")
+            return
+        if not message.again and not message.retained:
+            self._presence.hear(target.device, message.arrived_us)
+        self._events.take(Event(uuid7(), target.device, target.kind, said, source.family, connection, message))
+
+    def _is_no_news(self, message: Message, target: Target, grant: Grant) -> str | None:
+        """The result of a message that nothing follows from, whatever it says."""
+        if grant.suspended:
+            return "suspended"
+        if not message.size:
+            return "empty"  # so what was retained is forgotten
+        if message.retained and target.kind not in RETAINED:
+            return "retained"
+        # Whether it was there then is overtaken by what was heard since.
+        return "repeated" if message.again and target.kind is Kind.WILL else None
+
+    def _note_presence(self, target: Target, message: Message) -> None:
+        """Raises `MalformedError`."""
+        if is_there(message.payload):
+            self._presence.hear(target.device, message.arrived_us)
+        else:
+            self._presence.lose(target.device, message.arrived_us)
+
+    def _kept(self, event: Event, result: str) -> None:
+        self._metrics.messages.add((event.family, result))
+        event.connection.acknowledge(event.message)
 
     def _drop(self, source: Source, connection: Connection, message: Message, result: str) -> None:
         """There is nothing to keep of it."""
@@ -358,6 +409,9 @@ class Intake:
             except LimitExceededError as error:
                 if self._is_over(held, error):
                     self._metrics.limited.add((error.kind.name, error.scope))
+                    if held.target.kind in SAYINGS:
+                        self._drop(held.source, held.connection, held.message, "rate_limited")
+                        return
                     shown = _shown(held.message)
                     self._refuse(held, grant, shown, ReadingCode.RATE_LIMITED, str(error), is_decoded=True)
                     return

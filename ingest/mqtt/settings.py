@@ -77,6 +77,17 @@ class BridgeSettings:
     mqtt_stop_timeout_s: float = setting(
         8.0, unit="s", least=0, why="On a stop, what the messages in flight may take until they are acknowledged."
     )
+    mqtt_events_batch_max: int = setting(
+        500, unit="messages", least=1, most=10_000,
+        why="Answers, alarms and reports of devices that are kept in one transaction: tens of milliseconds.",
+    )  # fmt: skip
+    mqtt_presence_flush_s: float = setting(
+        1.0, unit="s", least=0.05, most=30, why="How often it is written which devices their broker says are there."
+    )
+    mqtt_presence_devices_max: int = setting(
+        100_000, unit="devices", least=1,
+        why="Noted while the database is away, about 0.2 kB each; beyond it the first noted are forgotten.",
+    )  # fmt: skip
     mqtt_topics_cache_max: int = setting(
         200_000, unit="topics", least=100, why="Topics that are known, about 0.3 kB each: one or two a device."
     )

@@ -18,6 +18,18 @@ class Kind(StrEnum):
     """Whether a device is connected: its last will, or what it says itself."""
     INFO = "info"
     """What a device says of itself."""
+    CONFIG = "config"
+    """How it is set up."""
+    HEALTH = "health"
+    """How it is."""
+    ANSWER = "answer"
+    """To a command."""
+    ALARM = "alarm"
+
+
+#: What devices say beside readings. What they said of themselves is as true when it is told again to who subscribes.
+SAYINGS: Final = frozenset({Kind.WILL, Kind.INFO, Kind.CONFIG, Kind.HEALTH, Kind.ANSWER, Kind.ALARM})
+RETAINED: Final = frozenset({Kind.INFO, Kind.CONFIG, Kind.HEALTH})
 
 
 class Topic(NamedTuple):
@@ -54,10 +66,25 @@ OPENSENSE: Final = Family(
     (
         Topic("opensense/{organisation}/{device}"),
         Topic("opensense/{organisation}/{device}/lwt", Kind.WILL),
+    ),
+)
+#: What the database has to have before it is acknowledged: while that is away, these wait and readings do not.
+PLANT_EVENTS: Final = Family(
+    "plant-events",
+    (
+        Topic("cpi/{device}/ack", Kind.ANSWER),
+        Topic("cpi/{device}/alarm", Kind.ALARM),
+        Topic("cpi/{device}/status", Kind.WILL),
+        Topic("cpi/{device}/info", Kind.INFO),
+        Topic("cpi/{device}/config", Kind.CONFIG),
+        Topic("v1/gateways/{organisation}/{device}/health", Kind.HEALTH),
+        Topic("v1/gateways/{organisation}/{device}/status", Kind.WILL),
+        Topic("v1/gateways/{organisation}/{device}/config/reported", Kind.CONFIG),
+        Topic("v1/gateways/{organisation}/{device}/commands/response", Kind.ANSWER),
         Topic("opensense/{organisation}/{device}/info", Kind.INFO),
     ),
 )
-FAMILIES: Final = (READINGS, OPENSENSE)
+FAMILIES: Final = (READINGS, OPENSENSE, PLANT_EVENTS)
 
 #: As the API spells ids: a UUID with or without hyphens, behind a prefix or not.
 _PREFIXES: Final = {"organisation": "(?:acc_)?", "device": "(?:dev_)?"}

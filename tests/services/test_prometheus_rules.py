@@ -71,6 +71,8 @@ CASES = [
          {"family": "readings"}),
     Case("SluiceBrokerDropping", {"sluice_mqtt_broker_dropped_messages": "0x5 50x30"}, "6m",
          "54.17 messages were dropped within ten minutes, before any bridge saw them.", "30m"),
+    Case("SluiceCommandsWaiting", {"sluice_commands_oldest_seconds": "0 70 130 190 250 0x10"}, "4m",
+         "The first of the commands that could be sent has waited for 4m 10s; they time out in the end.", "6m"),
     Case("SluiceTargetDown",
          {UP % "sluice-worker": "0x20 1", 'up{job="sluice-worker", instance="b:1"}': "1x30"}, "15m",
          "a:1 of sluice-worker has been away for ten minutes (up is 0).", "21m", LABELS),

@@ -38,10 +38,11 @@ IDS: Final = {
     "site_id": "site", "to_site_id": "site", "deviceId": "device", "device_id": "device", "userId": "user",
     "user_id": "user", "invitationId": "invitation", "credential_id": "key", "edgeId": "edge", "subject": "site",
     "email": "email", "group_id": "group", "series_id": "series", "channels": "device",
-    "organizationId": "organisation", "templateId": "template", "plantId": "plant",
+    "organizationId": "organisation", "templateId": "template", "plantId": "plant", "commandId": "command",
 }  # fmt: skip
 ID_UNDER: Final = {
     "/v1/devices/": "device",
+    "/api/v1/devices/": "device",
     "/api/v1/device-groups/": "group",
     "/api/v1/api-keys/": "key",
     "/api/v1/auth/sessions/": "session",
@@ -115,6 +116,7 @@ BODIES: Final[Mapping[str, Any]] = {
     "plants.create_plant": {"name": "Plant", "serialNumber": NEW, "type": "SENSOR"},
     "plants.update_plant": {"name": "Plant"},
     "plants.send_command": {"command": "reboot"},
+    "platform.send_device_command": {"command": "reboot"},
     "platform.make_api_key": {"name": "Key", "scopes": ["devices:read"]},
     "platform.register_device": {"deviceId": None},
     "platform.provision_device": {"token": "none", "csr": "none"},

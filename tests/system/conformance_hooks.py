@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import unquote, urlencode
+from uuid import UUID
 
 import schemathesis
 from schemathesis.core.parameters import ParameterLocation as In
@@ -73,6 +74,18 @@ def _edge() -> str:
 def _device() -> str:
     body = {"local_id": f"device-{next(_number)}", "name": "Device", "model": "diy_esp32"}
     return str(_ask("POST", "/v1/devices", body)["id"])
+
+
+def _plain_device() -> str:
+    """Its id as the platform face spells it."""
+    return str(UUID(_device().removeprefix("dev_")))
+
+
+@cache
+def _command() -> str:
+    """One of the device that `{id}` stands for beside it."""
+    made = _ask("POST", f"/api/v1/devices/{_stage['device_uuid']}/commands", {"command": "reboot"})
+    return str(made["command_id"])
 
 
 def _serial_number() -> str:
@@ -161,6 +174,7 @@ _IDS: Final[dict[str, _Supply]] = {
     "userId": _known("member"),
     "invitationId": lambda: str(_invitation()["invitation_id"]),
     "deviceId": _known("device_uuid"),
+    "commandId": _command,
     "receipt": _receipt,
     "token": _known("device_token"),
     "name": lambda: str(_stage["schemas"][next(_number) % len(_stage["schemas"])]),
@@ -168,6 +182,7 @@ _IDS: Final[dict[str, _Supply]] = {
 #: `{id}` by what is before it in the path.
 _ID: Final[dict[str, _Supply]] = {
     "/v1/devices/": _known("device"),
+    "/api/v1/devices/": _known("device_uuid"),
     "/api/v1/device-groups/": _known("group"),
     "/api/v1/api-keys/": _key,
     "/api/v1/auth/sessions/": _known("session"),
@@ -200,6 +215,7 @@ _TAKEN: Final[dict[str, dict[str, _Supply]]] = {
     f"DELETE {_PLANT}": {"id": _plant()},
     **_STATES,
     "POST /v1/devices/{id}/rotate-token": {"id": _device},
+    "POST /api/v1/devices/{id}/commands": {"id": _plain_device},
     "DELETE /api/v1/device-groups/{id}": {"id": _group},
     "DELETE /api/v1/organisations/{orgId}/members/{userId}": {"userId": _member},
 }
