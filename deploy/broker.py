@@ -15,11 +15,17 @@ from workers.broker.settings import BrokerSettings
 
 
 async def seed_broker(settings: Settings, file: Path) -> None:
-    """Write the plugin's file, and the list of revoked certificates where the broker reads one.
+    """Raises `ConfigurationError`, `UnavailableError`."""
+    await check_up_to_date(settings)
+    count = await write_seed(settings, file)
+    say(f"{count} clients: {file}; start the broker with it as its user")
+
+
+async def write_seed(settings: Settings, file: Path) -> int:
+    """The plugin's file, and the list of revoked certificates where the broker reads one; how many clients there are.
 
     Raises `ConfigurationError`, `UnavailableError`.
     """
-    await check_up_to_date(settings)
     broker, own, lists = settings.get(BrokerSettings), own_users(settings), list_file(settings)
     hashes = {name: broker_hash(user.password) for name, user in own.items()}
     connection = await login(settings)
@@ -33,4 +39,4 @@ async def seed_broker(settings: Settings, file: Path) -> None:
     if lists is not None:
         write_file(Path(broker.broker_crl_file), (await current_lists(settings)).pem)
     write_file(file, json.dumps(content, indent=1), secret=True)
-    say(f"{len(content['clients'])} clients: {file}; start the broker with it as its user")
+    return len(content["clients"])

@@ -5,7 +5,8 @@ silent before at once, who goes on sending every quarter of a minute. How far ap
 from what is written: what comes together counts once, a long gap at once but never more than fourfold, a short one
 slowly, so that a burst within a rare sender's hour and an outage of a frequent one both pass. Beside it, moves that
 have come due are settled, and what is kept for a while is deleted: answers to repeated requests of the API, packages
-of plants that were provisioned, secrets that were rotated, passwords that no broker was brought. Several workers may do all of it at once.
+of plants that were provisioned, secrets that were rotated, passwords that no broker was brought. Several workers may
+do all of it at once.
 Left out: what silence means to anybody.
 """
 
