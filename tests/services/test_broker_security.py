@@ -11,6 +11,8 @@ from uuid import UUID, uuid4
 import aiomqtt
 import asyncpg
 import pytest
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
 
 from api.registry.credentials import Credentials
 from api.registry.devices import add_device
@@ -376,14 +378,13 @@ def test_a_database_that_is_away_throws_nobody_out(database: Database, tmp_path:
 
 def test_one_keeps_it_and_another_stands_by(database: Database, tmp_path: Path) -> None:
     async def test() -> None:
-        async with people_with_authority(database) as here, secured(tmp_path, database) as kept:
-            async with keeping(kept.broker, database) as second:
-                await until("it stands by", lambda: "another" in (second.keeper.trouble or ""))
-                assert second.counted("sluice_broker_failures_total", part="database") == 0
-                plant = await equipped(here, "PASSWORD")
-                await let_in(kept, "PASSWORD", *plant)
-                assert kept.counted("sluice_broker_changes_total", kind="created") == 1
-                assert second.counted("sluice_broker_changes_total", kind="created") == 0
+        async with stage(tmp_path, database) as (here, kept), keeping(kept.broker, database) as second:
+            await until("it stands by", lambda: "another" in (second.keeper.trouble or ""))
+            assert second.counted("sluice_broker_failures_total", part="database") == 0
+            plant = await equipped(here, "PASSWORD")
+            await let_in(kept, "PASSWORD", *plant)
+            assert kept.counted("sluice_broker_changes_total", kind="created") == 1
+            assert second.counted("sluice_broker_changes_total", kind="created") == 0
 
     run(test())
 
@@ -472,19 +473,17 @@ def test_a_flood_that_no_bridge_takes_is_kept_whole(database: Database, tmp_path
         async with stage(tmp_path, database) as (here, kept):
             plant, password = await equipped(here, "PASSWORD")
             await let_in(kept, "PASSWORD", plant, password)
-            session = {"clean_start": False, "properties": expiring()}
+            kept_for_an_hour = Properties(PacketTypes.CONNECT)
+            kept_for_an_hour.SessionExpiryInterval = 3_600
+            session = {"clean_start": False, "properties": kept_for_an_hour}
             async with kept.broker.bridge("slow", **session) as bridge:
                 await bridge.subscribe("cpi/+/telemetry", qos=1)
             options = {"max_queued_outgoing_messages": count, "max_inflight_messages": 1_000}
             async with kept.broker.client(PASSWORD, plant, password, **options) as sender:
                 topic = f"cpi/{plant}/telemetry"
                 for first in range(0, count, 1_000):
-                    await asyncio.gather(
-                        *(
-                            sender.publish(topic, str(n).encode(), qos=1, timeout=60)
-                            for n in range(first, first + 1_000)
-                        )
-                    )
+                    numbers = range(first, first + 1_000)
+                    await asyncio.gather(*(sender.publish(topic, str(n), qos=1, timeout=60) for n in numbers))
             kept.broker.stop()
             kept.broker.start()
             found: list[int] = []
@@ -496,12 +495,3 @@ def test_a_flood_that_no_bridge_takes_is_kept_whole(database: Database, tmp_path
             assert sorted(found) == list(range(count))
 
     run(test())
-
-
-def expiring() -> Any:
-    from paho.mqtt.packettypes import PacketTypes
-    from paho.mqtt.properties import Properties
-
-    made = Properties(PacketTypes.CONNECT)
-    made.SessionExpiryInterval = 3_600
-    return made

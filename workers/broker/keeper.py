@@ -164,6 +164,8 @@ class Keeper:
             else:  # what has ended tells nothing
                 await connection.fetchval("SELECT true")
                 await control.settle()
+                if self.trouble is None:
+                    self._metrics.agreed.set_to_current_time()
         self._compare_all = True
 
     async def _pause(self, again_at: float) -> None:
@@ -325,7 +327,7 @@ class Keeper:
         for state, count in states.items():
             self._metrics.clients.labels(state).set(count)
         self.trouble = None if is_done else "the broker did not take everything: see the log"
-        if is_done and not beyond:
+        if is_done:
             self._metrics.agreed.set_to_current_time()
 
     def _waits(self, name: str, client: Client) -> bool:

@@ -66,6 +66,4 @@ class ListFile:
                 raise UnavailableError(f"{self._pid_file} does not name a running broker")
             os.kill(pid, signal.SIGHUP)
         except (OSError, ValueError) as error:
-            raise UnavailableError(
-                f"the broker of {self._pid_file} cannot be told: {error}"
-            ) from error
+            raise UnavailableError(f"the broker of {self._pid_file} cannot be told: {error}") from error
