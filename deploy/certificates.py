@@ -4,8 +4,6 @@ Everything happens in one transaction of a role that answers no requests. Files 
 with a key are their owner's alone. Left out: the options (`deploy.commands`), and how things are signed.
 """
 
-import os
-import tempfile
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
@@ -48,6 +46,7 @@ from deploy.people import ADMIN_ROLE, parsed
 from deploy.printing import say, say_table
 from deploy.settings import DeploySettings
 from runtime.errors import ConfigurationError
+from runtime.files import write_file
 from runtime.secrets import KeyRing, SecretSettings
 from runtime.settings import Settings
 
@@ -110,7 +109,7 @@ class Office:
         root = await self._authorities.root(self._connection)
         if root is None:
             raise ConfigurationError("no key of a root is here: `sluice ca show`")
-        _write(file, key_pem_of(root.signer.key, passphrase), secret=True, is_new=True)
+        write_file(file, key_pem_of(root.signer.key, passphrase), secret=True, is_new=True)
         # Nothing else has it from here on.
         if read_key(_read(file), passphrase).private_numbers() != root.signer.key.private_numbers():
             raise ConfigurationError(f"{file} does not hold what was written: the key stays")
@@ -195,8 +194,8 @@ class Office:
         span = Span.of(self._now, self._settings.certificate_server_days)
         certificate = sign_server(authority.signer, key.public_key(), hosts, span)
         await self._recorded("ca.server_certificate", certificate)
-        _write(directory / KEY_FILE, key_pem_of(key), secret=True)
-        _write(directory / CERTIFICATE_FILE, pem_of(certificate) + authority.chain)
+        write_file(directory / KEY_FILE, key_pem_of(key), secret=True)
+        write_file(directory / CERTIFICATE_FILE, pem_of(certificate) + authority.chain)
         told = {
             "certificate": str(directory / CERTIFICATE_FILE),
             "key": str(directory / KEY_FILE),
@@ -217,7 +216,7 @@ class Office:
 
     def _give(self, file: Path | None, pem: str, what: str, **more: Any) -> None:
         if file is not None:
-            _write(file, pem)
+            write_file(file, pem)
             self._tell({"file": str(file), **more}, f"{what}: {file}")
         elif self._json:
             click.echo(orjson.dumps({"pem": pem, **more}).decode())
@@ -322,26 +321,3 @@ def _read(file: Path) -> bytes:
     if len(raw) > FILE_BYTES_MAX:
         raise ConfigurationError(f"{file} has more than {FILE_BYTES_MAX} bytes")
     return raw
-
-
-def _write(file: Path, text: str, *, secret: bool = False, is_new: bool = False) -> None:
-    """In place of what stood there, at once: a broker that reads meanwhile gets the one or the other.
-
-    `is_new`: unless something stands there, which may be the only copy of another key.
-    """
-    try:
-        descriptor, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-        try:
-            with os.fdopen(descriptor, "w", encoding="ascii") as opened:
-                opened.write(text)
-                opened.flush()
-                os.fsync(opened.fileno())
-            Path(temporary).chmod(0o600 if secret else 0o644)
-            if is_new:
-                os.link(temporary, file)
-            else:
-                Path(temporary).replace(file)
-        finally:
-            Path(temporary).unlink(missing_ok=True)
-    except OSError as error:
-        raise ConfigurationError(f"{file} cannot be written: {error.strerror or error}") from error

@@ -20,6 +20,7 @@ _COMMANDS: Final = {
     "Run it": {"up": _ROLES, "ingest": _ROLES, "bridge": _ROLES, "worker": _ROLES, "api": _ROLES},
     "Operate it, beside its database": {
         "admin": _OPERATORS,
+        "broker": "deploy.commands.broker",
         "ca": "deploy.commands.certificates",
         "dashboard-user": "deploy.commands.dashboards",
         "limits": _OPERATORS,

@@ -26,6 +26,7 @@ from runtime.settings import CONFIG_VARIABLE, Settings, setting
 from runtime.sockets import Address, parse_address, reachable
 from runtime.tls import TlsSettings
 from schemas.topics import PARTITIONS_DEFAULT
+from workers.broker.settings import BrokerSettings
 from workers.commands.settings import CommandsSettings
 from workers.erasure.settings import ErasureSettings
 from workers.retention.settings import RetentionSettings
@@ -80,6 +81,7 @@ GROUPS: Final = (
     ReplaySettings,
     MqttSettings,
     BridgeSettings,
+    BrokerSettings,
     LandingSettings,
     VerifySettings,
     QuarantineSettings,

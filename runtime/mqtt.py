@@ -29,7 +29,8 @@ OPTIONS: Final = ("cafile", "certfile", "keyfile")
 _KEEP_ALIVE_S: Final = 30
 
 
-def _check_url(url: str) -> None:
+def check_mqtt_url(url: str) -> None:
+    """Raises `ValueError` for what is no URL of a broker, without the password in it."""
     parts = split_url(url, tuple(PORTS))
     check_server(parts)
     check_query(parts, OPTIONS)
@@ -42,7 +43,7 @@ class MqttSettings:
     mqtt_url: str = setting(
         "",
         secret=True,
-        check=_check_url,
+        check=check_mqtt_url,
         why="mqtt://… or mqtts://… of the broker, user:password@ before the host; with it, `sluice up` runs a "
         "bridge. `?cafile=` names the authorities of mqtts, `certfile=` and `keyfile=` what is shown to the broker.",
     )

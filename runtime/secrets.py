@@ -169,6 +169,7 @@ class TokenHasher:
     """HMAC-SHA-256 of tokens: what the database keeps, so that a copy of it lets nobody in."""
 
     def __init__(self, ring: KeyRing) -> None:
+        self.ring = ring
         self._states = [_hmac_states(key.derive("tokens")) for key in ring.keys]
 
     def digest(self, token: str) -> bytes:

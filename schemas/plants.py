@@ -10,6 +10,9 @@ from uuid import UUID
 #: What its HMAC secret and its package are sealed for, under SLUICE_SECRET_KEYS (`runtime.secrets.Seal`).
 SECRET_SEAL: Final = "plant secret"  # noqa: S105
 PACKAGE_SEAL: Final = "plant package"
+#: For what a password is sealed that is on its way to the broker, and how long it may be.
+HANDOVER_SEAL: Final = "broker password"
+HANDOVER_HOURS: Final = 24
 SECRET_BYTES: Final = 32
 #: For so long both secrets of a plant are good once it has been given another.
 SECRET_GRACE_MINUTES: Final = 60
@@ -18,7 +21,7 @@ PACKAGE_HOURS: Final = 24
 #: Whom the tokens are for that plants log in with at the broker.
 TOKEN_AUDIENCE: Final = "sluice-mqtt"  # noqa: S105
 
-#: What has changed of whom the broker knows is told here: a plant's id.
+#: What has changed of whom the broker knows is told here: the id of a plant or another device.
 PLANTS_CHANNEL: Final = "sluice_plants"
 #: A command that waits to be sent is told here: its id.
 COMMANDS_CHANNEL: Final = "sluice_commands"

@@ -5,7 +5,8 @@ silent before at once, who goes on sending every quarter of a minute. How far ap
 from what is written: what comes together counts once, a long gap at once but never more than fourfold, a short one
 slowly, so that a burst within a rare sender's hour and an outage of a frequent one both pass. Beside it, moves that
 have come due are settled, and what is kept for a while is deleted: answers to repeated requests of the API, packages
-of plants that were provisioned, secrets that were rotated. Several workers may do all of it at once.
+of plants that were provisioned, secrets that were rotated, passwords that no broker was brought. Several workers may
+do all of it at once.
 Left out: what silence means to anybody.
 """
 
@@ -45,6 +46,10 @@ DELETE FROM repeats WHERE ctid = ANY (ARRAY(
 _FORGET_PACKAGES: Final = """
 DELETE FROM plant_packages WHERE device_id = ANY (ARRAY(
     SELECT device_id FROM plant_packages WHERE expires_at <= now() ORDER BY expires_at LIMIT $1))
+"""
+_FORGET_HANDOVERS: Final = """
+DELETE FROM broker_handovers WHERE device_id = ANY (ARRAY(
+    SELECT device_id FROM broker_handovers WHERE expires_at <= now() ORDER BY expires_at LIMIT $1))
 """
 _FORGET_SECRETS: Final = """
 UPDATE plants p SET former_secret = NULL, former_secret_until = NULL
@@ -87,7 +92,9 @@ class Presence:
         connection = await connect(self._postgres, role=ROLE, application="sluice presence")
         try:
             await self._flush(connection)
-            for statement in (_FALL_SILENT, _SETTLE, _FORGET, _FORGET_PACKAGES, _FORGET_SECRETS):
+            for statement in (
+                _FALL_SILENT, _SETTLE, _FORGET, _FORGET_PACKAGES, _FORGET_HANDOVERS, _FORGET_SECRETS,
+            ):  # fmt: skip
                 await self._step_through(connection, statement)
         finally:
             with suppress(*UNAVAILABLE):

@@ -1,6 +1,6 @@
-"""What a broker keeps of a password: PBKDF2 with SHA-512, as Mosquitto writes it (`$7$iterations$salt$hash`).
+"""Passwords at the broker, and what it keeps of one: PBKDF2 with SHA-512, as Mosquitto writes it.
 
-Its dynamic-security plugin takes the same three parts. As many rounds as Mosquitto makes by default: the passwords
+`$7$iterations$salt$hash`; its dynamic-security plugin keeps the same three parts. As many rounds as Mosquitto makes by default: the passwords
 are of 190 random bits, which rounds cannot make harder to guess, and a broker computes them in its only thread for
 every client that connects. Left out: people's passwords (`api.access.passwords`).
 """
@@ -9,13 +9,25 @@ import base64
 import hashlib
 import secrets
 import string
-from typing import Final
+from datetime import timedelta
+from typing import Any, Final
+from uuid import UUID
+
+from runtime.secrets import KeyRing, Seal
+from schemas.plants import HANDOVER_HOURS, HANDOVER_SEAL
 
 ITERATIONS: Final = 101
 #: Mosquitto 2.0 takes no other length.
 SALT_BYTES: Final = 12
 _ALPHABET: Final = string.ascii_letters + string.digits
 _CHARACTERS: Final = 32
+
+_HAND_OVER: Final = """
+INSERT INTO broker_handovers (device_id, organisation_id, hash, sealed, expires_at)
+VALUES ($1, $2, $3, $4, now() + $5)
+ON CONFLICT (device_id) DO UPDATE
+SET hash = EXCLUDED.hash, sealed = EXCLUDED.sealed, expires_at = EXCLUDED.expires_at
+"""
 
 
 def make_password() -> str:
@@ -26,3 +38,17 @@ def broker_hash(password: str) -> str:
     salt = secrets.token_bytes(SALT_BYTES)
     made = hashlib.pbkdf2_hmac("sha512", password.encode(), salt, ITERATIONS)
     return f"$7${ITERATIONS}${base64.b64encode(salt).decode()}${base64.b64encode(made).decode()}"
+
+
+class Handovers:
+    """Brings new passwords to the broker, sealed: it takes no hash from whoever changes one while it runs."""
+
+    def __init__(self, ring: KeyRing) -> None:
+        self._seal = Seal(ring, HANDOVER_SEAL)
+
+    async def give(self, connection: Any, organisation: UUID, device: UUID, password: str) -> str:
+        """In the transaction that keeps the hash, which is returned; in place of what was on its way."""
+        made = broker_hash(password)
+        sealed = self._seal.seal(password.encode())
+        await connection.execute(_HAND_OVER, device, organisation, made, sealed, timedelta(hours=HANDOVER_HOURS))
+        return made

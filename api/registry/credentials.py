@@ -5,6 +5,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+from api.registry.broker_passwords import Handovers
 from runtime.ids import uuid7
 from runtime.secrets import API_KEY_PREFIX, DEVICE_PREFIX, GATEWAY_PREFIX, TokenHasher, make_token
 
@@ -19,12 +20,20 @@ class Credentials:
     async def add_device_token(
         self, organisation: UUID, device: UUID, *, name: str = "", expires_at: datetime | None = None
     ) -> str:
-        return await self._add(DEVICE_PREFIX, "device", organisation, device=device, name=name, expires_at=expires_at)
+        """It is its password at the MQTT broker as well, in place of the token before."""
+        token, handovers = make_token(DEVICE_PREFIX), Handovers(self._hasher.ring)
+        await self._keep(
+            uuid7(), token, "device", organisation, device=device, name=name, expires_at=expires_at,
+            broker_password=await handovers.give(self._connection, organisation, device, token),
+        )  # fmt: skip
+        return token
 
     async def add_gateway_token(
         self, organisation: UUID, site: UUID, *, name: str = "", expires_at: datetime | None = None
     ) -> str:
-        return await self._add(GATEWAY_PREFIX, "gateway", organisation, site=site, name=name, expires_at=expires_at)
+        token = make_token(GATEWAY_PREFIX)
+        await self._keep(uuid7(), token, "gateway", organisation, site=site, name=name, expires_at=expires_at)
+        return token
 
     async def keep_gateway_token(
         self, organisation: UUID, site: UUID, credential: UUID, token: str, *, name: str
@@ -60,23 +69,6 @@ class Credentials:
             "UPDATE credentials SET revoked_at = now() WHERE name = $1 AND revoked_at IS NULL", name
         )
 
-    async def _add(
-        self,
-        prefix: str,
-        kind: str,
-        organisation: UUID,
-        *,
-        device: UUID | None = None,
-        site: UUID | None = None,
-        name: str,
-        expires_at: datetime | None,
-    ) -> str:
-        token = make_token(prefix)
-        await self._keep(
-            uuid7(), token, kind, organisation, device=device, site=site, name=name, expires_at=expires_at
-        )
-        return token
-
     async def _keep(
         self,
         credential: UUID,
@@ -90,10 +82,11 @@ class Credentials:
         name: str,
         expires_at: datetime | None = None,
         created_by: UUID | None = None,
+        broker_password: str | None = None,
     ) -> None:
         await self._connection.execute(
             "INSERT INTO credentials (credential_id, organisation_id, kind, device_id, site_id, token_hash, name,"
-            " scopes, expires_at, created_by) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+            " scopes, expires_at, created_by, broker_password) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
             credential,
             organisation,
             kind,
@@ -104,4 +97,5 @@ class Credentials:
             list(scopes),
             expires_at,
             created_by,
+            broker_password,
         )

@@ -19,7 +19,7 @@ from api.certificates.issuing import Issuer
 from api.http.problems import Problem
 from api.problems import PLANT_REFUSED
 from api.registry import audit, commands, devices, plants
-from api.registry.broker_passwords import broker_hash, make_password
+from api.registry.broker_passwords import Handovers, make_password
 from api.settings import ApiSettings, broker_address
 from runtime.ids import uuid7
 from runtime.secrets import BadSealError, KeyRing, Seal
@@ -124,6 +124,7 @@ class Provisioning:
     def __init__(self, ring: KeyRing, signer: Signer, issuer: Issuer, settings: ApiSettings) -> None:
         self._secrets = Seal(ring, SECRET_SEAL)
         self._packages = Seal(ring, PACKAGE_SEAL)
+        self._handovers = Handovers(ring)
         self._signer = signer
         self._issuer = issuer
         self._settings = settings
@@ -135,7 +136,7 @@ class Provisioning:
         method = AuthMethod(held["auth_method"])
         secret = secrets.token_bytes(SECRET_BYTES)
         security = Security(secret.hex())
-        issued = password = None
+        issued = kept = None
         if method is AuthMethod.MTLS:
             issued = await self._issuer.issue(connection, held["organisation_id"], plant, None)
             security.ca_cert, security.client_cert = issued.chain, issued.presented
@@ -143,9 +144,10 @@ class Provisioning:
         else:
             security.username = str(plant)
         if method is AuthMethod.PASSWORD:
-            security.password = password = make_password()
+            security.password = make_password()
+            kept = await self._handovers.give(connection, held["organisation_id"], plant, security.password)
         await connection.execute(
-            _PROVISION, plant, self._secrets.seal(secret), None if password is None else broker_hash(password),
+            _PROVISION, plant, self._secrets.seal(secret), kept,
             *(None, None, None) if issued is None else (issued.fingerprint, issued.serial_number, issued.not_after),
         )  # fmt: skip
         await plants.set_lifecycle(connection, plant, Lifecycle.ACTIVE)
@@ -193,7 +195,8 @@ class Provisioning:
             "aud": TOKEN_AUDIENCE, "sub": str(plant), "jti": str(token_id), "exp": int(expires_at.timestamp()),
         }  # fmt: skip
         text = await self._signer.sign(connection, claims, TOKEN_TYPE)
-        await connection.execute(_GIVE, plant, broker_hash(text), expires_at, token_id)
+        kept = await self._handovers.give(connection, held["organisation_id"], plant, text)
+        await connection.execute(_GIVE, plant, kept, expires_at, token_id)
         await plants.touch(connection, plant)
         await audit.record(connection, "plant.token_issued", plant, token_id=token_id, expires_at=expires_at)
         return Token(text, expires_at)

@@ -23,7 +23,8 @@ def _role_options(command: F) -> F:
 _listen_option: Final = click.option("--listen", metavar="HOST:PORT", help="Where requests are taken.")
 
 
-def _run_role(name: str, inherited: str | None, overrides: Mapping[str, object]) -> None:
+def run_named_role(name: str, inherited: str | None, overrides: Mapping[str, object]) -> None:
+    """Be a process of that role, until told to stop."""
     settings = load_settings(**overrides)
     launch = Launch(
         settings,
@@ -39,7 +40,8 @@ def _run_role(name: str, inherited: str | None, overrides: Mapping[str, object])
 @_role_options
 def api(listen: str | None, processes: int | None, metrics_listen: str | None, inherited: str | None) -> None:
     """Answer the API's requests over HTTP."""
-    _run_role("api", inherited, {"api_listen": listen, "api_processes": processes, "metrics_listen": metrics_listen})
+    overrides = {"api_listen": listen, "api_processes": processes, "metrics_listen": metrics_listen}
+    run_named_role("api", inherited, overrides)
 
 
 @click.command()
@@ -49,7 +51,7 @@ def bridge(metrics_listen: str | None) -> None:
 
     Several share the sessions; when one ends, others take its sessions over.
     """
-    _run_role("bridge", None, {"metrics_listen": metrics_listen})
+    run_named_role("bridge", None, {"metrics_listen": metrics_listen})
 
 
 @click.command()
@@ -58,14 +60,14 @@ def bridge(metrics_listen: str | None) -> None:
 def ingest(listen: str | None, processes: int | None, metrics_listen: str | None, inherited: str | None) -> None:
     """Take readings in over HTTP."""
     overrides = {"http_listen": listen, "http_processes": processes, "metrics_listen": metrics_listen}
-    _run_role("ingest", inherited, overrides)
+    run_named_role("ingest", inherited, overrides)
 
 
 @click.command()
 @_role_options
 def worker(processes: int | None, metrics_listen: str | None, inherited: str | None) -> None:
     """Store what stands in the log in the database."""
-    _run_role("worker", inherited, {"worker_processes": processes, "metrics_listen": metrics_listen})
+    run_named_role("worker", inherited, {"worker_processes": processes, "metrics_listen": metrics_listen})
 
 
 @click.command()

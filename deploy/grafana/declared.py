@@ -104,6 +104,19 @@ INGEST: Final = Dashboard(
             Prom("sum(sluice_commands_connected)", "workers connected to the broker"),
         ),
         chart("From asked for to the broker", *quantiles("sluice_commands_sent_seconds"), unit="s"),
+        chart("Clients of the broker", Prom("max by (state) (sluice_broker_clients)", "{{state}}")),
+        chart(
+            "What was brought to the broker",
+            Prom(rate("sluice_broker_changes_total", "kind"), "{{kind}}"),
+            Prom(rate("sluice_broker_failures_total", "part"), "failed: {{part}}"),
+            unit="cps",
+        ),
+        chart(
+            "How old what the broker knows is",
+            Prom("time() - max(sluice_broker_agreed_timestamp_seconds)", "since it was as the registry says"),
+            Prom("min(sluice_broker_crl_next_update_timestamp_seconds) - time()", "until its revocation list ends"),
+            unit="s",
+        ),
         chart(
             "Connections turned away",
             Prom(

@@ -10,7 +10,16 @@ from pathlib import Path
 from .packages import need
 from .state import State
 
-CONFIG = Path(__file__).resolve().parent.parent / "conf" / "mosquitto.conf"
+# What it keeps and how much, as a broker of an installation.
+KEEPING = Path(__file__).resolve().parents[2] / "mosquitto" / "conf.d" / "keeping.conf"
+# Stay the user that started it: only that one may enter the state directory.
+OWN = """
+listener {port} 127.0.0.1
+allow_anonymous true
+user root
+persistence_location {data}/
+log_dest stderr
+"""
 ANSWER_SECONDS = 2.0
 
 # MQTT 3.1.1, clean session, keep-alive 10 s, no client identifier.
@@ -28,8 +37,8 @@ class Mosquitto:
         _program()
         data = state.home(self.name) / "data"
         data.mkdir(exist_ok=True)
-        own = f"listener {state.ports[self.name]} 127.0.0.1\npersistence_location {data}/\n"
-        _config(state).write_text(CONFIG.read_text() + own)
+        own = OWN.format(port=state.ports[self.name], data=data)
+        _config(state).write_text(KEEPING.read_text() + own)
 
     def command(self, state: State) -> list[str]:
         return [_program(), "-c", str(_config(state))]

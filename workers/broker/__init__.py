@@ -1,0 +1,1 @@
+"""Whom the MQTT broker knows, kept equal to the registry."""
