@@ -5,18 +5,22 @@ from collections.abc import Callable
 from ingest.credentials import Credentials, Listener
 from ingest.limits import Limits
 from ingest.mqtt.bridge import Bridge
+from ingest.mqtt.failures import Failures
 from ingest.mqtt.intake import Announcement, Intake
 from ingest.mqtt.leases import Leases
 from ingest.mqtt.metrics import BridgeMetrics
 from ingest.mqtt.session import Broker
 from ingest.mqtt.settings import BridgeSettings
 from ingest.mqtt.topics import FAMILIES
+from ingest.plants import Plants
 from ingest.registry import Connections
 from ingest.retention import RetentionGuard
 from ingest.settings import IngestSettings
 from runtime.clock import Clock
 from runtime.log.port import Log
 from runtime.mqtt import Endpoint
+from runtime.secrets import KeyRing, Seal
+from schemas.plants import SECRET_SEAL
 
 
 def make_bridge(
@@ -25,6 +29,7 @@ def make_bridge(
     log: Log,
     pool: Connections,
     listener: Listener,
+    ring: KeyRing,
     limits: Limits,
     settings: BridgeSettings,
     ingest: IngestSettings,
@@ -34,15 +39,17 @@ def make_bridge(
 ) -> Bridge:
     """A bridge ready to be started; `pool` and `listener` act as the role sluice_ingest.
 
-    `hear` is told of wills and of what devices say of themselves.
+    `ring` opens the secrets that plants sign with. `hear` is told of wills and of what devices say of themselves.
     """
-    credentials = Credentials(pool, listener, ingest, clock, metrics)
+    credentials = Credentials(pool, listener, ingest, clock, metrics, Plants(Seal(ring, SECRET_SEAL)))
+    failures = Failures(pool)
     return Bridge(
         Broker(endpoint, settings),
         log=log,
         guard=RetentionGuard(log, pool, ingest.log_retention_share, metrics),
         leases=Leases(pool, settings, [family.name for family in FAMILIES], clock),
         credentials=credentials,
+        failures=failures,
         intake=Intake(
             log=log,
             credentials=credentials,
@@ -51,6 +58,7 @@ def make_bridge(
             ingest=ingest,
             clock=clock,
             metrics=metrics,
+            failures=failures,
             hear=hear,
         ),
         settings=settings,

@@ -19,7 +19,7 @@ from ingest.mqtt.leases import Lease, Leases
 from ingest.mqtt.metrics import BridgeMetrics
 from ingest.mqtt.packets import VERSIONS, Connack, Filter, Login, Version
 from ingest.mqtt.settings import BridgeSettings
-from ingest.mqtt.topics import Family, Kind, Router
+from ingest.mqtt.topics import WITH_READINGS, Family, Router
 from ingest.mqtt.window import Window
 from runtime.clock import Clock
 from runtime.errors import UnavailableError
@@ -206,7 +206,7 @@ class Session:
             return
         if stale := sorted(set(lease.filters) - set(wanted)) if connack.session_present else []:
             await connection.unsubscribe(stale)
-        filters = [Filter(topic.filter, 1, topic.kind is not Kind.READINGS) for topic in self._family.topics]
+        filters = [Filter(topic.filter, 1, topic.kind not in WITH_READINGS) for topic in self._family.topics]
         for code, topic in zip(await connection.subscribe(filters), filters, strict=False):
             if code != 1:
                 why = packets.reason(code) if code >= packets.FAILED else "it gives QoS 0 only"

@@ -14,14 +14,20 @@ class Kind(StrEnum):
     """What a message of a topic is about."""
 
     READINGS = "readings"
+    SNAPSHOT = "snapshot"
+    """Readings too, in a plant's envelope (`ingest.mqtt.snapshots`)."""
     WILL = "will"
     """Whether a device is connected: its last will, or what it says itself."""
     INFO = "info"
     """What a device says of itself."""
 
 
+#: Whose messages are readings.
+WITH_READINGS: Final = (Kind.READINGS, Kind.SNAPSHOT)
+
+
 class Topic(NamedTuple):
-    """A pattern: `{organisation}` and `{device}` stand for ids, everything else for itself."""
+    """A pattern: `{organisation}` and `{device}` (or `{plant}`) stand for ids, everything else for itself."""
 
     pattern: str
     kind: Kind = Kind.READINGS
@@ -57,10 +63,11 @@ OPENSENSE: Final = Family(
         Topic("opensense/{organisation}/{device}/info", Kind.INFO),
     ),
 )
-FAMILIES: Final = (READINGS, OPENSENSE)
+PLANTS: Final = Family("plants", (Topic("cpi/{plant}/telemetry", Kind.SNAPSHOT),))
+FAMILIES: Final = (READINGS, OPENSENSE, PLANTS)
 
 #: As the API spells ids: a UUID with or without hyphens, behind a prefix or not.
-_PREFIXES: Final = {"organisation": "(?:acc_)?", "device": "(?:dev_)?"}
+_PREFIXES: Final = {"organisation": "(?:acc_)?", "device": "(?:dev_)?", "plant": ""}
 _HEX: Final = "[0-9a-fA-F]"
 _UUID: Final = f"{_HEX}{{32}}|{_HEX}{{8}}(?:-{_HEX}{{4}}){{3}}-{_HEX}{{12}}"
 
@@ -79,7 +86,7 @@ class Router:
             found = pattern.fullmatch(topic)
             if found is not None:
                 ids = {name: UUID(raw.decode()).bytes for name, raw in found.groupdict().items()}
-                target = Target(kind, ids.get("organisation"), ids["device"])
+                target = Target(kind, ids.get("organisation"), ids["plant" if "plant" in ids else "device"])
                 if len(self.known) >= self._cache_max:
                     self.known.clear()
                 self.known[topic] = target

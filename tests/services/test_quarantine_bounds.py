@@ -10,7 +10,8 @@ import asyncpg
 import pytest
 from prometheus_client import CollectorRegistry
 
-from deploy.roles.worker import check_memory, check_receipts
+from deploy.roles.worker import check_memory, check_nonces, check_receipts
+from ingest.mqtt.settings import BridgeSettings
 from ingest.settings import IngestSettings, PacedSettings, SpoolSettings
 from runtime.errors import ConfigurationError
 from runtime.ids import uuid7
@@ -34,7 +35,7 @@ class Keeper:
     metrics: QuarantineMetrics = field(default_factory=lambda: QuarantineMetrics(CollectorRegistry()))
 
     def bounds(self, **settings: Any) -> Bounds:
-        return Bounds(self.database.settings, QuarantineSettings(**settings), self.metrics)
+        return Bounds(self.database.settings, QuarantineSettings(**settings), self.metrics, nonce_memory_s=3_600.0)
 
     async def keep(self, **settings: Any) -> None:
         await self.bounds(**settings).keep()
@@ -231,3 +232,6 @@ def test_it_is_refused_to_forget_what_a_receipt_may_ask_for() -> None:
     with pytest.raises(ConfigurationError, match=r"SLUICE_RECEIPT_TTL_S=.*SLUICE_BOOKS_MEMORY_DAYS=30"):
         check_receipts(QuarantineSettings(), IngestSettings(receipt_ttl_s=31 * 86_400.0))
     check_receipts(QuarantineSettings(), IngestSettings())
+    with pytest.raises(ConfigurationError, match="SLUICE_LANDING_NONCE_MEMORY_S=599 "):
+        check_nonces(599.0, BridgeSettings())
+    check_nonces(600.0, BridgeSettings())
