@@ -19,12 +19,15 @@ import asyncpg
 import pytest
 
 from bench.publish import message, publish
+from ingest.mqtt.topics import FAMILIES
 from tests.conftest import exports, run_services
 from tests.support import eventually
 from tests.system.roles import Role, clean_environment, role, sluice, start_role
 
 DEVICES = 8
 MESSAGES = 40_000
+#: Of the sessions, as two bridges share them.
+HALVES = [len(FAMILIES) // 2, -(-len(FAMILIES) // 2)]
 QUICK = {
     "SLUICE_MQTT_LEASE_TTL_S": "2",
     "SLUICE_MQTT_LEASE_RENEW_S": "0.3",
