@@ -39,7 +39,7 @@ class Quality(IntFlag):
     INTEGER = 32
     """An integer beyond 2^53, kept as text so that no digit is lost."""
     LATE = 64
-    """A plant's message brought it outside the replay window: longer after it was published, or before, as it says."""
+    """A plant's message brought it longer after, or before, the time of its publishing than may be."""
 
 
 TIME_MADE_UP: Final = (Quality.TIME_REPLACED | Quality.TIME_SHIFTED | Quality.TIME_STAMPED).value

@@ -69,8 +69,8 @@ DELETE FROM spool_ends WHERE spool = ANY (ARRAY(
     SELECT spool FROM spool_ends e WHERE e.ended_at < now() - make_interval(days => $1)
     AND NOT EXISTS (SELECT FROM spool_positions s WHERE s.spool = e.spool) ORDER BY ended_at LIMIT $2))""",
 )
-# Once landing of their partition is past them by so much, by the receive times of what landed: no copy within that time
-# can come any more. `scope` spelt out, so that the index of nonces is taken.
+# Once landing of their partition is past them by so much, in receive times: no copy from within that time can come.
+# `scope` is spelt out, so that the index of nonces is taken.
 _FORGET_NONCES: Final = f"""
 DELETE FROM idempotency_keys WHERE ctid = ANY (ARRAY(
     SELECT i.ctid FROM idempotency_keys i

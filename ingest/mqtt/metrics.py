@@ -25,8 +25,8 @@ class BridgeMetrics(IngestMetrics):
         )
         self.snapshots = self._tally(
             "sluice_mqtt_snapshots",
-            "Plants' snapshots by what was found of them: signed, unsigned (of plants that need not sign), late (outside"
-            " the replay window, with a time of their own), or the code that they are quarantined under:"
+            "Plants' snapshots by what was found of them: signed, unsigned (of plants that need not sign), late"
+            " (outside the replay window, with a time of their own), or the code that they are quarantined under:"
             " bad_signature, stale_envelope, device_suspended, unknown_device, undecodable.",
             "result",
         )

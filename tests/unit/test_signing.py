@@ -79,7 +79,7 @@ NUMBERS = st.one_of(
 # Keys that UTF-16 sorts otherwise, texts that look like numbers, and everything that is escaped.
 TEXTS = st.one_of(
     st.text(),
-    st.text(alphabet=st.sampled_from("\ue000\uffff\U00010000\U0010ffffaé\x7f\x00\x1f\"\\/\b\n")),
+    st.text(alphabet=st.sampled_from('\ue000\uffff\U00010000\U0010ffffaé\x7f\x00\x1f"\\/\b\n')),
     st.sampled_from([":1.0,", "[1e5,", "a", "b", ",12345678901234567", ""]),
 )
 VALUES = st.recursive(

@@ -32,7 +32,8 @@ DEVICES = [
 TEMPLATES: list[dict[str, Any]] = [
     {
         "template_id": CABINET_TEMPLATE, "organisation_id": None, "level": "PLANT", "type": "CABINET",
-        "signals": '[{"name": "grid_present", "bit": 0}, {"name": "door_open", "bit": 1}, {"name": "alarm", "bit": 31}]',
+        "signals": '[{"name": "grid_present", "bit": 0}, {"name": "door_open", "bit": 1},'
+        ' {"name": "alarm", "bit": 31}]',
     },
     {
         "template_id": METER_TEMPLATE, "organisation_id": None, "level": "DEVICE", "type": "METER",

@@ -9,7 +9,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from operator import lt
 from typing import Final, NamedTuple
 
-from schemas.record import NONCE_SCOPE, PLAIN_VERSION, TIME_MADE_UP, Channel, Note, Record, UndecodableError, decode_sound
+from schemas.record import (
+    NONCE_SCOPE,
+    PLAIN_VERSION,
+    TIME_MADE_UP,
+    Channel,
+    Note,
+    Record,
+    UndecodableError,
+    decode_sound,
+)
 from workers.landing import quarantine
 from workers.landing.columns import Runs, StagedRuns
 from workers.landing.late import Answers, Late, Memory, Question, hold_again
