@@ -258,7 +258,7 @@ class Intake:
             way=WAY,
             sent=measurements_json.Sent(message.payload) if snapshot is None else None,
         )
-        self._append(held, grant, admitted if snapshot is None else _with_nonce(admitted, snapshot))
+        self._append(held, grant, admitted if snapshot is None else with_nonce(admitted, snapshot))
 
     def _set_aside(self, held: _Held, grant: Grant, code: ReadingCode, why: str) -> None:
         """The whole message, which holds nothing that can be told apart, goes to the quarantine."""
@@ -288,7 +288,7 @@ class Intake:
             way=WAY,
             sent=measurements_json.Sent(held.message.payload) if is_decoded and snapshot is None else None,
         )
-        self._append(held, grant, admitted if snapshot is None else _with_nonce(admitted, snapshot))
+        self._append(held, grant, admitted if snapshot is None else with_nonce(admitted, snapshot))
 
     def _announce(self, held: _Held, grant: Grant) -> None:
         message, target = held.message, held.target
@@ -429,7 +429,7 @@ class Intake:
 _NOWHERE: Final = Target(Kind.READINGS, None, b"")
 
 
-def _with_nonce(admitted: Admitted, snapshot: Snapshot) -> Admitted:
+def with_nonce(admitted: Admitted, snapshot: Snapshot) -> Admitted:
     """Named by its nonce, so that landing knows it again; what is late says so."""
     record = admitted.record
     channels = [_late(channel) for channel in record.channels] if snapshot.is_late else record.channels
