@@ -517,7 +517,7 @@ def test_a_session_that_the_broker_lost_is_made_again_and_said(installation: Ins
                 broker.start()
 
                 async def lost() -> bool:
-                    return running.counted("sluice_mqtt_sessions_lost_total") == 2
+                    return running.counted("sluice_mqtt_sessions_lost_total") == len(FAMILIES)
 
                 await until(lost)
                 await running.connected()
