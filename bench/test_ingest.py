@@ -8,9 +8,11 @@ from collections.abc import Callable
 from itertools import cycle
 from pathlib import Path
 from typing import Any, Final
-from uuid import uuid4
+from uuid import UUID, uuid4
 
+import orjson
 import pytest
+import rfc8785
 from prometheus_client import CollectorRegistry
 from pytest_benchmark.fixture import BenchmarkFixture
 
@@ -21,11 +23,16 @@ from ingest.formats import measurements_json, shelly_get
 from ingest.formats.shape import Submission
 from ingest.limits import Limits, LimitSettings
 from ingest.metrics import IngestMetrics
+from ingest.mqtt import snapshots
+from ingest.mqtt.intake import with_nonce
+from ingest.plants import Plants
 from ingest.receipts import Place, Receipt, Receipts
 from ingest.settings import IngestSettings
 from runtime.clock import ManualClock, SystemClock
 from runtime.secrets import DEVICE_PREFIX, Seal, TokenHasher, make_token, new_ring
 from schemas import record as records
+from schemas.plants import SECRET_SEAL
+from schemas.signing import canonical, signature, snapshot_parts
 
 CLOCK: Final = ManualClock()
 FLEET: Final = Fleet(["token"], CLOCK.now_us() // 1_000_000 - 3_600)
@@ -186,3 +193,79 @@ def test_make_the_load(benchmark: BenchmarkFixture) -> None:
     lanes = benchmark(Round(FLEET, 0, 100, 100).lanes, 1)
 
     assert len(lanes[0]) == 100
+
+
+# ---------------------------------------------------------------- plants
+
+
+class Snapshots:
+    """A cabinet with three devices behind it, eighteen readings of them, signed or not."""
+
+    def __init__(self, *, must_sign: bool) -> None:
+        self._admission = Admission(future_us=600_000_000, year_floor=2015)
+        seal, device, secret = Seal(new_ring(), SECRET_SEAL), UUID(bytes=SENDER.device), bytes(32)
+        templates = [
+            _template(1, "PLANT", "CABINET", [{"name": f"bit_{bit}", "bit": bit} for bit in range(8)]),
+            _template(2, "DEVICE", "METER", _fields("power", "imported", "exported")),
+            _template(3, "DEVICE", "INVERTER", _fields("power", "produced")),
+            _template(4, "DEVICE", "BATTERY", _fields("power", "soc")),
+        ]
+        row = {
+            "device_id": device, "organisation_id": None, "plant_template": UUID(int=1),
+            "auth_method": "TOKEN" if must_sign else "MTLS",
+            "secret": seal.seal(secret), "former_secret": None, "former_until_us": None,
+        }  # fmt: skip
+        self._plant = Plants(seal).reader(templates)(row)
+        now_ms = CLOCK.now_us() // 1_000
+        self.envelope: dict[str, Any] = {"ts": now_ms, "n": "0a1b2c3d4e5f6071", "timestamp": now_ms - 500}
+        self.envelope["devices"] = [
+            {"externalId": "CAB-1", "type": "CABINET", "raw": 0b1010_0101},
+            {
+                "externalId": "M-1",
+                "type": "METER",
+                "values": {"power": 1523.5, "imported": 1023.125, "exported": 23.1},
+            },
+            {"externalId": "INV-1", "type": "INVERTER", "values": {"power": 4000, "produced": 90210.25}},
+            {"externalId": "BAT-1", "type": "BATTERY", "values": {"power": -120.5, "soc": 81, "cycles": 12}},
+            {"externalId": "BAT-2", "type": "BATTERY", "values": {"power": -119.5}},
+        ]
+        if must_sign:
+            parts = snapshot_parts(str(device), now_ms, self.envelope["n"], now_ms - 500, self.envelope["devices"])
+            self.envelope["sig"] = signature(secret, *parts)
+        self._payload = orjson.dumps(self.envelope)
+
+    def __call__(self) -> Admitted:
+        """As the bridge does it, from the payload to what the log is given."""
+        window = self._admission.window(CLOCK.now_us(), RETENTION_DAYS)
+        snapshot = snapshots.read(self._payload, self._plant, window, 300_000_000)
+        admitted = self._admission.admit(
+            [(0, snapshot.submission)],
+            SENDER,
+            window,
+            record_id=SENDER.device,
+            request_id="0123456789ab1",
+            way="mqtt",
+        )
+        records.encode(with_nonce(admitted, snapshot).record)
+        return admitted
+
+
+def _template(number: int, level: str, kind: str, signals: list[dict[str, Any]]) -> dict[str, Any]:
+    text = orjson.dumps(signals).decode()
+    return {"template_id": UUID(int=number), "organisation_id": None, "level": level, "type": kind, "signals": text}
+
+
+def _fields(*names: str) -> list[dict[str, Any]]:
+    return [{"name": name, "field": name} for name in names]
+
+
+@pytest.mark.parametrize("must_sign", [False, True], ids=["unsigned", "signed"])
+def test_snapshot(benchmark: BenchmarkFixture, must_sign: bool) -> None:
+    assert benchmark(Snapshots(must_sign=must_sign)).accepted == 18
+
+
+@pytest.mark.parametrize("write", [canonical, rfc8785.dumps], ids=["ours", "library"])
+def test_canonical_form_of_a_snapshot(benchmark: BenchmarkFixture, write: Callable[[Any], bytes]) -> None:
+    devices = Snapshots(must_sign=False).envelope["devices"]
+
+    assert benchmark(write, devices) == rfc8785.dumps(devices)

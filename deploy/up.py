@@ -85,7 +85,7 @@ async def _start(
     common = await way_in(process, metrics)
     ingest = await make_ingest(process, log, ring, common)
     if process.settings.get(MqttSettings).mqtt_url:
-        bridge = await bridge_to(process, log, common, metrics)
+        bridge = await bridge_to(process, log, ring, common, metrics)
         process.health.note("broker", lambda: bridge.trouble)  # what comes by HTTP does not need it
     await work_on(process, log)
     handler = beside(ingest.serves, ingest.handle, api.handler)

@@ -15,6 +15,7 @@ from uuid import UUID
 import msgspec
 
 from ingest.metrics import IngestMetrics
+from ingest.plants import TEMPLATES, Plant, Plants
 from ingest.registry import Connections, ask
 from ingest.settings import IngestSettings
 from runtime.clock import Clock
@@ -61,6 +62,8 @@ class Grant(msgspec.Struct, frozen=True, gc=False):
     """Monotonic seconds of the look-up."""
     limits: tuple[int | None, ...] | None = None
     """Overrides, its own and then its organisation's: requests and readings a minute, bytes a day; None: default."""
+    plant: Plant | None = None
+    """What is known of the plant that the device is; None for any other, and where nobody asks."""
 
 
 def names_device(grant: Grant, name: object) -> bool:
@@ -122,9 +125,13 @@ _DEVICES: Final = """
            (SELECT epoch FROM credential_epoch) AS epoch,
            CASE WHEN coalesce(own.subject_id, whole.subject_id) IS NOT NULL THEN
                ARRAY[own.requests_per_minute, own.readings_per_minute, own.bytes_per_day,
-                     whole.requests_per_minute, whole.readings_per_minute, whole.bytes_per_day] END AS limits
+                     whole.requests_per_minute, whole.readings_per_minute, whole.bytes_per_day] END AS limits,
+           p.auth_method, p.secret, p.former_secret,
+           (extract(epoch FROM p.former_secret_until) * 1e6)::float8 AS former_until_us,
+           coalesce(p.template_id, p.system_template_id) AS plant_template
     FROM devices d
     JOIN organisations o ON o.organisation_id = d.organisation_id
+    LEFT JOIN plants p ON p.device_id = d.device_id AND p.deleted_at IS NULL
     LEFT JOIN limit_overrides own ON own.subject_id = d.device_id
     LEFT JOIN limit_overrides whole ON whole.subject_id = d.organisation_id
     WHERE d.device_id = ANY ($1::uuid[]) AND d.status <> 'deleted'
@@ -149,9 +156,17 @@ class Credentials:
     """The cache of one process. `start` begins to follow changes, `stop` ends it."""
 
     def __init__(
-        self, pool: Connections, listener: Listener, settings: IngestSettings, clock: Clock, metrics: IngestMetrics
+        self,
+        pool: Connections,
+        listener: Listener,
+        settings: IngestSettings,
+        clock: Clock,
+        metrics: IngestMetrics,
+        plants: Plants | None = None,
     ) -> None:
+        """`plants`: for whoever takes plants' messages, what is read of them with their devices."""
         self._pool = pool
+        self._plants = plants
         self._listener = listener
         self._settings = settings
         self._clock = clock
@@ -316,7 +331,7 @@ class Credentials:
         generation = self._generation
         waiting = {key: self._pending[key] for key in keys}
         try:
-            rows = await self._read([digest for digests, _ in waiting.values() for digest in digests])
+            rows, plants = await self._read([digest for digests, _ in waiting.values() for digest in digests])
         except UnavailableError as error:
             for key in keys:
                 self._fail(key, error)
@@ -325,7 +340,7 @@ class Credentials:
         for key in keys:
             digests, future = self._pending.pop(key)
             row = next((found[digest] for digest in digests if digest in found), None)
-            grant = None if row is None else self._grant(row)
+            grant = None if row is None else self._grant(row, plants.get(row["token_hash"]))
             if grant is not None and self._expired(grant):
                 grant = None
             # What changed while we asked may not be in the answer: good for this use, not for later ones.
@@ -334,14 +349,23 @@ class Credentials:
             if not future.done():
                 future.set_result(grant)
 
-    async def _read(self, keys: list[bytes]) -> list[Any]:
-        """The rows of grants by digest or device. Raises `UnavailableError`."""
+    async def _read(self, keys: list[bytes]) -> tuple[list[Any], dict[bytes, Plant]]:
+        """The rows of grants by digest or device, and the plants among the devices. Raises `UnavailableError`."""
         devices = [UUID(bytes=key) for key in keys if len(key) == _DEVICE_ID_BYTES]
         if not devices:
-            return await self._fetch(_GRANTS, keys)
+            return await self._fetch(_GRANTS, keys), {}
         rows = await self._fetch(_DEVICES, devices)
+        plants = await self._read_plants([row for row in rows if row["auth_method"] is not None])
         digests = [key for key in keys if len(key) != _DEVICE_ID_BYTES]
-        return rows + await self._fetch(_GRANTS, digests) if digests else rows
+        return rows + await self._fetch(_GRANTS, digests) if digests else rows, plants
+
+    async def _read_plants(self, rows: list[Any]) -> dict[bytes, Plant]:
+        if self._plants is None or not rows:
+            return {}
+        wanted = {row["plant_template"] for row in rows} - {None}
+        templates = await self._fetch(TEMPLATES, [*wanted], [*{row["organisation_id"] for row in rows}])
+        make = self._plants.reader(templates)
+        return {row["token_hash"]: make(row) for row in rows}
 
     def _fail(self, key: bytes, error: UnavailableError) -> None:
         _, future = self._pending.pop(key)
@@ -355,7 +379,7 @@ class Credentials:
             future.set_exception(error)
             future.exception()  # a caller that went away leaves nobody to take it
 
-    def _grant(self, row: Any) -> Grant:
+    def _grant(self, row: Any, plant: Plant | None) -> Grant:
         return Grant(
             self._same(row["kind"]),
             self._same(row["organisation_id"].bytes),
@@ -369,6 +393,7 @@ class Credentials:
             self._same(row["epoch"]),
             self._read_now_s(),
             None if row["limits"] is None else self._same(tuple(row["limits"])),
+            plant,
         )
 
     def _same(self, value: _T) -> _T:

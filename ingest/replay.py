@@ -44,7 +44,7 @@ _REFUSED: Final = ("refused",)
 _NOT_WRITTEN: Final = ("not_written",)
 _UNKNOWN: Final = ("unknown",)
 #: What a quarantined reading was flagged with before it got there, and nobody could tell again.
-_KEPT_FLAGS: Final = TIME_MADE_UP | Quality.UNIT_CONVERTED.value
+_KEPT_FLAGS: Final = TIME_MADE_UP | Quality.UNIT_CONVERTED.value | Quality.LATE.value
 
 # A few of each organisation that has any due, beginning anywhere: one with a million does not hold up one with a few.
 # The walk from organisation to organisation reads an index entry each.

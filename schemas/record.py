@@ -38,6 +38,8 @@ class Quality(IntFlag):
     """It came as true or false and is stored as 1 or 0."""
     INTEGER = 32
     """An integer beyond 2^53, kept as text so that no digit is lost."""
+    LATE = 64
+    """A plant's message brought it longer after, or before, the time of its publishing than may be."""
 
 
 TIME_MADE_UP: Final = (Quality.TIME_REPLACED | Quality.TIME_SHIFTED | Quality.TIME_STAMPED).value
@@ -121,11 +123,15 @@ IDEMPOTENCY_WINDOW_S: Final = 86_400
 """Two requests of one name received within it are one request."""
 
 
+NONCE_SCOPE: Final = b"nonce of a plant"
+"""In the place of a credential: the name is the nonce of a plant's message."""
+
+
 class Idempotency(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """What a client named its request, so that a repeat of it is known; digests of 16 bytes each."""
 
     scope: bytes
-    """Of the credential that named it."""
+    """Of the credential that named it, or `NONCE_SCOPE`."""
     key: bytes
     fingerprint: bytes
     """Of what the request held: the same key with another one is a conflict."""

@@ -180,6 +180,7 @@ async def bridge(installation: Installation, broker: Broker, log: Log, **setting
         log=log,
         pool=pool,
         listener=Notifications(postgres, role=ROLE, application="test"),
+        ring=installation.ring,
         limits=counted,
         settings=BridgeSettings(**(SETTINGS | {"mqtt_broker": uuid4().hex} | settings)),
         ingest=IngestSettings(**ingest),

@@ -11,6 +11,7 @@ from typing import Any, Final
 from uuid import UUID
 
 from runtime.postgres import UNAVAILABLE, PostgresSettings, connect
+from schemas.record import NONCE_SCOPE
 from workers.metrics import QuarantineMetrics
 from workers.settings import QuarantineSettings
 from workers.upkeep import OthersTurn, alone, repeat
@@ -68,14 +69,30 @@ DELETE FROM spool_ends WHERE spool = ANY (ARRAY(
     SELECT spool FROM spool_ends e WHERE e.ended_at < now() - make_interval(days => $1)
     AND NOT EXISTS (SELECT FROM spool_positions s WHERE s.spool = e.spool) ORDER BY ended_at LIMIT $2))""",
 )
+# Once landing of their partition is past them by so much, in receive times: no copy from within that time can come.
+# `scope` is spelt out, so that the index of nonces is taken.
+_FORGET_NONCES: Final = f"""
+DELETE FROM idempotency_keys WHERE ctid = ANY (ARRAY(
+    SELECT i.ctid FROM idempotency_keys i
+    JOIN log_positions p ON p.source = i.source AND p.partition = i.partition
+    WHERE i.scope = '\\x{NONCE_SCOPE.hex()}' AND i.received_at < p.received_through - make_interval(secs => $1)
+    ORDER BY i.received_at LIMIT $2))"""  # noqa: S608 - a constant
 
 
 class Bounds:
     """One worker's part. `run` is all of it; it ends by being cancelled and never fails."""
 
-    def __init__(self, postgres: PostgresSettings, settings: QuarantineSettings, metrics: QuarantineMetrics) -> None:
+    def __init__(
+        self,
+        postgres: PostgresSettings,
+        settings: QuarantineSettings,
+        metrics: QuarantineMetrics,
+        *,
+        nonce_memory_s: float,
+    ) -> None:
         self._postgres = postgres
         self._settings = settings
+        self._nonce_memory_s = nonce_memory_s
         self._metrics = metrics
 
     async def run(self) -> None:
@@ -130,9 +147,9 @@ class Bounds:
     async def _forget(self, connection: Any) -> None:
         """Rows that say what became of a reading whose record the log does not hold any more."""
         days, step = self._settings.books_memory_days, self._settings.quarantine_step_rows
-        for statement in _FORGET:
+        for statement, age in ((_FORGET_NONCES, self._nonce_memory_s), *((one, days) for one in _FORGET)):
             deleted = step
             while deleted == step:
                 async with alone(connection, _LOCK, LOCK):
-                    status = await connection.execute(statement, days, step)
+                    status = await connection.execute(statement, age, step)
                 deleted = int(status.rpartition(" ")[2])

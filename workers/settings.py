@@ -84,6 +84,14 @@ class LandingSettings:
         why="How far a reading with a time of our making may move on, µs by µs, where others of its series stand: "
         "ten requests of 10,000 such readings at once fit in. Beyond it, it is quarantined as a conflict.",
     )
+    landing_nonce_memory_s: float = setting(
+        3_600.0,
+        unit="s",
+        least=60,
+        most=86_400,
+        why="For how long a plant's nonce is remembered, a row each: at least twice SLUICE_MQTT_REPLAY_WINDOW_S, and "
+        "longer than a broker takes to send something again. The longer, the likelier nonces of 8 digits come back.",
+    )
     landing_series_per_device_max: int = setting(
         1_000, unit="series", least=1, why="A device beyond it invents names; its further ones are quarantined."
     )

@@ -16,9 +16,10 @@ from runtime.log.port import Log
 from runtime.mqtt import MqttSettings, endpoint
 from runtime.notifications import Notifications
 from runtime.postgres import PostgresSettings
+from runtime.secrets import KeyRing, SecretSettings
 
 
-async def bridge_to(process: Process, log: Log, common: WayIn, metrics: BridgeMetrics) -> Bridge:
+async def bridge_to(process: Process, log: Log, ring: KeyRing, common: WayIn, metrics: BridgeMetrics) -> Bridge:
     """A bridge to the broker that the settings name, started; it ends with the process."""
     settings = process.settings
     application = f"sluice {process.name} bridge"
@@ -27,6 +28,7 @@ async def bridge_to(process: Process, log: Log, common: WayIn, metrics: BridgeMe
         log=log,
         pool=common.pool,
         listener=Notifications(settings.get(PostgresSettings), role="sluice_ingest", application=application),
+        ring=ring,
         limits=common.limits,
         settings=settings.get(BridgeSettings),
         ingest=settings.get(IngestSettings),
@@ -42,6 +44,7 @@ async def bridge_to(process: Process, log: Log, common: WayIn, metrics: BridgeMe
 
 async def _work_bridge(process: Process, listeners: list[socket.socket]) -> None:
     endpoint(process.settings.get(MqttSettings).mqtt_url)  # a bad URL is told before anything is waited for
+    ring = KeyRing.parse(process.settings.get(SecretSettings).secret_keys)
     _, log = await process.log()
     metrics = BridgeMetrics()
     common = await way_in(process, metrics)
@@ -50,7 +53,7 @@ async def _work_bridge(process: Process, listeners: list[socket.socket]) -> None
         common.limits.close()
 
     process.teardown.add("limits", close)
-    bridge = await bridge_to(process, log, common, metrics)
+    bridge = await bridge_to(process, log, ring, common, metrics)
     process.health.register("broker", lambda: bridge.trouble)
 
 

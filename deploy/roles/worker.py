@@ -7,6 +7,7 @@ from typing import Final
 from deploy.process import Process
 from deploy.roles.role import Role
 from deploy.settings import DeploySettings
+from ingest.mqtt.settings import BridgeSettings
 from ingest.settings import IngestSettings, PacedSettings, SpoolSettings
 from runtime.clock import SystemClock
 from runtime.errors import ConfigurationError
@@ -88,7 +89,9 @@ def make_bounds(settings: Settings) -> Bounds:
     quarantine = settings.get(QuarantineSettings)
     check_memory(quarantine, settings.get(LogSettings), settings.get(SpoolSettings), settings.get(PacedSettings))
     check_receipts(quarantine, settings.get(IngestSettings))
-    return Bounds(settings.get(PostgresSettings), quarantine, QuarantineMetrics())
+    nonces_s = settings.get(LandingSettings).landing_nonce_memory_s
+    check_nonces(nonces_s, settings.get(BridgeSettings))
+    return Bounds(settings.get(PostgresSettings), quarantine, QuarantineMetrics(), nonce_memory_s=nonces_s)
 
 
 def check_memory(
@@ -112,6 +115,15 @@ def check_receipts(quarantine: QuarantineSettings, ingest: IngestSettings) -> No
         raise ConfigurationError(
             f"SLUICE_RECEIPT_TTL_S={ingest.receipt_ttl_s:g} is too long: what became of a record is remembered for "
             f"SLUICE_BOOKS_MEMORY_DAYS={quarantine.books_memory_days}"
+        )
+
+
+def check_nonces(memory_s: float, bridge: BridgeSettings) -> None:
+    """Raises `ConfigurationError` where a nonce would be forgotten while its message could be sent once more."""
+    if memory_s < 2 * bridge.mqtt_replay_window_s:
+        raise ConfigurationError(
+            f"SLUICE_LANDING_NONCE_MEMORY_S={memory_s:g} is too short: a message may come again within twice "
+            f"SLUICE_MQTT_REPLAY_WINDOW_S={bridge.mqtt_replay_window_s:g}"
         )
 
 

@@ -4,9 +4,11 @@ Left out: what a message becomes (`intake`), and how the bridge is put together 
 """
 
 import asyncio
+from contextlib import suppress
 from typing import Final
 
 from ingest.credentials import Credentials
+from ingest.mqtt.failures import Failures
 from ingest.mqtt.intake import Intake
 from ingest.mqtt.leases import Lease, Leases
 from ingest.mqtt.metrics import BridgeMetrics
@@ -15,6 +17,7 @@ from ingest.mqtt.settings import BridgeSettings
 from ingest.mqtt.topics import FAMILIES, Family, Router
 from ingest.retention import RetentionGuard
 from runtime.clock import Clock
+from runtime.errors import UnavailableError
 from runtime.log.port import Log
 
 _PUBLISH_S: Final = 1.0
@@ -31,6 +34,7 @@ class Bridge:
         guard: RetentionGuard,
         leases: Leases,
         credentials: Credentials,
+        failures: Failures,
         intake: Intake,
         settings: BridgeSettings,
         clock: Clock,
@@ -41,6 +45,7 @@ class Bridge:
         self._guard = guard
         self._leases = leases
         self._credentials = credentials
+        self._failures = failures
         self._intake = intake
         self._settings = settings
         self._clock = clock
@@ -64,6 +69,7 @@ class Bridge:
             asyncio.create_task(self._leases.run(), name="bridge leases"),
             asyncio.create_task(self._follow(), name="bridge sessions"),
             asyncio.create_task(self._keep_house(), name="bridge housekeeping"),
+            asyncio.create_task(self._failures.run(), name="bridge failures"),
         ]
         self._own = self._intake.start()
 
@@ -73,6 +79,8 @@ class Bridge:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.gather(*(self._end(slot) for slot in [*self._sessions]))
         await self._intake.stop()
+        with suppress(UnavailableError):
+            await self._failures.tell()
         await self._leases.leave()
         self._publish()
         await self._credentials.stop()

@@ -11,6 +11,7 @@ import base64
 import logging
 import os
 import random
+import struct
 from collections import deque
 from functools import partial
 from hashlib import blake2b
@@ -23,13 +24,16 @@ from ingest.credentials import KNOWN, Credentials, Grant, UnknownTokenError, nam
 from ingest.formats import measurements_json
 from ingest.formats.shape import BodyError, Malformed, Measurement, Submission, storable
 from ingest.limits import LimitExceededError, Limits
+from ingest.mqtt import snapshots
 from ingest.mqtt.connection import Connection, Message
 from ingest.mqtt.events import Event, Events
+from ingest.mqtt.failures import Failures
 from ingest.mqtt.metrics import BridgeMetrics
 from ingest.mqtt.presence import Presence
 from ingest.mqtt.sayings import MalformedError, is_there, read
 from ingest.mqtt.settings import BridgeSettings
-from ingest.mqtt.topics import RETAINED, SAYINGS, Kind, Router, Target
+from ingest.mqtt.snapshots import Snapshot, SnapshotError
+from ingest.mqtt.topics import RETAINED, WITH_READINGS, Kind, Router, Target
 from ingest.registry import Connections
 from ingest.settings import IngestSettings
 from ingest.stamps import Stamps
@@ -39,13 +43,15 @@ from runtime.ids import uuid7
 from runtime.log.port import Log
 from schemas import record as records
 from schemas.errors import ReadingCode
-from schemas.record import TIME_MADE_UP, Delivery
+from schemas.record import TIME_MADE_UP, Channel, Delivery, Quality
 from schemas.topics import partition_of
 
 _log = logging.getLogger("sluice.bridge")
 
 WAY: Final = "mqtt"
 _SUSPENDED: Final = "the device is suspended"
+_STALE: Final = "`ts` is outside the replay window, and no `timestamp` says when it was measured"
+_NO_PLANT: Final = "the device is no plant: such messages are a plant's"
 _EVIDENCE_MAX: Final = 2_048
 _ACCEPTED: Final = ("accepted", "")
 _DURABLE: Final = ("durable",)
@@ -81,6 +87,7 @@ class Intake:
         ingest: IngestSettings,
         clock: Clock,
         metrics: BridgeMetrics,
+        failures: Failures,
         events: Connections,
     ) -> None:
         self._log = log
@@ -90,6 +97,8 @@ class Intake:
         self._readings_max = ingest.readings_per_request_max
         self._clock = clock
         self._metrics = metrics
+        self._failures = failures
+        self._replay_us = round(settings.mqtt_replay_window_s * 1e6)
         self._presence = Presence(events, settings)
         self._events = Events(events, settings, self._kept)
         self._tasks: list[asyncio.Task[None]] = []
@@ -135,7 +144,7 @@ class Intake:
         if target is None:
             self._drop(source, connection, message, "malformed_topic")
             return
-        if message.packet and target.kind is Kind.READINGS:
+        if message.packet and target.kind in WITH_READINGS:
             connection.window.assign(message.number, partition_of(target.device, self._log.partitions))
         held = _Held(source, connection, message, target)
         if self._held and target.device in self._held:
@@ -161,7 +170,7 @@ class Intake:
             raise
         except Exception:
             _log.exception("a message cannot be judged", extra={"family": held.source.family})
-            if held.target.kind in SAYINGS:
+            if held.target.kind not in WITH_READINGS:
                 self._drop(held.source, held.connection, held.message, "malformed")
                 return
             self._set_aside(held, grant, ReadingCode.UNDECODABLE, "the message cannot be judged")
@@ -171,7 +180,7 @@ class Intake:
         if target.organisation is not None and grant.organisation != target.organisation:
             self._drop(source, connection, message, "foreign_organisation")
             return
-        if target.kind is not Kind.READINGS and target.kind in SAYINGS:
+        if target.kind not in WITH_READINGS:
             self._hear(held, grant)
             return
         if message.retained:
@@ -185,6 +194,9 @@ class Intake:
             why = f"the message has {message.size} bytes, up to {self._settings.mqtt_message_bytes_max} are taken"
             self._set_aside(held, grant, ReadingCode.UNDECODABLE, why)
             return
+        if target.kind is Kind.SNAPSHOT:
+            self._judge_snapshot(held, grant)
+            return
         try:
             submissions = measurements_json.decode(message.payload)
         except BodyError as error:
@@ -192,7 +204,32 @@ class Intake:
             return
         self._take_readings(held, grant, submissions)
 
-    def _take_readings(self, held: _Held, grant: Grant, submissions: list[Submission]) -> None:
+    def _judge_snapshot(self, held: _Held, grant: Grant) -> None:
+        message = held.message
+        try:
+            snapshot = self._read_snapshot(held, grant)
+        except SnapshotError as error:
+            # Of a plant that is cut off for good, no signature is known any more.
+            code, why = (ReadingCode.DEVICE_SUSPENDED, _SUSPENDED) if grant.suspended else (error.code, str(error))
+            if code is ReadingCode.BAD_SIGNATURE and error.is_forged and not message.again:
+                self._failures.note(held.target.device, message.arrived_us)
+            self._set_aside(held, grant, code, why)
+            self._metrics.snapshots.add((str(code),))
+            return
+        self._take_readings(held, grant, [snapshot.submission], snapshot)
+        self._metrics.snapshots.add((snapshot.kind,))
+
+    def _read_snapshot(self, held: _Held, grant: Grant) -> Snapshot:
+        """Raises `SnapshotError`."""
+        message = held.message
+        if grant.plant is None:
+            raise SnapshotError(ReadingCode.UNKNOWN_DEVICE, _NO_PLANT)
+        window = self._admission.window(message.arrived_us, grant.retention_days)
+        return snapshots.read(message.payload, grant.plant, window, self._replay_us)
+
+    def _take_readings(
+        self, held: _Held, grant: Grant, submissions: list[Submission], snapshot: Snapshot | None = None
+    ) -> None:
         source, connection, message, target = held
         if len(submissions) == 1:
             numbered = [(0, submissions[0])]
@@ -212,7 +249,12 @@ class Intake:
         if not message.again:
             self._limits.volume(grant, count, message.size)
         if grant.suspended:
-            self._refuse(held, grant, numbered, ReadingCode.DEVICE_SUSPENDED, _SUSPENDED, is_decoded=True)
+            self._refuse(
+                held, grant, numbered, ReadingCode.DEVICE_SUSPENDED, _SUSPENDED, is_decoded=True, snapshot=snapshot
+            )
+            return
+        if snapshot is not None and snapshot.is_stale:
+            self._refuse(held, grant, numbered, ReadingCode.STALE_ENVELOPE, _STALE, snapshot=snapshot)
             return
         for submission in submissions:
             if submission.device is not None and not names_device(grant, submission.device):
@@ -225,9 +267,9 @@ class Intake:
             record_id=self._stamps.record_id(),
             request_id=self._name(),
             way=WAY,
-            sent=measurements_json.Sent(message.payload),
+            sent=measurements_json.Sent(message.payload) if snapshot is None else None,
         )
-        self._append(held, grant, admitted)
+        self._append(held, grant, admitted if snapshot is None else with_nonce(admitted, snapshot))
 
     def _set_aside(self, held: _Held, grant: Grant, code: ReadingCode, why: str) -> None:
         """The whole message, which holds nothing that can be told apart, goes to the quarantine."""
@@ -243,6 +285,7 @@ class Intake:
         why: str,
         *,
         is_decoded: bool = False,
+        snapshot: Snapshot | None = None,
     ) -> None:
         received_us = self._stamps.reserve(held.message.arrived_us, 1)
         admitted = self._admission.refuse(
@@ -254,9 +297,9 @@ class Intake:
             record_id=self._stamps.record_id(),
             request_id=self._name(),
             way=WAY,
-            sent=measurements_json.Sent(held.message.payload) if is_decoded else None,
+            sent=measurements_json.Sent(held.message.payload) if is_decoded and snapshot is None else None,
         )
-        self._append(held, grant, admitted)
+        self._append(held, grant, admitted if snapshot is None else with_nonce(admitted, snapshot))
 
     # ------------------------------------------------------------ what is no reading
 
@@ -409,15 +452,25 @@ class Intake:
             except LimitExceededError as error:
                 if self._is_over(held, error):
                     self._metrics.limited.add((error.kind.name, error.scope))
-                    if held.target.kind in SAYINGS:
+                    if held.target.kind not in WITH_READINGS:
                         self._drop(held.source, held.connection, held.message, "rate_limited")
                         return
-                    shown = _shown(held.message)
-                    self._refuse(held, grant, shown, ReadingCode.RATE_LIMITED, str(error), is_decoded=True)
+                    self._refuse_limited(held, grant, str(error))
                     return
                 await asyncio.sleep(min(error.resets_in_s, _RETRY_S))
                 continue
             return
+
+    def _refuse_limited(self, held: _Held, grant: Grant, why: str) -> None:
+        if held.target.kind is not Kind.SNAPSHOT:
+            self._refuse(held, grant, _shown(held.message), ReadingCode.RATE_LIMITED, why, is_decoded=True)
+            return
+        try:
+            snapshot = self._read_snapshot(held, grant)
+        except SnapshotError:
+            self._set_aside(held, grant, ReadingCode.RATE_LIMITED, why)
+            return
+        self._refuse(held, grant, [(0, snapshot.submission)], ReadingCode.RATE_LIMITED, why, snapshot=snapshot)
 
     def _is_over(self, held: _Held, error: LimitExceededError) -> bool:
         """Whether it may not wait until the limit lets it in."""
@@ -428,6 +481,22 @@ class Intake:
 
 
 _NOWHERE: Final = Target(Kind.READINGS, None, b"")
+
+
+def with_nonce(admitted: Admitted, snapshot: Snapshot) -> Admitted:
+    """Named by its nonce, so that landing knows it again; what is late says so."""
+    record = admitted.record
+    channels = [_late(channel) for channel in record.channels] if snapshot.is_late else record.channels
+    named = msgspec.structs.replace(
+        record, version=records.LATE_VERSION, idempotency=snapshot.nonce, channels=channels
+    )
+    return Admitted(named, admitted.accepted, admitted.rejections)
+
+
+def _late(channel: Channel) -> Channel:
+    flags = [one | Quality.LATE.value for one in channel.unpack_quality()]
+    quality: int | bytes = flags[0] if len(set(flags)) == 1 else struct.pack(f">{len(flags)}h", *flags)
+    return msgspec.structs.replace(channel, quality=quality)
 
 
 def _delivery(connection: Connection, message: Message, partition: int) -> Delivery:

@@ -25,6 +25,13 @@ class BridgeMetrics(IngestMetrics):
             "Messages that the broker may have sent before (DUP), by family; landing knows which it has.",
             "family",
         )
+        self.snapshots = self._tally(
+            "sluice_mqtt_snapshots",
+            "Plants' snapshots by what was found of them: signed, unsigned (of plants that need not sign), late"
+            " (outside the replay window, with a time of their own), or the code that they are quarantined under:"
+            " bad_signature, stale_envelope, device_suspended, unknown_device, undecodable.",
+            "result",
+        )
         self.unacknowledged = self._tally(
             "sluice_mqtt_unacknowledged_messages",
             "Messages that the broker keeps, because the log did not take them or did not say so, by family.",

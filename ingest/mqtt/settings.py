@@ -48,6 +48,11 @@ class BridgeSettings:
         60.0, unit="s", least=0, most=3_600,
         why="How long a message may wait for its device's limits, a whole window; then it is quarantined.",
     )  # fmt: skip
+    mqtt_replay_window_s: float = setting(
+        300.0, unit="s", least=1, most=86_400,
+        why="How far a plant's publish time may be from its arrival: as clocks are off and networks slow, and short"
+        " for who repeats what he overheard. Landing remembers nonces for longer (SLUICE_LANDING_NONCE_MEMORY_S).",
+    )  # fmt: skip
     mqtt_keep_alive_s: int = setting(
         30, unit="s", least=2, most=3_600, why="After one and a half of it the broker takes a silent bridge for gone."
     )

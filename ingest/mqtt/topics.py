@@ -14,6 +14,8 @@ class Kind(StrEnum):
     """What a message of a topic is about."""
 
     READINGS = "readings"
+    SNAPSHOT = "snapshot"
+    """Readings too, in a plant's envelope (`ingest.mqtt.snapshots`)."""
     WILL = "will"
     """Whether a device is connected: its last will, or what it says itself."""
     INFO = "info"
@@ -27,13 +29,14 @@ class Kind(StrEnum):
     ALARM = "alarm"
 
 
-#: What devices say beside readings. What they said of themselves is as true when it is told again to who subscribes.
-SAYINGS: Final = frozenset({Kind.WILL, Kind.INFO, Kind.CONFIG, Kind.HEALTH, Kind.ANSWER, Kind.ALARM})
+#: Whose messages are readings; others are what devices say of themselves.
+WITH_READINGS: Final = frozenset({Kind.READINGS, Kind.SNAPSHOT})
+#: What is as true when it is told again to who subscribes.
 RETAINED: Final = frozenset({Kind.INFO, Kind.CONFIG, Kind.HEALTH})
 
 
 class Topic(NamedTuple):
-    """A pattern: `{organisation}` and `{device}` stand for ids, everything else for itself."""
+    """A pattern: `{organisation}` and `{device}` (or `{plant}`) stand for ids, everything else for itself."""
 
     pattern: str
     kind: Kind = Kind.READINGS
@@ -72,11 +75,11 @@ OPENSENSE: Final = Family(
 PLANT_EVENTS: Final = Family(
     "plant-events",
     (
-        Topic("cpi/{device}/ack", Kind.ANSWER),
-        Topic("cpi/{device}/alarm", Kind.ALARM),
-        Topic("cpi/{device}/status", Kind.WILL),
-        Topic("cpi/{device}/info", Kind.INFO),
-        Topic("cpi/{device}/config", Kind.CONFIG),
+        Topic("cpi/{plant}/ack", Kind.ANSWER),
+        Topic("cpi/{plant}/alarm", Kind.ALARM),
+        Topic("cpi/{plant}/status", Kind.WILL),
+        Topic("cpi/{plant}/info", Kind.INFO),
+        Topic("cpi/{plant}/config", Kind.CONFIG),
         Topic("v1/gateways/{organisation}/{device}/health", Kind.HEALTH),
         Topic("v1/gateways/{organisation}/{device}/status", Kind.WILL),
         Topic("v1/gateways/{organisation}/{device}/config/reported", Kind.CONFIG),
@@ -84,10 +87,11 @@ PLANT_EVENTS: Final = Family(
         Topic("opensense/{organisation}/{device}/info", Kind.INFO),
     ),
 )
-FAMILIES: Final = (READINGS, OPENSENSE, PLANT_EVENTS)
+PLANTS: Final = Family("plants", (Topic("cpi/{plant}/telemetry", Kind.SNAPSHOT),))
+FAMILIES: Final = (READINGS, OPENSENSE, PLANTS, PLANT_EVENTS)
 
 #: As the API spells ids: a UUID with or without hyphens, behind a prefix or not.
-_PREFIXES: Final = {"organisation": "(?:acc_)?", "device": "(?:dev_)?"}
+_PREFIXES: Final = {"organisation": "(?:acc_)?", "device": "(?:dev_)?", "plant": ""}
 _HEX: Final = "[0-9a-fA-F]"
 _UUID: Final = f"{_HEX}{{32}}|{_HEX}{{8}}(?:-{_HEX}{{4}}){{3}}-{_HEX}{{12}}"
 
@@ -106,7 +110,7 @@ class Router:
             found = pattern.fullmatch(topic)
             if found is not None:
                 ids = {name: UUID(raw.decode()).bytes for name, raw in found.groupdict().items()}
-                target = Target(kind, ids.get("organisation"), ids["device"])
+                target = Target(kind, ids.get("organisation"), ids["plant" if "plant" in ids else "device"])
                 if len(self.known) >= self._cache_max:
                     self.known.clear()
                 self.known[topic] = target

@@ -10,11 +10,13 @@ import asyncpg
 import pytest
 from prometheus_client import CollectorRegistry
 
-from deploy.roles.worker import check_memory, check_receipts
+from deploy.roles.worker import check_memory, check_nonces, check_receipts
+from ingest.mqtt.settings import BridgeSettings
 from ingest.settings import IngestSettings, PacedSettings, SpoolSettings
 from runtime.errors import ConfigurationError
 from runtime.ids import uuid7
 from runtime.log import LogSettings
+from schemas.record import NONCE_SCOPE
 from tests.databases import Database
 from tests.landing_rig import count, until
 from tests.quarantine_rig import RECEIVED, Quarantine
@@ -34,7 +36,7 @@ class Keeper:
     metrics: QuarantineMetrics = field(default_factory=lambda: QuarantineMetrics(CollectorRegistry()))
 
     def bounds(self, **settings: Any) -> Bounds:
-        return Bounds(self.database.settings, QuarantineSettings(**settings), self.metrics)
+        return Bounds(self.database.settings, QuarantineSettings(**settings), self.metrics, nonce_memory_s=3_600.0)
 
     async def keep(self, **settings: Any) -> None:
         await self.bounds(**settings).keep()
@@ -114,6 +116,40 @@ def test_what_has_left_is_remembered_for_a_while(database: Database) -> None:
         await keeper.keep(books_memory_days=30, quarantine_step_rows=2)
         left = await quarantine.superuser("SELECT state, count(*)::int FROM quarantine GROUP BY 1")
         assert {*map(tuple, left)} == {(state, 1) for state in states[:3]} | {(state, 2) for state in states[3:]}
+
+    run(test())
+
+
+def test_nonces_go_once_landing_is_past_them_and_named_requests_stay(any_database: Database) -> None:
+    async def test() -> None:
+        quarantine, keeper = Quarantine(any_database), Keeper(any_database)
+        source, idle = uuid7(), uuid7()
+        now = datetime.now(UTC)
+        for one, through in ((source, now), (idle, now - timedelta(hours=5))):
+            await quarantine.superuser(
+                "INSERT INTO log_generations (source, engine, identity, partitions, closed_at)"
+                " VALUES ($1, 'sqlite', $2, 1, now())",
+                one, one.hex,
+            )  # fmt: skip
+            await quarantine.superuser(
+                "INSERT INTO log_positions (source, partition, position, received_through) VALUES ($1, 0, 9, $2)",
+                one, through,
+            )  # fmt: skip
+        rows = [
+            (source, NONCE_SCOPE, timedelta(minutes=61)), (source, NONCE_SCOPE, timedelta(hours=9)),
+            (source, NONCE_SCOPE, timedelta(hours=2)), (source, NONCE_SCOPE, timedelta(minutes=59)),
+            (source, bytes(16), timedelta(hours=9)), (idle, NONCE_SCOPE, timedelta(minutes=330)),
+            (idle, NONCE_SCOPE, timedelta(hours=7)),
+        ]  # fmt: skip
+        for number, (one, scope, age) in enumerate(rows):
+            await quarantine.superuser(
+                "INSERT INTO idempotency_keys VALUES ($1, $2, $3, $4, $4, $5, $6, 0, $7)",
+                uuid7(), scope, uuid7(), number.to_bytes(16, "big"), now - age, one, number,
+            )  # fmt: skip
+        await keeper.keep(quarantine_step_rows=2)
+        left = await quarantine.superuser("SELECT position FROM idempotency_keys ORDER BY position")
+        # Of an idle partition those are kept that its next record may repeat, however long ago they came.
+        assert [row["position"] for row in left] == [3, 4, 5]
 
     run(test())
 
@@ -231,3 +267,6 @@ def test_it_is_refused_to_forget_what_a_receipt_may_ask_for() -> None:
     with pytest.raises(ConfigurationError, match=r"SLUICE_RECEIPT_TTL_S=.*SLUICE_BOOKS_MEMORY_DAYS=30"):
         check_receipts(QuarantineSettings(), IngestSettings(receipt_ttl_s=31 * 86_400.0))
     check_receipts(QuarantineSettings(), IngestSettings())
+    with pytest.raises(ConfigurationError, match="SLUICE_LANDING_NONCE_MEMORY_S=599 "):
+        check_nonces(599.0, BridgeSettings())
+    check_nonces(600.0, BridgeSettings())

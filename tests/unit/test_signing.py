@@ -2,8 +2,14 @@
 
 import hashlib
 import hmac
+from typing import Any
 
+import msgspec
+import orjson
 import pytest
+import rfc8785
+from hypothesis import given
+from hypothesis import strategies as st
 
 from schemas.signing import NotCanonicalError, canonical, command_parts, is_signed, signature, snapshot_parts
 
@@ -60,3 +66,50 @@ def test_a_command_is_signed_with_whom_it_is_for() -> None:
 @pytest.mark.parametrize("given", ["", "zz", "é" * 32, "0" * 64])
 def test_anything_else_is_no_signature(given: str) -> None:
     assert not is_signed(SECRET, given, "a")
+
+
+# Numbers as devices write them, and those at the edges of what readers agree about.
+NUMBERS = st.one_of(
+    st.integers(-(2**53) + 1, 2**53 - 1),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.integers(-(10**9), 10**9).map(lambda n: n / 100),
+    st.integers(-(2**54), 2**54).map(float),
+    st.sampled_from([0.0, -0.0, 1e15, 1e16, 1e20, 1e21, 1e22, 1e-5, 1e-6, 1e-7, 5e-324, 2.0**53, 2.0**53 - 1, 1e100]),
+)
+# Keys that UTF-16 sorts otherwise, texts that look like numbers, and everything that is escaped.
+TEXTS = st.one_of(
+    st.text(),
+    st.text(alphabet=st.sampled_from('\ue000\uffff\U00010000\U0010ffffaé\x7f\x00\x1f"\\/\b\n')),
+    st.sampled_from([":1.0,", "[1e5,", "a", "b", ",12345678901234567", ""]),
+)
+VALUES = st.recursive(
+    st.none() | st.booleans() | NUMBERS | TEXTS,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXTS, inner, max_size=5),
+    max_leaves=20,
+)
+
+
+@given(VALUES)
+def test_the_quick_way_writes_what_the_library_writes(value: Any) -> None:
+    assert canonical(value) == rfc8785.dumps(value)
+    assert canonical([value]) == rfc8785.dumps([value])
+
+
+@given(st.one_of(st.integers(), st.floats()))
+def test_the_quick_way_refuses_what_the_library_refuses(number: float) -> None:
+    try:
+        expected: bytes | None = rfc8785.dumps({"a": [number]})
+    except rfc8785.CanonicalizationError:
+        expected = None
+    try:
+        found: bytes | None = canonical({"a": [number]})
+    except NotCanonicalError:
+        found = None
+    assert found == expected
+
+
+@given(VALUES)
+def test_what_was_read_from_json_is_signed_as_it_was_meant(value: Any) -> None:
+    """A device's JSON and our reading of it, which may write a number otherwise."""
+    devices = [value]
+    assert canonical(msgspec.json.decode(orjson.dumps(devices))) == rfc8785.dumps(devices)

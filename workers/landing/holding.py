@@ -119,4 +119,5 @@ def bounds_of(settings: LandingSettings) -> Bounds:
         round(settings.landing_future_s * 1e6),
         settings.landing_quarantine_payload_max,
         round(settings.landing_move_max_ms * 1000),
+        round(settings.landing_nonce_memory_s * 1e6),
     )

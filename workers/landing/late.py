@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from uuid import UUID
 
 from runtime.errors import SluiceError
-from schemas.record import IDEMPOTENCY_WINDOW_S, Idempotency, Origin, Record
+from schemas.record import IDEMPOTENCY_WINDOW_S, NONCE_SCOPE, Idempotency, Origin, Record
 from workers.landing import deliveries
 from workers.landing.deliveries import Deliveries, Stretch
 from workers.landing.failures import MiscountError
@@ -195,12 +195,16 @@ class Late:
         memory.released[row] = question.record.record_id
         return True
 
-    def earlier(self, question: Question, named: Idempotency, answers: Answers) -> Named | None:
-        """The request of the same name that this one repeats; None for the first, which takes the name."""
+    def earlier(self, question: Question, named: Idempotency, answers: Answers, nonce_us: int) -> Named | None:
+        """The request of the same name that this one repeats; None for the first, which takes the name.
+
+        `nonce_us`: for how long a nonce is remembered.
+        """
         memory, record = question.part.memory, question.record
         name = name_of(record, named)
+        window = nonce_us if named.scope == NONCE_SCOPE else _WINDOW_US
         for seen in memory.seen(name, answers):
-            if abs(seen.received_at - record.received_at) <= _WINDOW_US:
+            if abs(seen.received_at - record.received_at) <= window:
                 return seen
         memory.named[name] = Named(record.received_at, named.fingerprint)
         self.names.append(question)
@@ -212,7 +216,7 @@ class Late:
 
 
 def name_of(record: Record, named: Idempotency) -> bytes:
-    """What an idempotency key holds for: the credential, the device and the key itself."""
+    """What an idempotency key or a nonce holds for: the credential, the device and the key itself."""
     return named.scope + record.device + named.key
 
 

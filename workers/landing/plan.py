@@ -9,7 +9,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from operator import lt
 from typing import Final, NamedTuple
 
-from schemas.record import PLAIN_VERSION, TIME_MADE_UP, Channel, Note, Record, UndecodableError, decode_sound
+from schemas.record import (
+    NONCE_SCOPE,
+    PLAIN_VERSION,
+    TIME_MADE_UP,
+    Channel,
+    Note,
+    Record,
+    UndecodableError,
+    decode_sound,
+)
 from workers.landing import quarantine
 from workers.landing.columns import Runs, StagedRuns
 from workers.landing.late import Answers, Late, Memory, Question, hold_again
@@ -37,6 +46,8 @@ _NAMED_TWICE: Final = Refusal(
     "idempotency_conflict", "another request with this Idempotency-Key and another content came within 24 hours"
 )
 
+_NONCE_REUSED: Final = Refusal("nonce_reused", "another message of the plant came under this nonce")
+
 
 class Limits(NamedTuple):
     """What landing needs to know of an organisation."""
@@ -51,6 +62,7 @@ class Bounds(NamedTuple):
     future_us: int
     payload_max: int
     move_max_us: int = 0
+    nonce_us: int = 3_600_000_000
 
 
 class TextReading(NamedTuple):
@@ -291,12 +303,12 @@ class Plan:
             if record.replays and not self.late.claims(question, record.replays, answers):
                 continue
             if record.idempotency is not None:
-                earlier = self.late.earlier(question, record.idempotency, answers)
+                earlier = self.late.earlier(question, record.idempotency, answers, self._bounds.nonce_us)
                 if earlier is not None and earlier.fingerprint == record.idempotency.fingerprint:
                     self._count_repeat(question)
                     continue
                 if earlier is not None:
-                    part.rejected[at] = _NAMED_TWICE
+                    part.rejected[at] = _NONCE_REUSED if record.idempotency.scope == NONCE_SCOPE else _NAMED_TWICE
             oldest = part.oldest_received
             self._take(part, record, at, place)
             if record.replays:

@@ -13,7 +13,17 @@ from uuid import UUID
 
 from runtime.errors import ConfigurationError, UnavailableError
 from runtime.log.port import BehindRetentionError, Log, Slice
-from schemas.record import TIME_MADE_UP, Channel, Note, Origin, Record, UndecodableError, UnknownVersionError, decode
+from schemas.record import (
+    NONCE_SCOPE,
+    TIME_MADE_UP,
+    Channel,
+    Note,
+    Origin,
+    Record,
+    UndecodableError,
+    UnknownVersionError,
+    decode,
+)
 from workers.landing.deliveries import Deliveries
 from workers.landing.quarantine import Place, of_refused, time_of
 from workers.landing.tombstones import Tombstones, within
@@ -266,6 +276,9 @@ class Judge:
                 self._tally.add(spot.group, tally.TOLD_CONFLICTS, told.conflicts)
             is_named = record.idempotency is not None
             is_repeat = is_named and place not in found.named and not spot.held and not told.erased
+            if record.idempotency is not None and record.idempotency.scope == NONCE_SCOPE:
+                # Nonces are forgotten before the log is: of one that is gone, landing is believed.
+                is_repeat = is_repeat and told.duplicates == record.accepted
             if is_repeat or self._is_delivered_again(spot):
                 self._take_repeat(spot)
             else:
