@@ -8,6 +8,7 @@ from ingest.mqtt.bridge import Bridge
 from ingest.mqtt.intake import Announcement, Intake
 from ingest.mqtt.leases import Leases
 from ingest.mqtt.metrics import BridgeMetrics
+from ingest.mqtt.names import Names
 from ingest.mqtt.session import Broker
 from ingest.mqtt.settings import BridgeSettings
 from ingest.mqtt.topics import FAMILIES
@@ -46,6 +47,7 @@ def make_bridge(
         intake=Intake(
             log=log,
             credentials=credentials,
+            names=Names(credentials, pool, settings.mqtt_tray_names_max),
             limits=limits,
             settings=settings,
             ingest=ingest,

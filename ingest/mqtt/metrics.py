@@ -13,8 +13,8 @@ class BridgeMetrics(IngestMetrics):
         self.messages = self._tally(
             "sluice_mqtt_messages",
             "Messages that are done, by family of topics and result: accepted, quarantined (all of it was refused),"
-            " empty, announced (a will, or what a device says of itself), retained, unknown_device,"
-            " foreign_organisation, or malformed_topic.",
+            " empty, announced (a will, or what a device says of itself), retained, echo (what was said with its time"
+            " already), unknown_device (or prefix of a site), tray_full, foreign_organisation, or malformed_topic.",
             "family",
             "result",
         )
