@@ -41,9 +41,11 @@ from api.platform.organisations import OrganisationOperations
 from api.platform.quarantine import QuarantineOperations
 from api.platform.readings import ReadingOperations
 from api.platform.templates import TemplateOperations
+from api.platform.unassigned_devices import UnassignedDeviceOperations
 from api.readings.streams import Streams
 from api.registry.provisioning import Provisioning
 from api.settings import ApiSettings
+from api.sites.brokers import BrokerOperations
 from api.sites.machines import MachineOperations
 from api.sites.sites import SiteOperations
 from runtime.addresses import Proxies
@@ -128,6 +130,8 @@ def _operations(door: Door, ring: KeyRing, settings: ApiSettings, metrics: ApiMe
             MeasurementOperations(ring, settings, metrics),
             DeviceOperations(ring, TokenHasher(ring), settings.public_url, NoDownlink()),
             DeviceGroupOperations(ring),
+            BrokerOperations(),
+            UnassignedDeviceOperations(ring),
         )
     ]
 

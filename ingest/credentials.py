@@ -137,8 +137,8 @@ _DEVICE_ID_BYTES: Final = 16
 
 # And of sites by their prefixes at the broker, which lets in who has the site's password.
 _SITES: Final = """
-    SELECT convert_to(b.prefix, 'UTF8') AS token_hash, 'gateway' AS kind, b.organisation_id, NULL AS device_id, b.site_id,
-           NULL AS local_id, NULL AS status, o.raw_retention_days, NULL AS expires_s,
+    SELECT convert_to(b.prefix, 'UTF8') AS token_hash, 'gateway' AS kind, b.organisation_id, NULL AS device_id,
+           b.site_id, NULL AS local_id, NULL AS status, o.raw_retention_days, NULL AS expires_s,
            (SELECT epoch FROM credential_epoch) AS epoch,
            CASE WHEN coalesce(own.subject_id, whole.subject_id) IS NOT NULL THEN
                ARRAY[own.requests_per_minute, own.readings_per_minute, own.bytes_per_day,

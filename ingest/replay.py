@@ -230,6 +230,7 @@ class Replayer:
         if self._log.trouble is not None or self._trouble() is not None:
             return 0
         rows = await self._ask(_CLAIM, settings.replay_rows_max, settings.replay_turn_rows, settings.replay_lease_s)
+        rows.sort(key=lambda row: (row["received_at"], row["item"]))  # of a device, in the order in which they came
         good: list[tuple[Any, Record]] = []
         bad: list[tuple[Any, Verdict]] = []
         now_us = self._clock.now_us()

@@ -24,6 +24,7 @@ from ingest.mqtt.compose import make_bridge
 from ingest.mqtt.intake import Announcement
 from ingest.mqtt.metrics import BridgeMetrics
 from ingest.mqtt.settings import BridgeSettings
+from ingest.mqtt.topics import FAMILIES
 from ingest.settings import IngestSettings
 from runtime.clock import SystemClock
 from runtime.log import Log
@@ -128,7 +129,7 @@ class Running:
         await until(reached)
         assert self.messages(result) == count
 
-    async def connected(self, sessions: int = 2) -> None:
+    async def connected(self, sessions: int = len(FAMILIES)) -> None:
         async def all_there() -> bool:
             return self.counted("sluice_mqtt_sessions") == sessions
 

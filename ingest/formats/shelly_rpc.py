@@ -1,7 +1,7 @@
 """Shelly's second generation and later: status of components as JSON, in RPC notifications or one by one.
 
-A notification (`events/rpc`) has the time of all it says; that may be the uptime, of a device that has no clock yet. Of
-`NotifyStatus` only what has changed is there, and a key that was removed is null: neither is a reading. A component's
+A notification (`events/rpc`) has the time of all it says; that may be the uptime, of a device that has no clock yet.
+In `NotifyStatus` stands what has changed, and null for a key that was removed, which is no reading. A component's
 status (`status/switch:0`) has no time. What is no measurement (the network, the cloud, settings) is passed over. Left
 out: whether a reading is any good (`ingest.admit`).
 """

@@ -1,8 +1,9 @@
 """Tasmota over MQTT: `SENSOR` with an object a sensor, and of `STATE` what is measured.
 
-`Time` is the device's local time and tells no zone, unless it was set to: it is read as of the site's zone. A time that
-the zone has twice, or never, says nothing for certain; such a reading is stamped on arrival like one from before the
-clock was set. Units stand beside the sensors where they can be chosen. Left out: `LWT`, whether a reading is any good.
+`Time` is the device's local time and tells no zone, unless it was set to: it is read as of the site's zone. A time
+that the zone has twice, or never, says nothing for certain: such a reading is stamped on arrival, as one from before
+the clock was set. Units stand beside the sensors where they can be chosen. Left out: `LWT`, and whether a reading is
+any good.
 """
 
 from collections.abc import Iterator, Mapping
@@ -60,7 +61,9 @@ def _sensors(content: Mapping[str, Any], units: Mapping[str, tuple[str, str | No
             yield Measurement("switch", _FLAGS[value], name)
 
 
-def _sensor(label: str, values: Mapping[str, Any], units: Mapping[str, tuple[str, str | None]]) -> Iterator[Measurement]:
+def _sensor(
+    label: str, values: Mapping[str, Any], units: Mapping[str, tuple[str, str | None]]
+) -> Iterator[Measurement]:
     for name, value in values.items():
         metric, unit = units.get(name) or _FIELDS.get(name) or (name, None)
         if name in _IGNORED:

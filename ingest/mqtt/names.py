@@ -12,6 +12,7 @@ from ingest.credentials import Credentials, Grant, SiteDevice, UnknownTokenError
 from ingest.mqtt.topics import Kind, Target
 from ingest.registry import Connections, ask
 from runtime.ids import uuid7
+from schemas.device_ids import device_id_of
 
 _NOTE: Final = "SELECT note_unassigned($1, $2, $3, $4, $5, $6) AS unassigned_id"
 _TIMEOUT_S: Final = 3.0
@@ -57,7 +58,7 @@ class Names:
             grant = self._credentials.cached(found.device)
             return None if grant is None else _bound(target, site, found.device, grant)
         tray = self._trays.get((site.site or b"", target.name))
-        if tray is None or tray.found is not found:
+        if tray is None or tray.found is not found or target.kind is not Kind.READINGS:
             return None
         return _bound(target, site, tray.unassigned, site)
 
@@ -71,8 +72,9 @@ class Names:
         found = await self._credentials.site_device(site, target.name)
         if found.device is not None:
             return _bound(target, site, found.device, await self._credentials.find([found.device]))
-        if target.kind is not Kind.READINGS:
-            raise UnknownTokenError(asked=True)  # nothing is held of what a device says of itself
+        # Nothing is held of what a device says of itself, and no device can be called like the id of another.
+        if target.kind is not Kind.READINGS or device_id_of(target.name) is not None:
+            raise UnknownTokenError(asked=True)
         unassigned = await self._note(site, target)
         if len(self._trays) >= _TRAYS_MAX:
             self._trays.clear()

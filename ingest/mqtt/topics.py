@@ -147,9 +147,9 @@ _HEX: Final = "[0-9a-fA-F]"
 _UUID: Final = f"{_HEX}{{32}}|{_HEX}{{8}}(?:-{_HEX}{{4}}){{3}}-{_HEX}{{12}}"
 #: As sites are given theirs (`api.registry.site_brokers`): neither as long as a device's id nor as a token's hash.
 _PREFIX: Final = "[a-z2-7]{8}"
-_LEVELS: Final = {"organisation": _UUID, "device": _UUID, "prefix": _PREFIX, "name": "[^/]{1,256}", "word": "[^/]{1,64}"}
-#: Of a name, as of a device's local id.
-_NAME_MAX: Final = 64
+#: As a device's local id is spelt.
+_NAME: Final = "[A-Za-z0-9][A-Za-z0-9._:-]{0,63}"
+_LEVELS: Final = {"organisation": _UUID, "device": _UUID, "prefix": _PREFIX, "name": _NAME, "word": "[ -.0-~]{1,64}"}
 
 
 class _Pattern(NamedTuple):
@@ -169,8 +169,8 @@ class Router:
         """None for a topic that is none of the family's."""
         for expression, declared in self._patterns:
             found = expression.fullmatch(topic)
-            target = None if found is None else _target(declared, found.groupdict(), topic)
-            if target is not None:
+            if found is not None:
+                target = _target(declared, found.groupdict(), topic)
                 if len(self.known) >= self._cache_max:
                     self.known.clear()
                 self.known[topic] = target
@@ -178,20 +178,14 @@ class Router:
         return None
 
 
-def _target(topic: Topic, levels: dict[str, bytes], whole: bytes) -> Target | None:
+def _target(topic: Topic, levels: dict[str, bytes], whole: bytes) -> Target:
     kind, said, voice = topic.kind, topic.format, topic.voice
     if "device" in levels:
         ids = {name: UUID(raw.decode()).bytes for name, raw in levels.items()}
         return Target(kind, ids.get("organisation"), ids["device"], said, voice)
-    try:
-        name = levels["name"].decode()
-        words = tuple(whole.decode().split("/")[3:])
-    except UnicodeDecodeError:
-        return None
-    if len(name) > _NAME_MAX or not name.isprintable():
-        return None
-    prefix = levels["prefix"]
-    return Target(kind, None, prefix + b"/" + levels["name"], said, voice, prefix, name, words)
+    prefix, name = levels["prefix"], levels["name"]
+    words = tuple(whole.decode().split("/")[3:])
+    return Target(kind, None, prefix + b"/" + name, said, voice, prefix, name.decode(), words)
 
 
 def _expression(pattern: str) -> str:

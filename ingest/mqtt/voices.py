@@ -1,7 +1,7 @@
 """Which devices say what they measure with its time: what they say once more without is no other reading.
 
-A device may be set to send both. Of one process, and forgotten with it: the first status after a start may count, as a
-reading of that moment. Left out: which topics those are (`topics`).
+A device may be set to send both. Of one process, and forgotten with it: the first status after a start may count, as
+a reading of that moment. Left out: which topics those are (`topics`).
 """
 
 from typing import Final

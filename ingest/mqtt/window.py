@@ -150,7 +150,7 @@ class Window:
     def mark(self) -> Mark:
         undecided = next(iter(self._undecided), self.next)
         first_open_of = {
-            partition: min(min(numbers), undecided) for partition, numbers in self._open_of.items() if numbers
+            partition: min(*numbers, undecided) for partition, numbers in self._open_of.items() if numbers
         }
         return Mark(self.next, next(iter(self._open), self.next), first_open_of, undecided)
 

@@ -16,7 +16,8 @@ CREATE TABLE site_brokers (
     FOREIGN KEY (organisation_id, site_id) REFERENCES sites (organisation_id, site_id) ON DELETE CASCADE
 );
 
-CREATE FUNCTION on_site_broker_change() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE FUNCTION on_site_broker_change() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
 BEGIN
     PERFORM credential_changed(convert_to(coalesce(NEW.prefix, OLD.prefix), 'UTF8'), NULL);
     PERFORM pg_notify('sluice_plants', coalesce(NEW.site_id, OLD.site_id)::text);
@@ -26,7 +27,8 @@ CREATE TRIGGER site_brokers_changed AFTER INSERT OR UPDATE OR DELETE ON site_bro
     FOR EACH ROW EXECUTE FUNCTION on_site_broker_change();
 
 -- Local times of its devices are read in it.
-CREATE FUNCTION on_site_zone_change() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE FUNCTION on_site_zone_change() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
 BEGIN
     PERFORM credential_changed(convert_to(b.prefix, 'UTF8'), NULL) FROM site_brokers b WHERE b.site_id = NEW.site_id;
     RETURN NULL;
@@ -62,7 +64,8 @@ CREATE INDEX quarantine_unassigned ON quarantine (device_id, received_at)
     WHERE state = 'held' AND code = 'unassigned_device';
 
 -- What a name means is kept by processes: one that leaves the tray means something else.
-CREATE FUNCTION on_unassigned_change() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE FUNCTION on_unassigned_change() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
 BEGIN
     PERFORM credential_changed(NULL, OLD.unassigned_id);
     RETURN NULL;
@@ -137,7 +140,8 @@ END $$;
 
 -- A site that is erased takes its tray with it: nobody publishes for it any more, and nothing that is held of its names,
 -- or is on its way, stays.
-CREATE FUNCTION on_site_erased() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE FUNCTION on_site_erased() RETURNS trigger
+LANGUAGE plpgsql SET search_path = public, pg_temp AS $$
 DECLARE v_epoch bigint;
 BEGIN
     UPDATE site_brokers SET revoked_at = now() WHERE site_id = NEW.site_id AND revoked_at IS NULL;
@@ -166,7 +170,8 @@ BEGIN
     END LOOP;
 END $$;
 
-REVOKE ALL ON FUNCTION note_unassigned, replay_unassigned, claim_unassigned, settle_unassigned FROM PUBLIC;
+REVOKE ALL ON FUNCTION on_site_broker_change, on_site_zone_change, on_unassigned_change, on_site_erased, note_unassigned,
+    replay_unassigned, claim_unassigned, settle_unassigned FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION note_unassigned TO sluice_ingest;
 GRANT EXECUTE ON FUNCTION claim_unassigned TO sluice_app;
 GRANT EXECUTE ON FUNCTION settle_unassigned, replay_unassigned TO sluice_worker;
