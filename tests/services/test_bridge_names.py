@@ -28,6 +28,7 @@ from tests.bridge_rig import Broker, Running, bridge, own_broker, records_of
 from tests.databases import Server
 from tests.ingest_rig import ROLE, Installation, Tenant, install
 from tests.landing_rig import Rig, until
+from tests.services.test_verify import verify
 from tests.support import run
 from workers.metrics import QuarantineMetrics
 from workers.quarantine import Bounds
@@ -138,6 +139,13 @@ async def states(rig: Rig, device: UUID) -> list[str]:
     return [row[0] for row in await rig.fetch("SELECT state FROM quarantine WHERE device_id = $1", device)]
 
 
+async def books_are_right(rig: Rig) -> None:
+    """`sluice verify` finds every reading where the log and the books say that it is."""
+    report, findings = await verify(rig)
+    assert (findings, report.differs) == ([], False)
+    await rig.ledger()
+
+
 # ---------------------------------------------------------------- topics
 
 
@@ -235,7 +243,7 @@ def test_what_shelly_and_tasmota_publish_stands_with_its_values_units_and_times(
                 assert first["energy"][1:5] == ("relay:0", "Wh", 1.5, STAMPED | CONVERTED)
                 assert all(before <= row.ts <= time.time() for row in first.values())
                 second = {row.metric: row for row in await stored(rig, plus)}
-                told_at = pytest.approx(round(before) - 100.38, abs=1e-5)
+                told_at: Any = pytest.approx(round(before) - 100.38, abs=1e-5)
                 assert second["temperature"][1:] == ("", "°C", 19.8, 0, told_at)
                 assert second["external_power"][1:] == ("", "", 1.0, BOOLEAN, told_at)
                 assert "battery" not in second
@@ -392,7 +400,7 @@ def test_a_device_that_moves_away_leaves_its_name(installation: Installation, br
 
 async def hold(running: Running, broker: Broker, site: Site, count: int, name: str = "new") -> None:
     """So many readings of a device that the site does not know, in order."""
-    before = running.messages("quarantined")
+    before = round(running.messages("quarantined"))
     broker.publish_lines(site.shelly(name, "sensor/humidity"), [str(number % 100) for number in range(count)])
     await running.done("quarantined", before + count)
 
@@ -400,7 +408,7 @@ async def hold(running: Running, broker: Broker, site: Site, count: int, name: s
 def test_what_is_held_of_a_name_becomes_its_device_s_once_and_in_order(own: Installation, broker: Broker) -> None:
     async def test() -> None:
         site, stranger = await site_of(own), await site_of(own)
-        async with own.open_log() as log:
+        async with own.open_log(log_keep_landed_h=1) as log:
             rig = Rig(own.database, log, own.log_settings)
             async with bridge(own, broker, log) as running, rig.worker(), replaying(own, rig):
                 await running.connected()
@@ -427,7 +435,7 @@ def test_what_is_held_of_a_name_becomes_its_device_s_once_and_in_order(own: Inst
                 assert {one.quality for one in humidity} == {STAMPED.value}
                 (temperature,) = (one for one in found if one.metric == "temperature")
                 assert temperature[1:] == ("B", "°C", 4.5, 0, datetime(2026, 1, 1, tzinfo=UTC).timestamp())
-                await rig.ledger()
+                await books_are_right(rig)
 
                 async def is_its() -> bool:
                     broker.publish(site.shelly("new", "sensor/battery"), "88")
@@ -474,7 +482,7 @@ def test_a_device_that_is_there_may_take_a_name_with_what_is_held(
     async def test() -> None:
         site = await site_of(own)
         device = await own.add_device(site.tenant, "old")
-        async with own.open_log() as log:
+        async with own.open_log(log_keep_landed_h=1) as log:
             rig = Rig(own.database, log, own.log_settings)
             async with bridge(own, broker, log) as running, rig.worker(), replaying(own, rig):
                 await running.connected()
@@ -496,6 +504,7 @@ def test_a_device_that_is_there_may_take_a_name_with_what_is_held(
 
                 await until(released)
                 assert [one.value for one in await stored(rig, device)] == [*map(float, range(20))]
+                await books_are_right(rig)
 
     run(test())
 
@@ -542,7 +551,7 @@ def test_messages_that_are_sent_again_are_held_once(
 def test_a_tray_is_bounded_in_names_rows_and_age(own: Installation, broker: Broker) -> None:
     async def test() -> None:
         site = await site_of(own)
-        async with own.open_log() as log:
+        async with own.open_log(log_keep_landed_h=1) as log:
             rig = Rig(own.database, log, own.log_settings)
             async with bridge(own, broker, log, mqtt_tray_names_max=2) as running, rig.worker():
                 await running.connected()
@@ -556,6 +565,7 @@ def test_a_tray_is_bounded_in_names_rows_and_age(own: Installation, broker: Brok
                 assert [row["held"] for row in await tray(own, site)] == [6, 6]
                 await keep(own, tray_site_rows_max=4)
                 assert [row["held"] for row in await tray(own, site)] == [0, 4]
+                await books_are_right(rig)
                 await rig.fetch("UPDATE quarantine SET received_at = received_at - interval '31 days'")
                 await rig.fetch("UPDATE ledger SET hour = hour - interval '31 days'")
                 await rig.fetch("UPDATE unassigned_devices SET last_seen_at = now() - interval '31 days'")

@@ -96,7 +96,7 @@ BODIES: Final[Mapping[str, Any]] = {
     "sites.register_server": {"hardwareId": "server", "version": "1", "hostname": "server.local"},
     "sites.register_edge": {"edgeId": NEW, "hardwareId": "box", "version": "1"},
     "sites.update_site_mqtt": {"temperatureUnit": "C"},
-    "platform.claim_unassigned_device": {},
+    "platform.claim_unassigned_device": {"model": None},
     "platform.discard_unassigned_device": {"note": "gone"},
     "sites.heartbeat": {"version": "1", "processCount": 1},
     "devices.create_device": {"local_id": NEW, "name": "Device", "model": "diy_esp32"},

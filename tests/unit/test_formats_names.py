@@ -19,8 +19,8 @@ class Said(NamedTuple):
 def gen1(topic: str, payload: str, temperature_unit: str = "°C") -> Measurement | Malformed:
     said = Said(tuple(topic.split("/")), temperature_unit=temperature_unit)
     (submission,) = shelly_gen1.decode(payload.encode(), said)
-    (one,) = submission.measurements
-    assert submission.ts is None
+    one: Measurement | Malformed = submission.measurements[0]
+    assert (len(submission.measurements), submission.ts) == (1, None)
     return one
 
 
