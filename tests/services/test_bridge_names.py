@@ -15,6 +15,7 @@ from zoneinfo import ZoneInfo
 import pytest
 from prometheus_client import CollectorRegistry
 
+from api import quarantine
 from api.registry import site_brokers, unassigned
 from ingest.http.compose import make_replayer
 from ingest.metrics import IngestMetrics
@@ -26,7 +27,7 @@ from runtime.postgres import open_pool
 from schemas.record import Quality
 from tests.bridge_rig import Broker, Running, bridge, own_broker, records_of
 from tests.databases import Server
-from tests.ingest_rig import ROLE, Installation, Tenant, install
+from tests.ingest_rig import ROLE, Installation, Tenant, install, rows
 from tests.landing_rig import Rig, until
 from tests.services.test_verify import verify
 from tests.support import run
@@ -262,6 +263,29 @@ def test_what_shelly_and_tasmota_publish_stands_with_its_values_units_and_times(
     run(test())
 
 
+def test_a_site_s_zone_that_is_changed_is_the_next_message_s(own: Installation, broker: Broker) -> None:
+    async def test() -> None:
+        site = await site_of(own)
+        await own.add_device(site.tenant, "plug")
+        payload = json.dumps({"Time": "2026-01-15T12:00:00", "B": {"Humidity": 40}})
+        noon = round(datetime(2026, 1, 15, 12, tzinfo=UTC).timestamp() * 1e6)
+        async with own.open_log() as log, bridge(own, broker, log) as running:
+            await running.connected()
+            broker.publish(site.tasmota("plug", "SENSOR"), payload)
+            await running.done("accepted", 1)
+            sql = "UPDATE sites SET timezone = 'Europe/Prague' WHERE site_id = $1"
+            await own.execute(site.tenant, sql, site.tenant.site)
+
+            async def is_earlier() -> bool:
+                broker.publish(site.tasmota("plug", "SENSOR"), payload)
+                return [row[3] for row in rows((await records_of(log, site.tenant))[-1])] == [noon - 3_600_000_000]
+
+            await until(is_earlier)
+            assert [row[3] for row in rows((await records_of(log, site.tenant))[0])] == [noon]
+
+    run(test())
+
+
 def own_time(moment: int, zone: str) -> str:
     """A local time as Tasmota writes it."""
     return datetime.fromtimestamp(moment, ZoneInfo(zone)).replace(tzinfo=None).isoformat()
@@ -443,6 +467,32 @@ def test_what_is_held_of_a_name_becomes_its_device_s_once_and_in_order(own: Inst
                     return "battery" in [one.metric for one in await stored(rig, row["unassigned_id"])]
 
                 await until(is_its)
+
+    run(test())
+
+
+def test_a_replay_that_comes_before_the_claim_leaves_the_readings_in_the_tray(
+    own: Installation, broker: Broker
+) -> None:
+    async def test() -> None:
+        site = await site_of(own)
+        async with own.open_log() as log:
+            rig = Rig(own.database, log, own.log_settings)
+            async with bridge(own, broker, log) as running, rig.worker(), replaying(own, rig):
+                await running.connected()
+                await hold(running, broker, site, 5)
+                await rig.landed()
+                async with own.acting_for(site.tenant.organisation) as connection:
+                    assert await quarantine.replay_found(connection, quarantine.Filter(), 100) == 5
+                tried = "SELECT count(*) FROM quarantine WHERE state = 'held' AND attempts = 2"
+
+                async def are_back() -> bool:
+                    return bool(await rig.value(tried) == 5)
+
+                await until(are_back)
+                (row,) = await tray(own, site)
+                assert row["held"] == 5
+                assert await claim(own, site, row["unassigned_id"]) == 5
 
     run(test())
 
