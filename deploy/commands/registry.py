@@ -296,7 +296,10 @@ def show_site_mqtt(site_id: str, json: bool | None) -> None:
 @click.argument("site_id")
 @json_option
 def issue_site_mqtt(site_id: str, json: bool | None) -> None:
-    """Issue its password, which is shown this once; one from before ends."""
+    """Issue its password; it is shown this once.
+
+    One from before ends.
+    """
     remote = Remote(kept())
     _print(remote.ask("POST", *_sites(remote, site_id, "mqtt", "password")), json)
 
@@ -306,7 +309,7 @@ def issue_site_mqtt(site_id: str, json: bool | None) -> None:
 @click.option("--temperature-unit", type=click.Choice(["C", "F"]), required=True, help="As its devices are set.")
 @json_option
 def update_site_mqtt(site_id: str, temperature_unit: str, json: bool | None) -> None:
-    """Say in what its devices measure temperatures that come without a unit."""
+    """Say in what its devices measure temperatures."""
     remote = Remote(kept())
     body = {"temperatureUnit": temperature_unit}
     _print(remote.ask("PATCH", *_sites(remote, site_id, "mqtt"), body=body), json)
@@ -316,7 +319,10 @@ def update_site_mqtt(site_id: str, temperature_unit: str, json: bool | None) -> 
 @click.argument("site_id")
 @json_option
 def revoke_site_mqtt(site_id: str, json: bool | None) -> None:
-    """End its password: nobody publishes for the site until another is issued."""
+    """End its password.
+
+    Nobody publishes for the site until another is issued.
+    """
     remote = Remote(kept())
     remote.ask("DELETE", *_sites(remote, site_id, "mqtt", "password"))
     _print_done("revoked", json, revoked=site_id)
@@ -393,7 +399,10 @@ def create_device(local_id: str, site_id: str | None, name: str | None, model: s
 def claim_device(
     unassigned_id: str, device_id: str | None, name: str | None, model: str | None, json: bool | None
 ) -> None:
-    """Let a device of `sluice site tray` be one of its site, with the readings that are held of it."""
+    """Claim a device in its site's tray.
+
+    It is a new one, or one that stands there; what is held of it is replayed as its readings.
+    """
     body = _given(device_id=device_id, name=name, model=model)
     _print(Remote(kept()).ask("POST", *_UNASSIGNED, unassigned_id, "claim", body=body), json)
 
