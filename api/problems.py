@@ -20,6 +20,11 @@ SITE_NOT_FOUND: Final = Kind("site_not_found", 404, "The organisation has no suc
 ERASURE_NOT_FOUND: Final = Kind("erasure_not_found", 404, "The organisation has deleted no such site.")
 SERVER_NOT_FOUND: Final = Kind("server_not_found", 404, "No server is registered at the site.")
 EDGE_NOT_FOUND: Final = Kind("edge_not_found", 404, "The site has no such edge device.")
+SITE_BROKER_NOT_FOUND: Final = Kind("site_mqtt_not_found", 404, "The site has no MQTT password.")
+UNASSIGNED_NOT_FOUND: Final = Kind(
+    "unassigned_device_not_found", 404, "No such device waits in the organisation's tray."
+)
+UNASSIGNED_ELSEWHERE: Final = Kind("unassigned_device_elsewhere", 409, "The device stands at another site.")
 SLUG_TAKEN: Final = Kind("slug_taken", 409, "The organisation has a site with this slug already.")
 SERVER_REGISTERED: Final = Kind("server_registered", 409, "Another server is registered at the site.")
 SERVER_MISSING: Final = Kind("server_missing", 409, "The site has no server yet that an edge device could reach.")

@@ -43,9 +43,11 @@ from api.platform.organisations import OrganisationOperations
 from api.platform.quarantine import QuarantineOperations
 from api.platform.readings import ReadingOperations
 from api.platform.templates import TemplateOperations
+from api.platform.unassigned_devices import UnassignedDeviceOperations
 from api.readings.streams import Streams
 from api.registry.provisioning import Provisioning
 from api.settings import ApiSettings
+from api.sites.brokers import BrokerOperations
 from api.sites.machines import MachineOperations
 from api.sites.sites import SiteOperations
 from runtime.addresses import Proxies
@@ -136,6 +138,8 @@ def _operations(door: Door, ring: KeyRing, settings: ApiSettings, metrics: ApiMe
             MeasurementOperations(ring, settings, metrics),
             DeviceGroupOperations(ring),
             TelemetryOperations(settings, metrics),
+            BrokerOperations(),
+            UnassignedDeviceOperations(ring),
         )
     ]
 

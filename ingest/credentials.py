@@ -64,6 +64,10 @@ class Grant(msgspec.Struct, frozen=True, gc=False):
     """Overrides, its own and then its organisation's: requests and readings a minute, bytes a day; None: default."""
     plant: Plant | None = None
     """What is known of the plant that the device is; None for any other, and where nobody asks."""
+    zone: str = "UTC"
+    """Of a site that was found by its prefix at the broker: its time zone."""
+    temperature_unit: str = "°C"
+    """The same: of what its devices send without a unit."""
 
 
 def names_device(grant: Grant, name: object) -> bool:
@@ -137,6 +141,24 @@ _DEVICES: Final = """
     WHERE d.device_id = ANY ($1::uuid[]) AND d.status <> 'deleted'
 """
 _DEVICE_ID_BYTES: Final = 16
+
+# And of sites by their prefixes at the broker, which lets in who has the site's password.
+_SITES: Final = """
+    SELECT convert_to(b.prefix, 'UTF8') AS token_hash, 'gateway' AS kind, b.organisation_id, NULL AS device_id,
+           b.site_id, NULL AS local_id, NULL AS status, o.raw_retention_days, NULL AS expires_s,
+           (SELECT epoch FROM credential_epoch) AS epoch,
+           CASE WHEN coalesce(own.subject_id, whole.subject_id) IS NOT NULL THEN
+               ARRAY[own.requests_per_minute, own.readings_per_minute, own.bytes_per_day,
+                     whole.requests_per_minute, whole.readings_per_minute, whole.bytes_per_day] END AS limits,
+           s.timezone AS zone, '°' || b.temperature_unit AS temperature_unit
+    FROM site_brokers b
+    JOIN sites s ON s.site_id = b.site_id
+    JOIN organisations o ON o.organisation_id = b.organisation_id
+    LEFT JOIN limit_overrides own ON own.subject_id = b.site_id
+    LEFT JOIN limit_overrides whole ON whole.subject_id = b.organisation_id
+    WHERE b.prefix = ANY ($1::text[]) AND b.revoked_at IS NULL AND s.erasing_since IS NULL
+"""
+_PREFIX_BYTES: Final = 8
 
 # Where each device stands now, and when that ends; by the name it has at the site, or by its id. No local id is spelt
 # like an id any more; one from before gives way to the device whose id it is.
@@ -238,7 +260,8 @@ class Credentials:
     async def find(self, digests: list[bytes]) -> Grant:
         """The grant of a token by its digests, newest key first; asks the database when it must.
 
-        The id of a device, 16 bytes, takes the place of digests where something else than a token tells who sends.
+        The id of a device, 16 bytes, or the prefix of a site, 8, takes the place of digests where something else than
+        a token tells who sends.
         Raises `UnknownTokenError`, and `UnavailableError` when that cannot be told.
         """
         grant = self.cached(digests[0])
@@ -275,12 +298,20 @@ class Credentials:
             self._wanted.set()
         return await asyncio.shield(waiting[1])
 
+    def cached_site_device(self, grant: Grant, name: str) -> SiteDevice | None:
+        """The same, when it can be believed without asking."""
+        known = self._site_devices.get((grant.site or b"", name))
+        if known is not None and (self._fresh(known) or (self._away and self._honoured(known))):
+            return known
+        return None
+
     async def site_device(self, grant: Grant, name: str) -> SiteDevice:
         """The device that a gateway's site knows as `name` (its local id, or its id). Raises `UnavailableError`."""
         key = (grant.site or b"", name)
-        known = self._site_devices.get(key)
-        if known is not None and (self._fresh(known) or (self._away and self._honoured(known))):
+        known = self.cached_site_device(grant, name)
+        if known is not None:
             return known
+        known = self._site_devices.get(key)
         generation = self._generation
         try:
             found = await self._read_site_device(grant, name)
@@ -350,14 +381,17 @@ class Credentials:
                 future.set_result(grant)
 
     async def _read(self, keys: list[bytes]) -> tuple[list[Any], dict[bytes, Plant]]:
-        """The rows of grants by digest or device, and the plants among the devices. Raises `UnavailableError`."""
+        """The rows of grants by digest, device or prefix, and the plants among the devices.
+
+        Raises `UnavailableError`.
+        """
         devices = [UUID(bytes=key) for key in keys if len(key) == _DEVICE_ID_BYTES]
-        if not devices:
-            return await self._fetch(_GRANTS, keys), {}
-        rows = await self._fetch(_DEVICES, devices)
-        plants = await self._read_plants([row for row in rows if row["auth_method"] is not None])
-        digests = [key for key in keys if len(key) != _DEVICE_ID_BYTES]
-        return rows + await self._fetch(_GRANTS, digests) if digests else rows, plants
+        prefixes = [key.decode() for key in keys if len(key) == _PREFIX_BYTES]
+        digests = [key for key in keys if len(key) not in (_DEVICE_ID_BYTES, _PREFIX_BYTES)]
+        found = await self._fetch(_DEVICES, devices) if devices else []
+        plants = await self._read_plants([row for row in found if row["auth_method"] is not None])
+        asked = ((_SITES, prefixes), (_GRANTS, digests))
+        return found + [row for query, wanted in asked if wanted for row in await self._fetch(query, wanted)], plants
 
     async def _read_plants(self, rows: list[Any]) -> dict[bytes, Plant]:
         if self._plants is None or not rows:
@@ -394,6 +428,8 @@ class Credentials:
             self._read_now_s(),
             None if row["limits"] is None else self._same(tuple(row["limits"])),
             plant,
+            self._same(row.get("zone", "UTC")),
+            self._same(row.get("temperature_unit", "°C")),
         )
 
     def _same(self, value: _T) -> _T:

@@ -80,8 +80,10 @@ UPDATE quarantine q SET replay_due_at = now() + make_interval(secs => $3)
 FROM ours WHERE q.quarantine_id = ours.quarantine_id
 RETURNING q.quarantine_id
 """
+# What waits in a tray goes on waiting there.
 _HAND_BACK: Final = """
-UPDATE quarantine q SET state = 'held', attempts = q.attempts + 1, code = w.code, message = w.message,
+UPDATE quarantine q SET state = 'held', attempts = q.attempts + 1, message = w.message,
+    code = CASE WHEN (q.code, w.code) = ('unassigned_device', 'unknown_device') THEN q.code ELSE w.code END,
     changed_at = now(), replay_due_at = NULL
 FROM ours JOIN unnest($1::uuid[], $3::text[], $4::text[]) AS w (quarantine_id, code, message) USING (quarantine_id)
 WHERE q.quarantine_id = ours.quarantine_id
@@ -230,6 +232,7 @@ class Replayer:
         if self._log.trouble is not None or self._trouble() is not None:
             return 0
         rows = await self._ask(_CLAIM, settings.replay_rows_max, settings.replay_turn_rows, settings.replay_lease_s)
+        rows.sort(key=lambda row: (row["received_at"], row["item"]))  # of a device, in the order in which they came
         good: list[tuple[Any, Record]] = []
         bad: list[tuple[Any, Verdict]] = []
         now_us = self._clock.now_us()

@@ -91,6 +91,8 @@ class ReadingCode(StrEnum):
     IDEMPOTENCY_CONFLICT = "idempotency_conflict"
     UNDECODABLE = "undecodable"
     UNKNOWN_DEVICE = "unknown_device"
+    UNASSIGNED_DEVICE = "unassigned_device"
+    """By MQTT: the topic names a site, and a device that the site does not have yet. Held until it is claimed."""
     REJECTED_BY_STORE = "rejected_by_store"
 
     @property

@@ -86,6 +86,7 @@ async def _furnished(here: People, tenant: Tenant) -> Tenant:
     edge = f"edge-{next(_count)}"
     box = {"edgeId": edge, "hardwareId": "box", "version": "1"}
     await make("POST", f"{sites}/{places[0]}/register-edge", box)
+    await make("POST", f"{sites}/{places[0]}/mqtt/password")
     await _provisioned(here, make)
     signals = [{"name": "door_open", "bit": 0}]
     templates = [
@@ -118,6 +119,7 @@ async def _furnished(here: People, tenant: Tenant) -> Tenant:
         "command": command["command_id"],
         **plants,
         "email": tenant.people["member"].email,
+        "unassigned": await _in_tray(here, tenant.organisation, UUID(places[0])),
         "held": await _held(here.database, tenant.organisation, UUID(uuids[0])),
     }
     tenant.tokens |= {"scoped key": keys[0]["api_key"], "gateway": gateway["siteToken"]}
@@ -167,6 +169,17 @@ async def _held(database: Database, organisation: UUID, device: UUID) -> str:
     quarantine = Quarantine(database)
     await quarantine.hold(organisation, device, received_at=RECEIVED - timedelta(hours=2))
     return str(await quarantine.hold(organisation, device))
+
+
+async def _in_tray(here: People, organisation: UUID, site: UUID) -> str:
+    """Two names of devices that nobody has claimed, and a reading of one."""
+    found = []
+    for name in ("new", "newer"):
+        sql = "SELECT note_unassigned(gen_random_uuid(), $1, $2, $3, 'json', 10)"
+        found += await here.superuser(sql, organisation, site, name)
+    ((unassigned,), _) = found
+    await Quarantine(here.database).hold(organisation, unassigned, code="unassigned_device")
+    return str(unassigned)
 
 
 async def _measured(here: People, organisation: UUID, device: UUID) -> int:

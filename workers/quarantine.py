@@ -1,5 +1,7 @@
 """Keeps the quarantine within bounds: of each organisation so many held rows and for so long, of all others a while.
 
+Of each tray of unassigned devices as well; and what came for one that has been claimed meanwhile is replayed.
+
 What goes for that reason leaves its payload behind and counts as `expired` in the books of the hour it came in. Every
 worker tries; whoever has the lock does it, step by step, and lets go in between. Left out: what comes in
 (`workers.landing`).
@@ -34,6 +36,27 @@ SELECT leave_quarantine(ARRAY(
 """
 _ITS: Final = _EXPIRE.format(whose="organisation_id = $1")
 _NOBODY_S: Final = _EXPIRE.format(whose="$1::uuid IS NULL AND organisation_id IS NULL")
+_TRAYS: Final = """
+SELECT leave_quarantine(ARRAY(
+    SELECT n.quarantine_id FROM (
+        SELECT q.quarantine_id, q.received_at,
+               row_number() OVER (PARTITION BY u.{whose} ORDER BY q.received_at DESC, q.quarantine_id DESC) AS nth
+        FROM quarantine q JOIN unassigned_devices u ON u.unassigned_id = q.device_id
+        WHERE q.state = 'held' AND q.code = 'unassigned_device' AND u.device_id IS NULL) n
+    WHERE n.nth > $1 OR n.received_at < now() - make_interval(days => $2)
+    ORDER BY n.received_at LIMIT $3), 'expired', $4)
+"""
+_TRAY_OF_DEVICE: Final = _TRAYS.format(whose="unassigned_id")
+_TRAY_OF_SITE: Final = _TRAYS.format(whose="site_id")
+_FOREVER_DAYS: Final = 365_000
+_SETTLE_TRAYS: Final = "SELECT settle_unassigned()"
+# Names that nobody has heard for so long, and what is remembered of those that were claimed.
+_FORGET_NAMES: Final = """
+DELETE FROM unassigned_devices u
+WHERE CASE WHEN u.device_id IS NULL THEN u.last_seen_at < now() - make_interval(days => $1) AND NOT EXISTS (
+               SELECT FROM quarantine q WHERE q.device_id = u.unassigned_id AND q.state = 'held')
+           ELSE u.claimed_at < now() - make_interval(days => $2) END
+"""
 # What is remembered only for records that may still come, or be read again.
 _FORGET: Final = (
     """
@@ -108,6 +131,7 @@ class Bounds:
             self._metrics.held.set(sum(row["rows"] for row in standing))
             await self._expire_old(connection, [row["organisation_id"] for row in standing if row["is_old"]])
             await self._expire_excess(connection, {row["organisation_id"]: row["rows"] for row in standing})
+            await self._keep_trays(connection)
             await self._forget(connection)
         except OthersTurn:
             pass
@@ -143,6 +167,23 @@ class Bounds:
             gone: int = await connection.fetchval(statement, organisation, days, rows, note)
         self._metrics.expired.inc(gone)
         return gone
+
+    async def _keep_trays(self, connection: Any) -> None:
+        settings = self._settings
+        rows, site_rows, days = settings.tray_held_rows_max, settings.tray_site_rows_max, settings.tray_held_days_max
+        for statement, most, kept_days, note in (
+            (_TRAY_OF_DEVICE, rows, _FOREVER_DAYS, f"{rows} newer ones are held: SLUICE_TRAY_HELD_ROWS_MAX"),
+            (_TRAY_OF_SITE, site_rows, _FOREVER_DAYS, f"its site holds {site_rows}: SLUICE_TRAY_SITE_ROWS_MAX"),
+            (_TRAY_OF_SITE, 2**62, days, f"nobody claimed it for {days} days: SLUICE_TRAY_HELD_DAYS_MAX"),
+        ):
+            gone = settings.quarantine_step_rows
+            while gone == settings.quarantine_step_rows:
+                async with alone(connection, _LOCK, LOCK):
+                    gone = await connection.fetchval(statement, most, kept_days, settings.quarantine_step_rows, note)
+                self._metrics.expired.inc(gone)
+        async with alone(connection, _LOCK, LOCK):
+            await connection.execute(_SETTLE_TRAYS)
+            await connection.execute(_FORGET_NAMES, days, settings.books_memory_days)
 
     async def _forget(self, connection: Any) -> None:
         """Rows that say what became of a reading whose record the log does not hold any more."""

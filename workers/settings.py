@@ -145,6 +145,18 @@ class QuarantineSettings:
     quarantine_held_days_max: int = setting(
         90, unit="days", least=1, most=36_500, why="What nobody has looked at for a quarter is not missed."
     )
+    tray_held_rows_max: int = setting(
+        10_000,
+        unit="rows",
+        least=0,
+        why="Of one unassigned device: a week of a reading a minute. Its oldest beyond go as expired.",
+    )
+    tray_site_rows_max: int = setting(
+        50_000, unit="rows", least=0, why="Of all unassigned devices of a site: half of an organisation's."
+    )
+    tray_held_days_max: int = setting(
+        30, unit="days", least=1, most=36_500, why="What nobody has claimed for a month is forgotten."
+    )
     books_memory_days: int = setting(
         30,
         unit="days",

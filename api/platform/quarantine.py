@@ -251,12 +251,13 @@ class QuarantineOperations:
 # ---------------------------------------------------------------- what is answered
 
 
-def shown(row: Any) -> dict[str, Any]:
-    """A row as JSON has it: its payload as it is where that is JSON, otherwise as base64."""
-    found = {name: value for name, value in row.items() if name not in ("payload", "original_payload")}
-    found |= _shown_payload("payload", row["payload"])
-    if "original_payload" in row:
-        found |= _shown_payload("original_payload", row["original_payload"])
+def shown(row: Any, *payloads: str) -> dict[str, Any]:
+    """A row as JSON has it: its payloads as they are where that is JSON, otherwise as base64."""
+    named = payloads or ("payload", "original_payload")
+    found = {name: value for name, value in row.items() if name not in named}
+    for name in named:
+        if name in row:
+            found |= _shown_payload(name, row[name])
     return found
 
 

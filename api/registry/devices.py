@@ -124,11 +124,16 @@ async def add_device(connection: Any, organisation: UUID, site: UUID | None, nam
     return await create(connection, organisation, site, NewDevice(name, local_id))
 
 
-async def create(connection: Any, organisation: UUID, site: UUID | None, new: NewDevice) -> UUID:
-    """Raises the problems of an unknown model, of a site that is not there, and of a name that is taken."""
+async def create(
+    connection: Any, organisation: UUID, site: UUID | None, new: NewDevice, device: UUID | None = None
+) -> UUID:
+    """Its id: `device`, or a new one.
+
+    Raises the problems of an unknown model, of a site that is not there, and of a name that is taken.
+    """
     if new.model is not None and new.model not in MODELS:
         raise Problem(UNKNOWN_MODEL, f"there is no model {new.model[:64]}: GET /v1/models lists them")
-    device = uuid7()
+    device = device or uuid7()
     if site is not None:
         await sites.hold(connection)
         await _lock_target(connection, site)

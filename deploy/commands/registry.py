@@ -20,6 +20,7 @@ _ORGANISATIONS: Final = ("api", "v1", "organisations")
 _KEYS: Final = ("api", "v1", "api-keys")
 _DEVICES: Final = ("v1", "devices")
 _ERASURES: Final = ("api", "v1", "erasures")
+_UNASSIGNED: Final = ("api", "v1", "unassigned-devices")
 _ROWS: Final = 200
 
 
@@ -277,6 +278,65 @@ def list_erasures(json: bool | None) -> None:
     _print(rows, json, ("site_id", "state", "requested_at", "finished_at", "readings", "quarantined"))
 
 
+@site.group("mqtt")
+def site_mqtt() -> None:
+    """How a site's own devices come in over MQTT: Shelly, Tasmota."""
+
+
+@site_mqtt.command("show")
+@click.argument("site_id")
+@json_option
+def show_site_mqtt(site_id: str, json: bool | None) -> None:
+    """Show what its devices are to be set to."""
+    remote = Remote(kept())
+    _print(remote.ask("GET", *_sites(remote, site_id, "mqtt")), json)
+
+
+@site_mqtt.command("issue")
+@click.argument("site_id")
+@json_option
+def issue_site_mqtt(site_id: str, json: bool | None) -> None:
+    """Issue its password; it is shown this once.
+
+    One from before ends.
+    """
+    remote = Remote(kept())
+    _print(remote.ask("POST", *_sites(remote, site_id, "mqtt", "password")), json)
+
+
+@site_mqtt.command("update")
+@click.argument("site_id")
+@click.option("--temperature-unit", type=click.Choice(["C", "F"]), required=True, help="As its devices are set.")
+@json_option
+def update_site_mqtt(site_id: str, temperature_unit: str, json: bool | None) -> None:
+    """Say in what its devices measure temperatures."""
+    remote = Remote(kept())
+    body = {"temperatureUnit": temperature_unit}
+    _print(remote.ask("PATCH", *_sites(remote, site_id, "mqtt"), body=body), json)
+
+
+@site_mqtt.command("revoke")
+@click.argument("site_id")
+@json_option
+def revoke_site_mqtt(site_id: str, json: bool | None) -> None:
+    """End its password.
+
+    Nobody publishes for the site until another is issued.
+    """
+    remote = Remote(kept())
+    remote.ask("DELETE", *_sites(remote, site_id, "mqtt", "password"))
+    _print_done("revoked", json, revoked=site_id)
+
+
+@site.command("tray")
+@click.argument("site_id")
+@json_option
+def list_tray(site_id: str, json: bool | None) -> None:
+    """List devices that publish for it and that nobody has claimed."""
+    rows = Remote(kept()).all(*_UNASSIGNED, site_id=site_id, limit=_ROWS)
+    _print(rows, json, ("unassigned_id", "name", "format", "held", "first_seen_at", "last_seen_at"))
+
+
 # ---------------------------------------------------------------- devices
 
 
@@ -328,6 +388,23 @@ def create_device(local_id: str, site_id: str | None, name: str | None, model: s
     """
     body = _given(local_id=local_id, site_id=site_id, name=name or local_id, model=model)
     _print(Remote(kept()).ask("POST", *_DEVICES, body=body), json)
+
+
+@device.command("claim")
+@click.argument("unassigned_id")
+@click.option("--device", "device_id", help="One that stands at the site already; a new one without it.")
+@click.option("--name", help="For people; what it calls itself where it is left out.")
+@click.option("--model", help="See `sluice device models`.")
+@json_option
+def claim_device(
+    unassigned_id: str, device_id: str | None, name: str | None, model: str | None, json: bool | None
+) -> None:
+    """Claim a device in its site's tray.
+
+    It is a new one, or one that stands there; what is held of it is replayed as its readings.
+    """
+    body = _given(device_id=device_id, name=name, model=model)
+    _print(Remote(kept()).ask("POST", *_UNASSIGNED, unassigned_id, "claim", body=body), json)
 
 
 @device.command("update")

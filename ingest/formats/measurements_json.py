@@ -4,13 +4,13 @@ Well-formed bodies go through one typed decode. Anything else is decoded again p
 number or one measurement that is no object is refused alone. Left out: whether a reading is any good.
 """
 
-import json
 import re
 from typing import Any, Final
 
 import msgspec
 
-from ingest.formats.shape import BadNumber, BodyError, Malformed, Measurement, Submission
+from ingest.formats import json_text
+from ingest.formats.shape import BodyError, Malformed, Measurement, Submission
 from schemas.errors import ReadingCode, RequestCode
 
 
@@ -21,7 +21,6 @@ class _Typed(msgspec.Struct, gc=False):
 
 
 _decoder: Final = msgspec.json.Decoder(_Typed | list[_Typed])
-_INTEGER_DIGITS_MAX: Final = 400
 #: The names that must not stand twice in an object: decoders keep the last, and readings would be lost unsaid, or be
 #: another's.
 _NAMES: Final = ("measurements", "value", "type", "device", "ts", "label", "unit")
@@ -108,32 +107,10 @@ def _may_double(body: bytes, typed: list[_Typed]) -> bool:
 
 
 def _decode_piecemeal(body: bytes) -> list[Submission]:
-    try:
-        content = json.loads(
-            body.decode("utf-8"),
-            parse_float=_parse_float,
-            parse_int=_parse_int,
-            parse_constant=BadNumber,
-            object_pairs_hook=_object,
-        )
-    except RecursionError:
-        raise BodyError(RequestCode.BAD_JSON, "the body is nested too deeply") from None
-    except UnicodeDecodeError as error:
-        raise BodyError(RequestCode.BAD_JSON, f"the body is not UTF-8 (byte {error.start})") from None
-    except ValueError as error:
-        raise BodyError(RequestCode.BAD_JSON, f"the body is not JSON: {error}") from None
+    content = json_text.parse(body, _object)
     if isinstance(content, list):
         return [_submission(one, f"[{index}]") for index, one in enumerate(content)]
     return [_submission(content, "the body")]
-
-
-def _parse_float(text: str) -> float | BadNumber:
-    value = float(text)
-    return value if abs(value) != float("inf") else BadNumber(text[:40])
-
-
-def _parse_int(text: str) -> int | BadNumber:
-    return int(text) if len(text) < _INTEGER_DIGITS_MAX else BadNumber(text[:40])
 
 
 class _Doubled(msgspec.Struct, gc=False):

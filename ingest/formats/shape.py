@@ -1,7 +1,7 @@
 """The one shape that every wire format decodes to. Left out: whether a reading is any good (`ingest.admit`)."""
 
 import re
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import msgspec
 
@@ -58,6 +58,25 @@ def storable(text: str) -> bool:
         return text.isascii() or bool(text.encode())
     except UnicodeEncodeError:
         return False
+
+
+class Said(Protocol):
+    """What is known of a message beside its payload: what its topic says, and its site."""
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Of the topic, behind the device: which component, and what of it."""
+        ...
+
+    @property
+    def zone(self) -> str:
+        """The time zone of the site, for times that tell none."""
+        ...
+
+    @property
+    def temperature_unit(self) -> str:
+        """Of temperatures that tell none: °C or °F."""
+        ...
 
 
 class BodyError(ValueError):

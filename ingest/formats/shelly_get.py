@@ -107,12 +107,21 @@ def decode(raw_query: str) -> Query:
             # An unexpanded or empty time says nothing of the readings: they are stamped like untimed ones.
             submission.ts = None if value in _EMPTY or is_unexpanded(value) else value
         elif name and name not in _IGNORED:
-            submission.measurements.append(_measurement(name, value))
+            submission.measurements.append(measurement(name, value))
     return Query(token, submission)
 
 
-def _measurement(name: str, value: str) -> Measurement | Malformed:
-    rule = _RULES.get(name) or _RULES.get(name.lower())
+def measurement(name: str, value: str) -> Measurement | Malformed:
+    """What a parameter says, as firmware of the first generation also names its topics."""
+    return _read(name, value, _RULES.get(name) or _RULES.get(name.lower()))
+
+
+def number(name: str, value: str, metric: str, unit: str | None) -> Measurement | Malformed:
+    """The same of a name that stands for a metric of its own."""
+    return _read(name, value, _Rule(metric, unit, _number))
+
+
+def _read(name: str, value: str, rule: _Rule | None) -> Measurement | Malformed:
     if is_unexpanded(value):
         return _malformed(ReadingCode.UNEXPANDED, name, value, "holds a placeholder the device did not fill in")
     if rule is None:

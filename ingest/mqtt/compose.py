@@ -7,6 +7,7 @@ from ingest.mqtt.failures import Failures
 from ingest.mqtt.intake import Intake
 from ingest.mqtt.leases import Leases
 from ingest.mqtt.metrics import BridgeMetrics
+from ingest.mqtt.names import Names
 from ingest.mqtt.session import Broker
 from ingest.mqtt.settings import BridgeSettings
 from ingest.mqtt.topics import FAMILIES
@@ -50,6 +51,7 @@ def make_bridge(
         intake=Intake(
             log=log,
             credentials=credentials,
+            names=Names(credentials, pool, settings.mqtt_tray_names_max),
             limits=limits,
             settings=settings,
             ingest=ingest,

@@ -19,9 +19,8 @@ from typing import Final, NamedTuple
 
 import msgspec
 
-from ingest.admit import Admission, Admitted, Sender
+from ingest.admit import Admission, Admitted, Sender, Sent
 from ingest.credentials import KNOWN, Credentials, Grant, UnknownTokenError, names_device
-from ingest.formats import measurements_json
 from ingest.formats.shape import BodyError, Malformed, Measurement, Submission, storable
 from ingest.limits import LimitExceededError, Limits
 from ingest.mqtt import snapshots
@@ -29,11 +28,13 @@ from ingest.mqtt.connection import Connection, Message
 from ingest.mqtt.events import Event, Events
 from ingest.mqtt.failures import Failures
 from ingest.mqtt.metrics import BridgeMetrics
+from ingest.mqtt.names import Names, TrayFullError
 from ingest.mqtt.presence import Presence
 from ingest.mqtt.sayings import MalformedError, is_there, read
 from ingest.mqtt.settings import BridgeSettings
 from ingest.mqtt.snapshots import Snapshot, SnapshotError
-from ingest.mqtt.topics import RETAINED, WITH_READINGS, Kind, Router, Target
+from ingest.mqtt.topics import RETAINED, WITH_READINGS, Kind, Router, Target, Voice
+from ingest.mqtt.voices import Voices
 from ingest.registry import Connections
 from ingest.settings import IngestSettings
 from ingest.stamps import Stamps
@@ -52,6 +53,7 @@ WAY: Final = "mqtt"
 _SUSPENDED: Final = "the device is suspended"
 _STALE: Final = "`ts` is outside the replay window, and no `timestamp` says when it was measured"
 _NO_PLANT: Final = "the device is no plant: such messages are a plant's"
+_UNASSIGNED: Final = "no device of the site has this name yet"
 _EVIDENCE_MAX: Final = 2_048
 _ACCEPTED: Final = ("accepted", "")
 _DURABLE: Final = ("durable",)
@@ -82,6 +84,7 @@ class Intake:
         *,
         log: Log,
         credentials: Credentials,
+        names: Names,
         limits: Limits,
         settings: BridgeSettings,
         ingest: IngestSettings,
@@ -92,6 +95,8 @@ class Intake:
     ) -> None:
         self._log = log
         self._credentials = credentials
+        self._names = names
+        self._voices = Voices(settings.mqtt_topics_cache_max)
         self._limits = limits
         self._settings = settings
         self._readings_max = ingest.readings_per_request_max
@@ -144,6 +149,9 @@ class Intake:
         if target is None:
             self._drop(source, connection, message, "malformed_topic")
             return
+        if target.prefix:
+            self._take_named(_Held(source, connection, message, target))
+            return
         if message.packet and target.kind in WITH_READINGS:
             connection.window.assign(message.number, partition_of(target.device, self._log.partitions))
         held = _Held(source, connection, message, target)
@@ -157,6 +165,24 @@ class Intake:
         self._metrics.credential_lookups.add(KNOWN)
         try:
             self._settle(held, grant)
+        except LimitExceededError:
+            self._hold(held)
+
+    def _take_named(self, held: _Held) -> None:
+        """The same, of a device that its site has to be asked for."""
+        target, message = held.target, held.message
+        if message.packet and target.kind is Kind.READINGS:
+            held.connection.window.expect(message.number)
+        if target.device in self._held:
+            self._held[target.device].append(held)
+            return
+        bound = self._names.cached(target)
+        if bound is None:
+            self._hold(held)
+            return
+        self._metrics.credential_lookups.add(KNOWN)
+        try:
+            self._settle(held._replace(target=bound.target), bound.grant)
         except LimitExceededError:
             self._hold(held)
 
@@ -177,6 +203,8 @@ class Intake:
 
     def _judge(self, held: _Held, grant: Grant) -> None:
         source, connection, message, target = held
+        if target.prefix and message.packet and target.kind is Kind.READINGS:
+            connection.window.decide(message.number, partition_of(target.device, self._log.partitions))
         if target.organisation is not None and grant.organisation != target.organisation:
             self._drop(source, connection, message, "foreign_organisation")
             return
@@ -185,6 +213,9 @@ class Intake:
             return
         if message.retained:
             self._drop(source, connection, message, "retained")
+            return
+        if target.voice is Voice.ECHO and self._voices.has_said(target.device, message.arrived_us):
+            self._drop(source, connection, message, "echo")
             return
         # What is repeated was counted already. Nor may it wait: landing has to see where the repeats end.
         if not message.is_counted and not message.again:
@@ -198,10 +229,12 @@ class Intake:
             self._judge_snapshot(held, grant)
             return
         try:
-            submissions = measurements_json.decode(message.payload)
+            submissions = target.format.decode(message.payload, target)
         except BodyError as error:
             self._set_aside(held, grant, ReadingCode.UNDECODABLE, str(error))
             return
+        if target.voice is Voice.FIRST:
+            self._voices.heard(target.device, message.arrived_us)
         self._take_readings(held, grant, submissions)
 
     def _judge_snapshot(self, held: _Held, grant: Grant) -> None:
@@ -256,6 +289,9 @@ class Intake:
         if snapshot is not None and snapshot.is_stale:
             self._refuse(held, grant, numbered, ReadingCode.STALE_ENVELOPE, _STALE, snapshot=snapshot)
             return
+        if target.is_unassigned:
+            self._refuse(held, grant, numbered, ReadingCode.UNASSIGNED_DEVICE, _UNASSIGNED, is_decoded=True)
+            return
         for submission in submissions:
             if submission.device is not None and not names_device(grant, submission.device):
                 _disown(submission)
@@ -267,7 +303,7 @@ class Intake:
             record_id=self._stamps.record_id(),
             request_id=self._name(),
             way=WAY,
-            sent=measurements_json.Sent(message.payload) if snapshot is None else None,
+            sent=_sent(held) if snapshot is None else None,
         )
         self._append(held, grant, admitted if snapshot is None else with_nonce(admitted, snapshot))
 
@@ -297,7 +333,7 @@ class Intake:
             record_id=self._stamps.record_id(),
             request_id=self._name(),
             way=WAY,
-            sent=measurements_json.Sent(held.message.payload) if is_decoded and snapshot is None else None,
+            sent=_sent(held) if is_decoded and snapshot is None else None,
         )
         self._append(held, grant, admitted if snapshot is None else with_nonce(admitted, snapshot))
 
@@ -438,9 +474,12 @@ class Intake:
     async def _settle_in_time(self, held: _Held) -> None:
         while not held.connection.closed.done():
             try:
-                grant = await self._credentials.find([held.target.device])
+                held, grant = await self._find(held)
             except UnknownTokenError:
                 self._drop(held.source, held.connection, held.message, "unknown_device")
+                return
+            except TrayFullError:
+                self._drop(held.source, held.connection, held.message, "tray_full")
                 return
             except UnavailableError:
                 await asyncio.sleep(_RETRY_S * random.uniform(0.5, 1.5))  # noqa: S311 - spreads, hides nothing
@@ -463,7 +502,7 @@ class Intake:
 
     def _refuse_limited(self, held: _Held, grant: Grant, why: str) -> None:
         if held.target.kind is not Kind.SNAPSHOT:
-            self._refuse(held, grant, _shown(held.message), ReadingCode.RATE_LIMITED, why, is_decoded=True)
+            self._refuse(held, grant, _shown(held), ReadingCode.RATE_LIMITED, why, is_decoded=True)
             return
         try:
             snapshot = self._read_snapshot(held, grant)
@@ -471,6 +510,13 @@ class Intake:
             self._set_aside(held, grant, ReadingCode.RATE_LIMITED, why)
             return
         self._refuse(held, grant, [(0, snapshot.submission)], ReadingCode.RATE_LIMITED, why, snapshot=snapshot)
+
+    async def _find(self, held: _Held) -> tuple[_Held, Grant]:
+        """With the device that is meant, whose grant it is. Raises as `Names.find`."""
+        if not held.target.prefix:
+            return held, await self._credentials.find([held.target.device])
+        bound = await self._names.find(held.target)
+        return held._replace(target=bound.target), bound.grant
 
     def _is_over(self, held: _Held, error: LimitExceededError) -> bool:
         """Whether it may not wait until the limit lets it in."""
@@ -528,12 +574,19 @@ def _disown(submission: Submission) -> None:
     ]
 
 
-def _shown(message: Message) -> list[tuple[int, Submission]]:
+def _sent(held: _Held) -> Sent | None:
+    """Finds what was sent, for the quarantine, in a format that says it in one piece."""
+    finds = held.target.format.sent
+    return None if finds is None else finds(held.message.payload)
+
+
+def _shown(held: _Held) -> list[tuple[int, Submission]]:
     """What a message holds, to be kept in the quarantine."""
+    payload = held.message.payload
     try:
-        submissions = measurements_json.decode(message.payload)
+        submissions = held.target.format.decode(payload, held.target)
     except BodyError as error:
-        malformed = Malformed(str(ReadingCode.UNDECODABLE), str(error), _evidence(message.payload))
+        malformed = Malformed(str(ReadingCode.UNDECODABLE), str(error), _evidence(payload))
         return [(0, Submission([malformed]))]
     numbered, count = [], 0
     for submission in submissions:

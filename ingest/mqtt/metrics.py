@@ -13,7 +13,8 @@ class BridgeMetrics(IngestMetrics):
         self.messages = self._tally(
             "sluice_mqtt_messages",
             "Messages that are done, by family of topics and result: accepted, quarantined (all of it was refused),"
-            " empty, retained, unknown_device, foreign_organisation, malformed_topic; of what is no reading:"
+            " empty, retained, echo (what was said with its time already), unknown_device (or prefix of a site),"
+            " tray_full, foreign_organisation, malformed_topic; of what is no reading:"
             " announced (whether a device is there), noted (the database has what it said), repeated (it is no news),"
             " unknown_command, no_plant (an alarm of another device), malformed, suspended, rate_limited, or failed"
             " (the database refused it).",

@@ -96,3 +96,7 @@ class BridgeSettings:
     mqtt_topics_cache_max: int = setting(
         200_000, unit="topics", least=100, why="Topics that are known, about 0.3 kB each: one or two a device."
     )
+    mqtt_tray_names_max: int = setting(
+        500, unit="names", least=0, most=100_000,
+        why="Unassigned devices that a site's tray may show at a time; readings of more names are not kept.",
+    )  # fmt: skip

@@ -26,7 +26,9 @@ class Mark(NamedTuple):
     first_open: int
     """Every delivery before it was acknowledged."""
     first_open_of: dict[int, int]
-    """The same by partition; where there is none, `next`."""
+    """The same by partition."""
+    first_open_else: int
+    """Of a partition with none open: the first of which the partition was not known yet, or `next`."""
 
 
 class Window:
@@ -46,6 +48,7 @@ class Window:
         """Of open deliveries."""
         self._open: dict[int, Open] = {}
         self._partitions: dict[int, int] = {}
+        self._undecided: dict[int, None] = {}
         self._open_of: dict[int, dict[int, None]] = {}
         self._tails: dict[int, int] = {}
         self._confirmed: Mark | None = None
@@ -57,9 +60,10 @@ class Window:
     def connected(self) -> None:
         """A connection begins: what was open is sent again, or was lost with the session."""
         if self._are_repeats_over and self._confirmed is not None:
-            self._inherited, self._inherited_of = self._confirmed.next, self._confirmed.first_open_of
+            self._inherited, self._inherited_of = self._confirmed.first_open_else, self._confirmed.first_open_of
         self._open.clear()
         self._partitions.clear()
+        self._undecided.clear()
         self._open_of.clear()
         self._tails.clear()
         self.bytes = 0
@@ -79,6 +83,21 @@ class Window:
         """To which partition its record goes, if it becomes one."""
         self._partitions[number] = partition
         self._open_of.setdefault(partition, {})[number] = None
+
+    def expect(self, number: int) -> None:
+        """The same of one whose partition is not known yet: it may be any."""
+        self._undecided[number] = None
+
+    def decide(self, number: int, partition: int) -> None:
+        """To which partition one goes that was expected; nothing for one of an earlier connection."""
+        if number not in self._open:
+            return
+        self._undecided.pop(number, None)
+        former = self._partitions.get(number)
+        if former is not None and former != partition:
+            del self._open_of[former][number]
+        if former != partition:
+            self.assign(number, partition)
 
     def done(self, number: int, *, is_known_again: bool) -> list[int]:
         """Packet identifiers that may be acknowledged, now that this delivery's record is durable, or there is none.
@@ -106,6 +125,8 @@ class Window:
     def _close(self, number: int) -> list[int]:
         closed = self._open.pop(number)
         self.bytes -= closed.size
+        if self._undecided:
+            self._undecided.pop(number, None)
         if (partition := self._partitions.pop(number, None)) is not None:
             del self._open_of[partition][number]
         return [closed.packet] if closed.packet else []
@@ -127,8 +148,11 @@ class Window:
     # ------------------------------------------------------------ what is over
 
     def mark(self) -> Mark:
-        first_open_of = {partition: next(iter(numbers)) for partition, numbers in self._open_of.items() if numbers}
-        return Mark(self.next, next(iter(self._open), self.next), first_open_of)
+        undecided = next(iter(self._undecided), self.next)
+        first_open_of = {
+            partition: min(*numbers, undecided) for partition, numbers in self._open_of.items() if numbers
+        }
+        return Mark(self.next, next(iter(self._open), self.next), first_open_of, undecided)
 
     def confirm(self, mark: Mark) -> bool:
         """The broker has answered what was written at `mark`. Whether it has nothing more waiting."""
@@ -156,4 +180,4 @@ class Window:
         """
         if not self._are_repeats_over or self._confirmed is None:
             return self._inherited_of.get(partition, self._inherited)
-        return self._confirmed.first_open_of.get(partition, self._confirmed.next)
+        return self._confirmed.first_open_of.get(partition, self._confirmed.first_open_else)

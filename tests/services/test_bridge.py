@@ -22,6 +22,8 @@ from tests.landing_rig import Rig, until
 from tests.support import run
 
 ONE = json.dumps(measured(("temperature", 21.5)))
+#: How two bridges share the sessions.
+HALVES = [len(FAMILIES) // 2, -(-len(FAMILIES) // 2)]
 
 
 @pytest.fixture(scope="module")
@@ -465,14 +467,17 @@ def test_bridges_share_the_sessions_and_one_takes_over_what_another_leaves(
 ) -> None:
     async def test() -> None:
         async with installation.open_log() as log, bridge(installation, broker, log, mqtt_broker="shared") as first:
-            await first.connected()
-            share = -(-len(FAMILIES) // 2)
+            await first.connected(len(FAMILIES))
             async with bridge(installation, broker, log, mqtt_broker="shared") as second:
-                await first.connected(share)
-                await second.connected(len(FAMILIES) - share)
-                assert await _sessions(first, second) == [share, len(FAMILIES) - share]
+
+                async def shared() -> bool:
+                    return sorted(await _sessions(first, second)) == HALVES
+
+                await until(shared)
+                for one in (first, second):
+                    await one.connected(len(one.bridge._sessions))
                 assert second.bridge.trouble is None
-            await first.connected()
+            await first.connected(len(FAMILIES))
             query = "SELECT fence, filters <> '{}' FROM mqtt_slots WHERE broker = 'shared' ORDER BY fence"
             assert [is_known for _, is_known in await installation.superuser(query)] == [True] * len(FAMILIES)
 

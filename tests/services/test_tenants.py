@@ -352,6 +352,7 @@ ASKING = {
     "readings_moved": "readings_moved(ARRAY[$1::uuid])",
     "hand_over_device": "hand_over_device($4::uuid, $1::uuid) h WHERE h = 'moved'",
     "begin_site_erasure": "begin_site_erasure($3::uuid) b WHERE b",
+    "claim_unassigned": "claim_unassigned($7::uuid, $4::uuid) n WHERE n IS NOT NULL",
     "discard_quarantined": "discard_quarantined(ARRAY[$4::uuid], 'x') n WHERE n > 0",
 }
 #: What readings_told would tell of.
@@ -395,13 +396,18 @@ def test_nothing_that_the_api_may_read_or_call_shows_another_s(any_database: Dat
                 seen += len(rows)
             assert (seen > 60) == (acting == "ours")
             things, person = theirs.things, theirs.people["member"]
-            subjects = (theirs.organisation, theirs.series, things["site"], things["held"], person.email, secret)
+            subjects = (
+                theirs.organisation, theirs.series, things["site"], things["held"], person.email, secret,
+                things["unassigned"],
+            )  # fmt: skip
             for function in await fetch(any_database.superuser_url, CALLABLE):
                 name = function["proname"]
                 calls = ASKING | LETTING_IN
                 assert name in HARMLESS or name in calls, f"{name}: say what it shows"
                 if name in calls:
-                    given = "WITH given AS (SELECT $1::uuid, $2::int, $3::uuid, $4::uuid, $5::text, $6::bytea)"
+                    given = (
+                        "WITH given AS (SELECT $1::uuid, $2::int, $3::uuid, $4::uuid, $5::text, $6::bytea, $7::uuid)"
+                    )
                     rows = await app.fetch(f"{given} SELECT * FROM {calls[name]}", *subjects)
                     assert bool(rows) == (name in LETTING_IN and acting == "nobody"), name
             await app.close()

@@ -50,6 +50,7 @@ ID_UNDER: Final = {
     "/api/v1/erasures/": "erasure",
     "/api/v1/device-templates/": "template",
     "/api/v1/plants/": "plant",
+    "/api/v1/unassigned-devices/": "unassigned",
 }
 #: Of plants, by how a path ends for which they have to be in a certain state.
 PLANT_FOR: Final = {"provision": "pending plant", "reactivate": "suspended plant", "mqtt-token": "token plant"}
@@ -65,7 +66,7 @@ OTHER: Final = {
     "format", "bucket", "fn", "fill", "tz", "ref", "raw_retention_days", "rollups_5m_days", "rollups_1h_days",
     "rollups_1d_days", "last_event_id", "agg", "type", "deviceName", "csr", "serialNumber", "authMethod", "metadata",
     "page", "command", "target", "externalPlantId", "description", "tag", "capacityKwh", "fvePeakPowerKwp",
-    "plantWithLoad", "configEnabled", "level", "bit", "field", "unit", "scale",
+    "plantWithLoad", "configEnabled", "level", "bit", "field", "unit", "scale", "temperatureUnit",
 }  # fmt: skip
 NEUTRAL_TYPES: Final = {
     str,
@@ -95,6 +96,9 @@ BODIES: Final[Mapping[str, Any]] = {
     "sites.update_site": {"name": "Site"},
     "sites.register_server": {"hardwareId": "server", "version": "1", "hostname": "server.local"},
     "sites.register_edge": {"edgeId": NEW, "hardwareId": "box", "version": "1"},
+    "sites.update_site_mqtt": {"temperatureUnit": "C"},
+    "platform.claim_unassigned_device": {"model": None},
+    "platform.discard_unassigned_device": {"note": "gone"},
     "sites.heartbeat": {"version": "1", "processCount": 1},
     "devices.create_device": {"local_id": NEW, "name": "Device", "model": "diy_esp32"},
     "devices.update_device": {"name": "Device"},
@@ -137,7 +141,8 @@ PARAMETERS: Final = dict.fromkeys(
 )
 #: How the paths of operations end after which something is not as it was found.
 ENDS: Final = {
-    "logout", "change", "replay", "discard", "register-server", "provision", "reactivate", "revoke", "suspend",
+    "logout", "change", "replay", "discard", "claim", "register-server", "provision", "reactivate", "revoke",
+    "suspend",
 }  # fmt: skip
 #: What a right request is answered where that is no success, and why.
 NO_SUCCESS: Final = {

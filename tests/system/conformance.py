@@ -111,6 +111,7 @@ def _inhabited(url: str, environment: Mapping[str, str], database: Database) -> 
     made = call(url, token, "POST", "/v1/devices", new)
     device = made["id"]
     group = call(url, token, "POST", "/api/v1/device-groups", {"name": "Fridges"})["group_id"]
+    call(url, token, "POST", f"{place}/{site}/mqtt/password")
     plants = {
         name: _plant(url, token, name, method) for name, method in (("plant", "MTLS"), ("token_plant", "TOKEN"))
     }
@@ -139,6 +140,7 @@ def _inhabited(url: str, environment: Mapping[str, str], database: Database) -> 
         **plants,
         "resets": resets,
         "held": asyncio.run(_held(database, organisation)),
+        "unassigned": asyncio.run(_in_tray(database, organisation, site)),
         "schemas": call(url, None, "GET", "/api/schemas")["data"],
     }
 
@@ -160,6 +162,15 @@ def _join(url: str, token: str, there: str, email: str, role_name: str) -> Any:
 def secret_of(invitation: Mapping[str, Any]) -> str:
     """That stands in an invitation's link."""
     return str(invitation["link"].partition("invitation=")[2])
+
+
+async def _in_tray(database: Database, organisation: Any, site: Any) -> list[str]:
+    """Devices that nobody has claimed yet."""
+    sql = "SELECT note_unassigned(gen_random_uuid(), $1::text::uuid, $2::text::uuid, $3, 'json', 1000)"
+    quarantine = Quarantine(database)
+    return [
+        str((await quarantine.superuser(sql, organisation, site, f"new-{number}"))[0][0]) for number in range(HELD)
+    ]
 
 
 async def _held(database: Database, organisation: Any) -> list[str]:

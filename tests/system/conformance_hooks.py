@@ -158,6 +158,19 @@ def _held() -> str:
     return str(row)
 
 
+def _in_tray() -> str:
+    """One that nobody has claimed, each in turn."""
+    one = _stage["unassigned"].pop(0)
+    _stage["unassigned"].append(one)
+    return str(one)
+
+
+def _with_mqtt() -> str:
+    site = _site()
+    _ask("POST", f"{_SITES}/{site}/mqtt/password")
+    return site
+
+
 # ---------------------------------------------------------------- where it goes
 
 _Supply = Callable[[], str]
@@ -190,6 +203,7 @@ _ID: Final[dict[str, _Supply]] = {
     "/api/v1/erasures/": _erased,
     "/api/v1/device-templates/": _known("template"),
     "/api/v1/plants/": _known("plant"),
+    "/api/v1/unassigned-devices/": _in_tray,
 }
 _SITE: Final = "/api/organisations/{orgId}/sites/{siteId}"
 _PLANT: Final = "/api/v1/plants/{id}"
@@ -210,6 +224,9 @@ _TAKEN: Final[dict[str, dict[str, _Supply]]] = {
     f"DELETE {_SITE}": {"siteId": _site},
     f"DELETE {_SITE}/server": {"siteId": _with_server},
     f"POST {_SITE}/register-server": {"siteId": _site},
+    f"GET {_SITE}/mqtt": {"siteId": _with_mqtt},
+    f"PATCH {_SITE}/mqtt": {"siteId": _with_mqtt},
+    f"DELETE {_SITE}/mqtt/password": {"siteId": _with_mqtt},
     f"PUT {_SITE}": {"siteId": _placed_site},
     "DELETE /v1/devices/{id}": {"id": _device},
     f"DELETE {_PLANT}": {"id": _plant()},

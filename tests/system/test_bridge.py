@@ -26,7 +26,7 @@ from tests.system.roles import Role, clean_environment, role, sluice, start_role
 
 DEVICES = 8
 MESSAGES = 40_000
-#: Of the sessions, as two bridges share them.
+#: How two bridges share the sessions.
 HALVES = [len(FAMILIES) // 2, -(-len(FAMILIES) // 2)]
 QUICK = {
     "SLUICE_MQTT_LEASE_TTL_S": "2",

@@ -63,8 +63,10 @@ class Broker:
 class World:
     """One broker, one bridge at a time, a log of each partition, and landing that reads it."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, *, is_named: bool = False) -> None:
+        """`is_named`: what a message is of, and so its partition, is found only when it is given to the log."""
         self.random = random.Random(seed)
+        self.is_named = is_named
         self.broker = Broker()
         self.fence = self.settled = 0
         self.published = 0
@@ -110,7 +112,10 @@ class World:
                 self.hear_pong()
                 continue
             number = self.window.take(packet, 1, 0)
-            self.window.assign(number, self.partition(message))
+            if self.is_named:
+                self.window.expect(number)
+            else:
+                self.window.assign(number, self.partition(message))
             self.held.append((number, packet, message, again))
             if self.random.random() < 0.8:
                 self.append(len(self.held) - 1)
@@ -131,6 +136,8 @@ class World:
         index = next(i for i, one in enumerate(self.held) if one[2] % 4 == message % 4)
         number, packet, message, again = self.held.pop(index)
         partition = self.partition(message)
+        if self.is_named:
+            self.window.decide(number, partition)
         where = number, self.window.began, self.window.floor(partition)
         self.log[partition].append((Delivery(SESSION, packet, again, self.digest(message), *where), message))
         self.appended.append((number, packet, message))
@@ -217,10 +224,11 @@ class World:
             self.land()
 
 
+@pytest.mark.parametrize("is_named", [False, True])
 @pytest.mark.parametrize("seed", range(60))
-def test_every_message_lands_once(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_message_lands_once(seed: int, is_named: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(deliveries, "REACH", REACH)
-    world = World(seed)
+    world = World(seed, is_named=is_named)
     for _ in range(3_000):
         world.step()
     world.finish()
