@@ -3,11 +3,15 @@
 import json
 from pathlib import Path
 
+import click
+import orjson
+
 from api.registry.broker_passwords import broker_hash
 from deploy.database import check_up_to_date
 from deploy.operating import login
 from deploy.printing import say
 from deploy.roles.broker import current_lists, list_file, own_users
+from deploy.settings import DeploySettings
 from runtime.files import write_file
 from runtime.settings import Settings
 from workers.broker.keeper import ROLE, seeded
@@ -18,7 +22,10 @@ async def seed_broker(settings: Settings, file: Path) -> None:
     """Raises `ConfigurationError`, `UnavailableError`."""
     await check_up_to_date(settings)
     count = await write_seed(settings, file)
-    say(f"{count} clients: {file}; start the broker with it as its user")
+    if settings.get(DeploySettings).json:
+        click.echo(orjson.dumps({"file": str(file), "clients": count}).decode())
+    else:
+        say(f"{count} clients: {file}; start the broker with it as its user")
 
 
 async def write_seed(settings: Settings, file: Path) -> int:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from deploy.commands.options import load_settings
+from deploy.commands.options import json_option, load_settings
 from deploy.commands.roles import run_named_role
 
 
@@ -20,20 +20,21 @@ def broker() -> None:
 @broker.command("keep")
 @click.option("--metrics-listen", metavar="HOST:PORT", help="Where probes and metrics are served.")
 def broker_keep(metrics_listen: str | None) -> None:
-    """Bring every change to the broker (SLUICE_BROKER_URL), until told to stop.
+    """Bring every change to the broker.
 
-    One process does it at a time; others stand by.
+    It is the one that SLUICE_BROKER_URL names. One process does it at a time; others stand by.
     """
     run_named_role("broker", None, {"metrics_listen": metrics_listen})
 
 
 @broker.command("seed")
 @click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
-def broker_seed(file: Path) -> None:
-    """Write the file that the broker's plugin reads at its start; the broker must not run.
+@json_option
+def broker_seed(file: Path, json: bool | None) -> None:
+    """Write what the broker's plugin reads at its start.
 
-    The list of revoked certificates (SLUICE_BROKER_CRL_FILE) is written beside it.
+    The broker must not run: it would write over it. The list of revoked certificates (SLUICE_BROKER_CRL_FILE) is written beside it.
     """
     from deploy.broker import seed_broker  # noqa: PLC0415 - who keeps the broker does not need it
 
-    asyncio.run(seed_broker(load_settings(), file))
+    asyncio.run(seed_broker(load_settings(json=json), file))

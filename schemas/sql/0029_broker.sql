@@ -68,7 +68,7 @@ CREATE TRIGGER devices_told AFTER DELETE OR UPDATE OF status ON devices
 CREATE TRIGGER certificates_told AFTER UPDATE OF revoked_at ON certificates
     FOR EACH ROW EXECUTE FUNCTION on_broker_client_change();
 
-GRANT SELECT, INSERT, UPDATE, DELETE ON broker_handovers TO sluice_app;
+GRANT SELECT, INSERT, UPDATE (hash, sealed, expires_at) ON broker_handovers TO sluice_app;
 GRANT SELECT, DELETE ON broker_handovers TO sluice_worker;
 GRANT SELECT ON broker_clients TO sluice_worker;
 GRANT SELECT (credential_id, device_id, broker_password, expires_at, revoked_at) ON credentials TO sluice_worker;

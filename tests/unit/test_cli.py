@@ -54,7 +54,7 @@ def at(path: Sequence[str]) -> tuple[click.Command, click.Context]:
 COMMANDS = [" ".join(path) for path in commands(main, click.Context(main))]
 GROUPS = sorted({command.rpartition(" ")[0] for command in COMMANDS})
 #: They run until they are stopped, or print a script.
-WITHOUT_JSON = {"api", "bridge", "ingest", "worker", "completion"}
+WITHOUT_JSON = {"api", "bridge", "broker keep", "ingest", "worker", "completion"}
 
 
 def test_the_table_is_walked_as_a_whole() -> None:

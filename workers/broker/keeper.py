@@ -92,6 +92,7 @@ class Keeper:
         self._changed: set[UUID] = set()
         self._compare_all = True
         self._lists_at = 0.0
+        self._told_at = 0.0
         self._wake = asyncio.Event()
         self.trouble: str | None = "it has not compared anything yet"
 
@@ -170,6 +171,8 @@ class Keeper:
 
     async def _pause(self, again_at: float) -> None:
         """Until something is told, or falls due by its time."""
+        # A signal has the broker check every password again: what is revoked in a row shares one.
+        await asyncio.sleep(max(0.0, self._told_at + self._settings.broker_retry_s - time.monotonic()))
         if self._lists is not None:
             again_at = min(again_at, self._lists_at)
         ends = [one.changes_at for one in self._wanted.values() if one.changes_at is not None]
@@ -276,6 +279,7 @@ class Keeper:
             _log.warning("the broker has no new list of revoked certificates", extra={"reason": str(error)})
             return False
         if told:
+            self._told_at = time.monotonic()
             await control.settle()
         self._lists_at = time.monotonic() + self._settings.broker_crl_check_s
         self._metrics.list_ends.set(ends.timestamp())
