@@ -293,6 +293,13 @@ def _one_device(body: dict[str, Any]) -> None:
         body["deviceId"] = _stage["device_uuid"]
 
 
+def _new_or_there(body: dict[str, Any]) -> None:
+    """What a new device is called is nothing of one that is there."""
+    if body.get("device_id") is not None:
+        for name in ("name", "model"):
+            body.pop(name, None)
+
+
 #: What a body of the operation needs besides, so that it may be done.
 _SECRETS: Final[dict[str, Callable[[dict[str, Any]], object]]] = {
     "POST /api/v1/auth/login": lambda body: body.update(email=_stage["guest"], password=_stage["password"]),
@@ -304,6 +311,7 @@ _SECRETS: Final[dict[str, Callable[[dict[str, Any]], object]]] = {
     ),
     "POST /api/v1/devices/provision": lambda body: body.update(token=_registration(), csr=_REQUEST),
     f"POST {_REGISTRATION}": _one_device,
+    "POST /api/v1/unassigned-devices/{id}/claim": _new_or_there,
 }
 #: With whose token, where it is not the owner's: what ends a session or changes a password gets one of its own.
 _TOKENS: Final[dict[str, _Supply]] = {
