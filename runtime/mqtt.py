@@ -12,6 +12,8 @@ from typing import Final, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import aiomqtt
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
 
 from runtime.errors import ConfigurationError, UnavailableError
 from runtime.settings import setting
@@ -26,7 +28,8 @@ OPTIONS: Final = ("cafile", "certfile", "keyfile")
 _KEEP_ALIVE_S: Final = 30
 
 
-def _check_url(url: str) -> None:
+def check_url(url: str) -> None:
+    """Raises `ValueError` for what is no URL of a broker."""
     parts = split_url(url, tuple(PORTS))
     check_server(parts)
     check_query(parts, OPTIONS)
@@ -39,7 +42,7 @@ class MqttSettings:
     mqtt_url: str = setting(
         "",
         secret=True,
-        check=_check_url,
+        check=check_url,
         why="mqtt://… or mqtts://… of the broker, user:password@ before the host; with it, `sluice up` runs a "
         "bridge. `?cafile=` names the authorities of mqtts, `certfile=` and `keyfile=` what is shown to the broker.",
     )
@@ -80,10 +83,17 @@ def endpoint(url: str, variable: str = VARIABLE) -> Endpoint:
 
 @asynccontextmanager
 async def connected(
-    to: Endpoint, client: str, *, timeout_s: float, messages_max: int
+    to: Endpoint,
+    client: str,
+    *,
+    timeout_s: float,
+    messages_max: int,
+    will: aiomqtt.Will | None = None,
+    session_s: int = 0,
 ) -> AsyncIterator[aiomqtt.Client]:
-    """A client with a session that ends with it, MQTT 5. `messages_max` wait, either way; more are dropped.
+    """A client, MQTT 5. `messages_max` wait, either way; more are dropped.
 
+    `session_s`: for so long the broker keeps its session, which then is what was there; without, it ends with it.
     Raises `UnavailableError` when the broker cannot be reached or refuses us, and when the connection breaks.
     """
     try:
@@ -94,7 +104,9 @@ async def connected(
             password=to.password,
             identifier=client,
             protocol=aiomqtt.ProtocolVersion.V5,
-            clean_start=True,
+            clean_start=not session_s,
+            properties=_kept_for(session_s),
+            will=will,
             timeout=timeout_s,
             keepalive=_KEEP_ALIVE_S,
             max_queued_incoming_messages=messages_max,
@@ -104,3 +116,9 @@ async def connected(
             yield opened
     except aiomqtt.MqttError as error:
         raise UnavailableError(f"the broker is not there: {error}") from error
+
+
+def _kept_for(session_s: int) -> Properties:
+    properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call] # paho tells no types here
+    properties.SessionExpiryInterval = session_s
+    return properties
