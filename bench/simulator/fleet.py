@@ -66,7 +66,6 @@ class Fleet:
     def __init__(self, devices: list[Device], counts: Counts, options: Options, random: Random) -> None:
         self.devices = devices
         self.counts = counts
-        self.rate = options.rate
         self._options = options
         self._random = random
         self._measuring: list[asyncio.Task[None]] = []
@@ -104,6 +103,10 @@ class Fleet:
         finally:
             await _cancelled(self._running)
 
+    async def silence(self) -> None:
+        """They stay connected, and measure nothing any more."""
+        await _cancelled(self._measuring)
+
     async def until_connected(self, timeout_s: float) -> float | None:
         """Seconds until all are; None where some are not in time."""
         began_s = time.monotonic()
@@ -121,17 +124,18 @@ class Fleet:
         return Summary(len(self.devices), ever, waiting, seconds, self.counts)
 
     async def _measure(self, device: Device) -> None:
-        if not self.rate:
+        rate = self._options.rate
+        if not rate:
             return
         make, random, who = _MAKERS[self._options.form], self._random, device.plant.identity
         measuring = Measuring(self._options.devices, random)
         loop = asyncio.get_running_loop()
-        due_s = loop.time() + random.uniform(0, len(self.devices) / self.rate)
+        due_s = loop.time() + random.uniform(0, len(self.devices) / rate)
         while True:
             await asyncio.sleep(max(0.0, due_s - loop.time()))
             now_ms = time.time_ns() // 1_000_000
             device.send(make(who, measuring.at(now_ms / 1_000), now_ms))
-            due_s += len(self.devices) / self.rate * random.uniform(0.5, 1.5)
+            due_s += len(self.devices) / rate * random.uniform(0.5, 1.5)
             due_s = max(due_s, loop.time() - BEHIND_MAX_S)
 
 

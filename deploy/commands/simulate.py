@@ -64,9 +64,10 @@ def simulate(
 ) -> None:
     """Act as plants over MQTT, as real ones do.
 
-    They connect, sign what they publish, answer commands, come back. Plants of the organisation that `sluice login` chose are found or made, and provisioned, over the HTTP API; a
-    later run has the same ones again. They are marked in their metadata, and no others are touched. Interrupted,
-    they send what waits and log off; the summary says what became of it.
+    They connect, sign what they publish, answer commands, come back. Plants of the organisation that `sluice login`
+    chose are found or made, and provisioned, over the HTTP API; a later run has the same ones again. They are marked
+    in their metadata, and no others are touched. Interrupted, they send what waits and log off; the summary says what
+    became of it.
     """
     logging.getLogger("mqtt").setLevel(logging.CRITICAL)  # what goes wrong is in the summary
     remote = Remote(kept())
