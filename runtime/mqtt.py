@@ -12,8 +12,6 @@ from typing import Final, NamedTuple
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import aiomqtt
-from paho.mqtt.packettypes import PacketTypes
-from paho.mqtt.properties import Properties
 
 from runtime.errors import ConfigurationError, UnavailableError
 from runtime.settings import setting
@@ -83,17 +81,10 @@ def endpoint(url: str, variable: str = VARIABLE) -> Endpoint:
 
 @asynccontextmanager
 async def connected(
-    to: Endpoint,
-    client: str,
-    *,
-    timeout_s: float,
-    messages_max: int,
-    will: aiomqtt.Will | None = None,
-    session_s: int = 0,
+    to: Endpoint, client: str, *, timeout_s: float, messages_max: int
 ) -> AsyncIterator[aiomqtt.Client]:
-    """A client, MQTT 5. `messages_max` wait, either way; more are dropped.
+    """A client with a session that ends with it, MQTT 5. `messages_max` wait, either way; more are dropped.
 
-    `session_s`: for so long the broker keeps its session, which then is what was there; without, it ends with it.
     Raises `UnavailableError` when the broker cannot be reached or refuses us, and when the connection breaks.
     """
     try:
@@ -104,9 +95,7 @@ async def connected(
             password=to.password,
             identifier=client,
             protocol=aiomqtt.ProtocolVersion.V5,
-            clean_start=not session_s,
-            properties=_kept_for(session_s),
-            will=will,
+            clean_start=True,
             timeout=timeout_s,
             keepalive=_KEEP_ALIVE_S,
             max_queued_incoming_messages=messages_max,
@@ -116,9 +105,3 @@ async def connected(
             yield opened
     except aiomqtt.MqttError as error:
         raise UnavailableError(f"the broker is not there: {error}") from error
-
-
-def _kept_for(session_s: int) -> Properties:
-    properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call] # paho tells no types here
-    properties.SessionExpiryInterval = session_s
-    return properties

@@ -8,23 +8,20 @@ import asyncio
 import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from random import Random
 from typing import Final
 
-import aiomqtt
-
 from bench.simulator import speech
+from bench.simulator.connection import Connection, Login
 from bench.simulator.plants import Plant
 from bench.simulator.speech import BadCommandError, Outgoing
-from runtime.errors import SluiceError
-from runtime.mqtt import connected
+from runtime.errors import SluiceError, UnavailableError
 from schemas.plants import AuthMethod
 
 #: The broker keeps commands for a plant that is away; it is forgotten when nobody simulates it any more.
 SESSION_S: Final = 300
-ANSWER_S: Final = 30.0
 #: Of what it cannot send, a plant keeps the newest.
 WAITING_MAX: Final = 1_000
 COMMANDS_MAX: Final = 100
@@ -126,26 +123,26 @@ class Device:
     async def _live(self) -> None:
         """Until it is stopped or its token is due. Raises `SluiceError` where it cannot connect, or is cut off."""
         who = self.plant.identity
-        will = aiomqtt.Will(who.topic("status"), speech.OFFLINE, speech.QOS, retain=True)
-        async with AsyncExitStack() as stack:
-            async with self._gate:
-                await self._renew_token()
-                client = await stack.enter_async_context(
-                    connected(
-                        self.plant.endpoint, str(who.plant), timeout_s=ANSWER_S, messages_max=COMMANDS_MAX,
-                        will=will, session_s=SESSION_S,
-                    )
-                )  # fmt: skip
-                await client.subscribe(who.topic("command"), qos=speech.QOS)
-                await client.publish(who.topic("status"), speech.ONLINE, speech.QOS, retain=True)
-            self._counts.connections += 1
-            self.is_connected = self.was_connected = True
+        login = Login(str(who.plant), who.topic("status"), speech.OFFLINE, SESSION_S)
+        async with self._gate:
+            await self._renew_token()
+            connection = await Connection.opened(self.plant.endpoint, login, self._hear)
             try:
-                await self._talk(client)
-            finally:
-                self.is_connected = False
+                await connection.subscribe(who.topic("command"))
+                await connection.publish(who.topic("status"), speech.ONLINE, retained=True)
+            except BaseException:
+                connection.abort("it was given up")
+                raise
+        self._counts.connections += 1
+        self.is_connected = self.was_connected = True
+        try:
+            await self._talk(connection)
             if self._stopping.is_set():
-                await client.publish(who.topic("status"), speech.OFFLINE, speech.QOS, retain=True)
+                await connection.publish(who.topic("status"), speech.OFFLINE, retained=True)
+            await connection.close()
+        finally:
+            self.is_connected = False
+            connection.abort("it was given up")
 
     async def _renew_token(self) -> None:
         plant = self.plant
@@ -156,61 +153,57 @@ class Device:
         before_s = min(RENEWED_BEFORE_S, (plant.token_ends_s - time.time()) * RENEWED_BEFORE_SHARE)
         self._renewed_at_s = plant.token_ends_s - before_s * self._random.uniform(1, 2)
 
-    async def _talk(self, client: aiomqtt.Client) -> None:
-        tasks = [asyncio.create_task(self._hear(client)), asyncio.create_task(self._speak(client))]
+    async def _talk(self, connection: Connection) -> None:
+        """Until there is nothing more to say on this connection. Raises `UnavailableError` when it ends before."""
         loop = asyncio.get_running_loop()
         due = None
         if self.plant.method is AuthMethod.TOKEN:
             due = loop.call_later(max(0.0, self._renewed_at_s - time.time()), self._something.set)
+        connection.closed.add_done_callback(self._wake)
         try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
+            while self.plant.method is not AuthMethod.TOKEN or time.time() < self._renewed_at_s:
+                if connection.closed.done():
+                    raise UnavailableError(connection.closed.result())
+                if self._answers:
+                    await connection.publish(self._answers[0].topic, self._answers[0].payload)
+                    self._answers.popleft()
+                elif self._waiting:
+                    await self._publish(connection, self._waiting[0])
+                elif self._stopping.is_set():
+                    return
+                else:
+                    self._something.clear()
+                    await self._something.wait()
         finally:
+            connection.closed.remove_done_callback(self._wake)
             if due is not None:
                 due.cancel()
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _speak(self, client: aiomqtt.Client) -> None:
-        """What waits, until there is nothing more to say on this connection."""
-        while self.plant.method is not AuthMethod.TOKEN or time.time() < self._renewed_at_s:
-            if self._answers:
-                answer = self._answers[0]
-                await client.publish(answer.topic, answer.payload, speech.QOS)
-                self._answers.popleft()
-            elif self._waiting:
-                await self._publish(client, self._waiting[0])
-            elif self._stopping.is_set():
-                return
-            else:
-                self._something.clear()
-                await self._something.wait()
+    def _wake(self, _: object) -> None:
+        self._something.set()
 
-    async def _publish(self, client: aiomqtt.Client, one: _Waiting) -> None:
+    async def _publish(self, connection: Connection, one: _Waiting) -> None:
         self._counts.published += 1
         self._counts.redelivered += one.was_sent
         one.was_sent = True
-        await client.publish(one.message.topic, one.message.payload, speech.QOS)
+        await connection.publish(one.message.topic, one.message.payload)
         if self._waiting and self._waiting[0] is one:  # it has not been given up meanwhile
             self._waiting.popleft()
             self._counts.acknowledged += 1
 
-    async def _hear(self, client: aiomqtt.Client) -> None:
-        async for message in client.messages:
-            try:
-                command = speech.understand(self.plant.identity, bytes(message.payload))
-            except BadCommandError as error:
-                self._counts.failures[f"a command was refused: {error}"] += 1
-                continue
-            if command.command not in self._done:  # one that comes again is answered again, and not done again
-                self._done.append(command.command)
-                self._counts.commands += 1
-            if len(self._answers) < 2 * COMMANDS_MAX:
-                self._answers += speech.answers(self.plant.identity, command)
-                self._something.set()
+    def _hear(self, payload: bytes) -> None:
+        try:
+            command = speech.understand(self.plant.identity, payload)
+        except BadCommandError as error:
+            self._counts.failures[f"a command was refused: {error}"] += 1
+            return
+        if command.command not in self._done:  # one that comes again is answered again, and not done again
+            self._done.append(command.command)
+            self._counts.commands += 1
+        if len(self._answers) < 2 * COMMANDS_MAX:
+            self._answers += speech.answers(self.plant.identity, command)
+            self._something.set()
 
 
 def _reason(error: SluiceError) -> str:
-    return str(error.__cause__ or error)[:REASON_CHARACTERS_MAX]
+    return str(error)[:REASON_CHARACTERS_MAX]

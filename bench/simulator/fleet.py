@@ -18,8 +18,8 @@ from schemas.plants import AuthMethod
 
 PLANTS_MAX: Final = 10_000
 RATE_MAX: Final = 10_000.0
-#: TLS handshakes are made in threads, of which there are fewer: more would only wait there.
-CONNECTING_MAX: Final = 16
+#: At a time: a broker's one thread makes their handshakes one by one, and all together they would time out.
+CONNECTING_MAX: Final = 64
 END_S: Final = 10.0
 BEHIND_MAX_S: Final = 1.0
 LOOK_EVERY_S: Final = 0.05

@@ -16,7 +16,6 @@ import orjson
 from schemas.plants import topic
 from schemas.signing import NotCanonicalError, command_parts, is_signed, signature, snapshot_parts
 
-QOS: Final = 1
 NONCE_BYTES: Final = 8
 TYPES: Final = ("METER", "INVERTER", "BATTERY")
 ACKNOWLEDGED, SUCCESS, FAILED = "ACKNOWLEDGED", "SUCCESS", "FAILED"

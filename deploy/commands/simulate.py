@@ -2,7 +2,6 @@
 
 import asyncio
 import json as json_text
-import logging
 import signal
 from contextlib import suppress
 from typing import Final
@@ -69,7 +68,6 @@ def simulate(
     in their metadata, and no others are touched. Interrupted, they send what waits and log off; the summary says what
     became of it.
     """
-    logging.getLogger("mqtt").setLevel(logging.CRITICAL)  # what goes wrong is in the summary
     remote = Remote(kept())
     api = Api(remote.ask, UUID(remote.organisation), broker)
     options = Options(plants, AuthMethod(auth.upper()), rate, devices_per_plant, seed)
