@@ -42,6 +42,7 @@ SLOW_DATABASE_S: Final = 0.1
 KILL_EVERY_S: Final = (0.5, 2.0)
 COME_AND_GO_S: Final = 1.5
 SPOOLING_S: Final = 1.0
+UNSAVED_S: Final = 1.0
 UNDECODABLE: Final = 25
 UNDECODABLE_MAX: Final = "SLUICE_LANDING_UNDECODABLE_MAX"
 FLOOD_PAUSE_S: Final = 0.02
@@ -447,6 +448,9 @@ _BROKEN: Final = "the connection to the broker ended"
 
 @_fault("broker-kill", _BROKEN, by_mqtt=True, breaks_broker=True)
 async def _broker_kill(stage: Stage, _: object) -> AsyncIterator[None]:
+    """One that was written down a moment ago, as it is every minute."""
+    await stage.instance.save_broker()
+    await asyncio.sleep(UNSAVED_S)
     await stage.instance.services("kill", BROKER)
     yield
     await stage.instance.start(BROKER)

@@ -41,7 +41,7 @@ from bench.parts import (
 )
 from bench.proxy import Proxy
 from bench.registry import register
-from bench.usage import family, free_port
+from bench.usage import family, free_port, listener
 from runtime.secrets import VARIABLE as KEYS_VARIABLE
 from runtime.secrets import new_ring
 
@@ -102,6 +102,16 @@ class Instance:
         await self.services("stop", BROKER)
         shutil.rmtree(self.home / BROKER / "data", ignore_errors=True)
         await self.start(BROKER)
+
+    async def save_broker(self) -> None:
+        """Sessions, subscriptions and messages, into its file."""
+        file = self.home / BROKER / "data" / "mosquitto.db"
+        signal_process(listener(self.broker_port), signal.SIGUSR1)
+        deadline = time.monotonic() + READY_TIMEOUT_S
+        while not await asyncio.to_thread(file.exists):
+            if time.monotonic() > deadline:
+                raise BenchError("the broker does not write down what it has")
+            await asyncio.sleep(LOOK_EVERY_S)
 
     @property
     def broker_url(self) -> str:
