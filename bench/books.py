@@ -84,13 +84,16 @@ class Books:
 
     async def check(self, readings: int) -> None:
         """Raises `BenchError` unless exactly so many are stored, and the ledger says the same."""
-        stored = await self._connection.fetchval(_COUNT, self._organisation)
+        stored = await self.stored()
         ledger = dict(await self._connection.fetchrow(_LEDGER, self._organisation))
         if stored != readings or ledger != {"received": readings, "stored": readings, "others": 0}:
             raise BenchError(f"{readings} readings were acknowledged, {stored} are stored, the ledger has {ledger}")
 
-    async def series_of(self, device: UUID, metric: str) -> int:
+    async def find_series(self, device: UUID, metric: str) -> int | None:
         series: int | None = await self._connection.fetchval(_SERIES, device, metric)
-        if series is None:
-            raise BenchError(f"device {device} has no series {metric}")
         return series
+
+    async def stored(self) -> int:
+        """Readings."""
+        count: int = await self._connection.fetchval(_COUNT, self._organisation)
+        return count

@@ -128,14 +128,24 @@ def memory(devices: int, series: int, as_json: bool, services: Path) -> None:
               help="In a large message.")  # fmt: skip
 @click.option("--batches", type=click.IntRange(100, 100_000), default=20_000, show_default=True,
               help="Large messages.")  # fmt: skip
+@click.option("--plants", type=click.IntRange(0, 10_000), default=5_000, show_default=True,
+              help="With certificates, connected at once to a broker that is restarted; 0: none.")  # fmt: skip
 @_json_option
 @_services_option
-def mqtt(messages: int, devices: int, readings_per_message: int, batches: int, as_json: bool, services: Path) -> None:
+def mqtt(
+    messages: int,
+    devices: int,
+    readings_per_message: int,
+    batches: int,
+    plants: int,
+    as_json: bool,
+    services: Path,
+) -> None:
     """From a broker to a committed row: rates and CPU of the bridge.
 
-    Of messages with one reading and with many.
+    Of messages with one reading and with many; how soon one can be queried, and how soon plants are back.
     """
-    options = mqtt_bench.Options(messages, devices, readings_per_message, batches)
+    options = mqtt_bench.Options(messages, devices, readings_per_message, batches, plants)
     figures = mqtt_bench.measure(options, services)
     click.echo(orjson.dumps(mqtt_object(figures)).decode() if as_json else mqtt_tables(figures))
 

@@ -1,18 +1,20 @@
 """`sluice bench mqtt`: from a broker to a committed row on the real parts.
 
 Messages that the broker has kept are taken by a bridge with nothing else to do; then messages go end to end,
-published while they are taken and landed. Everything is counted in the database. Left out: how figures are shown
+published while they are taken and landed; then at half of that rate, while single ones are followed to their rows;
+then plants reconnect (`bench.reconnecting`). Everything is counted in the database. Left out: how figures are shown
 (`bench.report`).
 """
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any, Final
+from typing import Final
 from urllib.parse import urlsplit
 from uuid import UUID
 
@@ -23,15 +25,22 @@ import uvloop
 from bench.books import Books
 from bench.errors import BenchError
 from bench.parts import BROKER, Parts, Role, progress, real_parts, workshop
+from bench.probe import LOADED, probing
 from bench.publish import Published, Publishing, message, publish
+from bench.reconnecting import Reconnected, reconnected
 from bench.registry import Registered, register
 from bench.usage import Meter, memory_bytes
 from bench.workload import Fleet
+from runtime.ids import uuid7
+from runtime.log import Log
+from runtime.mqtt import Address, Endpoint, connected
 
 TIMEOUT_S: Final = 600.0
 TURNS: Final = 3
 CONNECTIONS: Final = 4
 POLL_S: Final = 0.02
+DEVICES_PROBED: Final = 10
+HALF_LOAD_S: Final = 15.0
 #: A bridge that is held while the broker is filled keeps its sessions.
 HELD: Final = {"SLUICE_MQTT_KEEP_ALIVE_S": "3600", "SLUICE_MQTT_LEASE_TTL_S": "300", "SLUICE_MQTT_TIMEOUT_S": "300"}
 
@@ -44,6 +53,8 @@ class Options:
     devices: int
     readings_per_message: int
     batches: int
+    plants: int
+    """That are connected at once; 0: that part is left out."""
 
     def check(self) -> None:
         """Raises `BenchError` for options that do not go together."""
@@ -84,12 +95,23 @@ class Whole:
 
 
 @dataclass(frozen=True)
+class Queryable:
+    """Single readings followed until a query returned them, at half of the rate that is landed end to end."""
+
+    messages_per_s: float
+    seconds: Sequence[float]
+    """From publishing each of them to its row."""
+
+
+@dataclass(frozen=True)
 class MqttFigures:
     """Everything a run has measured."""
 
     options: Options
     drained: Sequence[Drained]
     whole: Sequence[Whole]
+    queryable: Queryable
+    reconnected: Reconnected | None
     again: int
     """Messages that the broker may have sent before."""
 
@@ -107,7 +129,8 @@ def measure(options: Options, services: Path) -> MqttFigures:
 async def _measure(options: Options, parts: Parts) -> MqttFigures:
     connection = await asyncpg.connect(parts.database_url)
     try:
-        registered = await register(connection, parts.environment["SLUICE_SECRET_KEYS"], options.devices)
+        count = options.devices + DEVICES_PROBED
+        registered = await register(connection, parts.environment["SLUICE_SECRET_KEYS"], count)
     finally:
         await connection.close()
     async with workshop(parts) as shop, _books(parts, registered.organisation) as books:
@@ -118,12 +141,16 @@ async def _measure(options: Options, parts: Parts) -> MqttFigures:
         await books.landed(TIMEOUT_S)
         whole = [await run.whole(worker, 1, options.messages)]
         whole.append(await run.whole(worker, options.readings_per_message, options.batches))
+        queryable = await run.queryable(whole[0].messages / whole[0].committed_s / 2)
         await books.check(run.sent)
         metrics = await bridge.metrics()
         again = sum(
             value for name, value in metrics.items() if name.startswith("sluice_mqtt_repeated_messages_total")
         )
-        return MqttFigures(options, drained, whole, round(again))
+        await bridge.stop()
+        await worker.stop()
+        back = await reconnected(parts, shop, options.plants, os.getpid()) if options.plants else None
+        return MqttFigures(options, drained, whole, queryable, back, round(again))
 
 
 @asynccontextmanager
@@ -149,8 +176,9 @@ class _Run:
         self._broker_pid = parts.mosquitto
         url = urlsplit(parts.environment[BROKER])
         self._host, self._port = url.hostname or "127.0.0.1", url.port or 1883
-        readings = 4 * TURNS * options.messages + options.batches * options.readings_per_message
-        self._fleet = Fleet(registered.tokens, int(time.time()) - readings // options.devices * 10 - 86_400)
+        readings = (4 * TURNS + 1) * options.messages + options.batches * options.readings_per_message
+        begin_s = int(time.time()) - readings // options.devices * 10 - 86_400
+        self._fleet = Fleet(registered.tokens[: options.devices], begin_s)
         self._first = 0
         self.sent = 0
         """Readings."""
@@ -172,8 +200,8 @@ class _Run:
     def _topic(self, device: int) -> str:
         return f"v1/readings/{self._registered.organisation}/{self._registered.devices[device]}"
 
-    async def _publish(self, lanes: list[list[Published]]) -> Publishing:
-        return await publish(self._host, self._port, lanes, TIMEOUT_S)
+    async def _publish(self, lanes: list[list[Published]], rate: float | None = None) -> Publishing:
+        return await publish(self._host, self._port, lanes, TIMEOUT_S, rate)
 
     async def drain(self, name: str, each: int, *, timed: bool = True) -> Drained:
         """What the broker has kept while the bridge was held, one turn after another."""
@@ -189,10 +217,7 @@ class _Run:
                     await self._publish(self._lanes(self._options.messages, each, timed=timed))
                     meter = Meter(bridge=self._bridge.pid, broker=self._broker_pid, kafka=self._parts.kafka)
                     began = time.perf_counter()
-                while await _end(log) < end:
-                    if time.perf_counter() - began > TIMEOUT_S:
-                        raise BenchError("the bridge did not take all that the broker had kept")
-                    await asyncio.sleep(POLL_S)
+                await _taken(log, end)
                 turns.append((time.perf_counter() - began, meter.read()))
         finally:
             await log.close()
@@ -217,18 +242,53 @@ class _Run:
             )
             began = time.perf_counter()
             publishing = await self._publish(lanes)
-            while await _end(log) < end:
-                if time.perf_counter() - began > TIMEOUT_S:
-                    raise BenchError("the bridge did not take all that was published")
-                await asyncio.sleep(POLL_S)
+            await _taken(log, end)
             await self._books.landed(TIMEOUT_S)
             seconds, taken = time.perf_counter() - began, meter.read()
         finally:
             await log.close()
         return Whole(each, count, publishing, seconds, taken, memory_bytes(self._bridge.pid, "VmHWM"))
 
+    async def queryable(self, rate: float) -> Queryable:
+        """Single readings of devices of their own, beside messages at that rate."""
+        count = min(self._options.messages, max(self._options.devices, round(rate * HALF_LOAD_S)))
+        progress(f"{count} messages at {rate:,.0f}/s, and single ones followed to their rows")
+        lanes = self._lanes(count, 1)
+        topics = {
+            self._registered.devices[device]: self._topic(device)
+            for device in range(self._options.devices, self._options.devices + DEVICES_PROBED)
+        }
+        to = Endpoint(Address(self._host, self._port, None), None, None)
+        log = await self._books.open_log()
+        try:
+            end = await _end(log) + count
+            async with connected(to, f"bench-{uuid7()}", timeout_s=TIMEOUT_S, messages_max=100) as client:
 
-async def _end(log: Any) -> int:
+                async def send(topic: str, body: bytes) -> None:
+                    await client.publish(topic, body, qos=1)
+
+                async with probing(self._parts, self._books, send, topics, self._fleet.begin_s) as probe:
+                    loading = asyncio.create_task(self._publish(lanes, rate))
+                    found = await probe.follow(loading, LOADED)
+                    publishing = await loading
+            await _taken(log, end + probe.sent)
+        finally:
+            await log.close()
+        await self._books.landed(TIMEOUT_S)
+        self.sent += probe.sent
+        return Queryable(count / publishing.seconds, found)
+
+
+async def _taken(log: Log, end: int) -> None:
+    """Once the log has so many records. Raises `BenchError` when that takes too long."""
+    deadline = time.perf_counter() + TIMEOUT_S
+    while await _end(log) < end:
+        if time.perf_counter() > deadline:
+            raise BenchError("the bridge did not take all that was published")
+        await asyncio.sleep(POLL_S)
+
+
+async def _end(log: Log) -> int:
     return sum(bound.end for bound in (await log.bounds()).values())
 
 

@@ -5,7 +5,7 @@ Left out: what happens beside it.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from itertools import cycle
@@ -21,6 +21,7 @@ from bench.parts import Parts
 from bench.workload import METRICS, json_post
 
 TIMEOUT_S: Final = 30.0
+POLL_S: Final = 0.05
 METRIC: Final = METRICS[0][0]
 EACH_LATER: Final = timedelta(seconds=1)
 
@@ -41,14 +42,18 @@ IDLE: Final = Pace((0.06, 0.11, 0.17, 0.23), 0.001)
 LOADED: Final = Pace((0.031, 0.059, 0.083, 0.047, 0.071), 0.02)
 
 
+#: Sends the reading of a device, named by its token or its topic; returns once it is acknowledged.
+Send = Callable[[str, bytes], Awaitable[object]]
+
+
 class Probe:
     """Sends readings of some devices in turn, over one connection, and looks for their rows over another."""
 
-    def __init__(self, clients: Clients, connection: Any, tokens: Mapping[int, str], begin_s: int) -> None:
-        """`tokens`: of the devices, by their series. None of them has sent a time later than `begin_s`."""
-        self._clients = clients
+    def __init__(self, send: Send, connection: Any, names: Mapping[int, str], begin_s: int) -> None:
+        """`names`: of the devices, by their series. None of them has sent a time later than `begin_s`."""
+        self._send_one = send
         self._connection = connection
-        self._tokens = cycle(tokens.items())
+        self._names = cycle(names.items())
         # Each has a time of its own, by which it is found again.
         self._moment = datetime.fromtimestamp(begin_s, UTC)
         self._waiting: dict[tuple[int, datetime], float] = {}
@@ -73,10 +78,10 @@ class Probe:
 
     async def _send(self, until: "asyncio.Future[Any]", pace: Pace) -> None:
         for pause_s in cycle(pace.pauses_s):
-            series, token = next(self._tokens)
+            series, name = next(self._names)
             self._moment += EACH_LATER
             self._waiting[series, self._moment] = time.perf_counter()
-            await self._clients.send([[_request(token, self._moment)]], 1, TIMEOUT_S)
+            await self._send_one(name, _reading(self._moment))
             self.sent += 1
             await asyncio.wait([until], timeout=pause_s)
             if until.done():
@@ -92,25 +97,45 @@ class Probe:
         samples += [time.perf_counter() - self._waiting.pop((row["series_id"], row["ts"])) for row in rows]
 
 
-def _request(token: str, moment: datetime) -> bytes:
+def _reading(moment: datetime) -> bytes:
     reading = b'{"type":"%s","value":21.5,"ts":%d}' % (METRIC.encode(), moment.timestamp())
-    return json_post(token, b'{"measurements":[%s]}' % reading)
+    return b'{"measurements":[%s]}' % reading
 
 
 @asynccontextmanager
 async def open_probe(
     parts: Parts, books: Books, port: int, tokens: Mapping[UUID, str], begin_s: int
 ) -> AsyncIterator[Probe]:
-    """A probe of these devices, which have sent nothing yet: their series are made first."""
+    """A probe over HTTP of these devices, which have sent nothing yet."""
     async with Clients(port, 1) as clients:
-        first = datetime.fromtimestamp(begin_s, UTC)
-        await clients.send([[_request(token, first) for token in tokens.values()]], 1, TIMEOUT_S)
-        await books.landed(TIMEOUT_S)
-        by_series = {await books.series_of(device, METRIC): token for device, token in tokens.items()}
-        connection: Any = await asyncpg.connect(parts.database_url, server_settings={"role": "sluice_worker"})
-        try:
-            probe = Probe(clients, connection, by_series, begin_s)
-            probe.sent = len(tokens)
+
+        async def send(token: str, body: bytes) -> None:
+            await clients.send([[json_post(token, body)]], 1, TIMEOUT_S)
+
+        async with probing(parts, books, send, tokens, begin_s) as probe:
             yield probe
-        finally:
-            await connection.close()
+
+
+@asynccontextmanager
+async def probing(
+    parts: Parts, books: Books, send: Send, names: Mapping[UUID, str], begin_s: int
+) -> AsyncIterator[Probe]:
+    """A probe of these devices, which have sent nothing yet: their series are made first."""
+    first = datetime.fromtimestamp(begin_s, UTC)
+    for name in names.values():
+        await send(name, _reading(first))
+    deadline = time.perf_counter() + TIMEOUT_S
+    by_series: dict[int, str] = {}
+    while len(by_series) < len(names):
+        if time.perf_counter() > deadline:
+            raise BenchError(f"the first readings of a probe have not landed after {TIMEOUT_S:g} s")
+        await asyncio.sleep(POLL_S)
+        found = {await books.find_series(device, METRIC): name for device, name in names.items()}
+        by_series = {series: name for series, name in found.items() if series is not None}
+    connection: Any = await asyncpg.connect(parts.database_url, server_settings={"role": "sluice_worker"})
+    try:
+        probe = Probe(send, connection, by_series, begin_s)
+        probe.sent = len(names)
+        yield probe
+    finally:
+        await connection.close()

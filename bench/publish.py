@@ -1,4 +1,4 @@
-"""Publishes messages at QoS 1 as fast as a broker acknowledges them, over connections with a window each.
+"""Publishes messages at QoS 1, at a rate or as fast as a broker acknowledges them, over connections with a window.
 
 It stands on the bare protocol, because it shares the machine with what it measures. Left out: what messages hold.
 """
@@ -19,6 +19,8 @@ KEEP_ALIVE_S: Final = 600
 PUBACK: Final = 0x40
 CONNACK: Final = 0x20
 PACKETS: Final = 65_535
+#: How often those that are due are sent, where there is a rate.
+PACE_S: Final = 0.005
 
 
 class Published(NamedTuple):
@@ -48,15 +50,18 @@ def message(topic: str, payload: bytes) -> Published:
     return Published(b"\x32" + bytes(digits) + len(raw).to_bytes(2, "big") + raw, payload)
 
 
-async def publish(host: str, port: int, lanes: Sequence[Sequence[Published]], timeout_s: float) -> Publishing:
-    """Every lane in its order, on a connection of its own. Raises `BenchError`."""
+async def publish(
+    host: str, port: int, lanes: Sequence[Sequence[Published]], timeout_s: float, rate: float | None = None
+) -> Publishing:
+    """Every lane in its order, on a connection of its own; `rate`: messages a second, of all. Raises `BenchError`."""
+    each = None if rate is None else rate / len(lanes)
     began, cpu = time.perf_counter(), time.process_time()
     loop = asyncio.get_running_loop()
     connections: list[_Publisher] = []
     try:
         async with asyncio.timeout(timeout_s):
             for number, lane in enumerate(lanes):
-                _, one = await loop.create_connection(partial(_Publisher, lane, number), host, port)
+                _, one = await loop.create_connection(partial(_Publisher, lane, number, each), host, port)
                 connections.append(one)
             await asyncio.gather(*(one.done for one in connections))
     except TimeoutError:
@@ -69,9 +74,11 @@ async def publish(host: str, port: int, lanes: Sequence[Sequence[Published]], ti
 
 
 class _Publisher(asyncio.Protocol):
-    def __init__(self, lane: Sequence[Published], number: int) -> None:
+    def __init__(self, lane: Sequence[Published], number: int, rate: float | None) -> None:
         self._lane = lane
         self._number = number
+        self._rate = rate
+        self._began_s = 0.0
         self._sent = self._acknowledged = 0
         self._rest = b""
         self._transport: asyncio.Transport | None = None
@@ -95,19 +102,36 @@ class _Publisher(asyncio.Protocol):
             self.done.set_exception(BenchError("the broker answered a publisher with something else"))
             return
         self._rest = data[whole:]
-        self._send()
+        if self._rate is None:
+            self._send()
+        elif kinds.count(CONNACK):
+            self._began_s = time.perf_counter()
+            self._pace()
+        self._end_if_done()
+
+    def _pace(self) -> None:
+        assert self._rate is not None
+        if not self.done.done():
+            due = int((time.perf_counter() - self._began_s) * self._rate) + 1
+            self._write(min(len(self._lane), self._acknowledged + WINDOW, due))
+            asyncio.get_running_loop().call_later(PACE_S, self._pace)
 
     def _send(self) -> None:
-        assert self._transport is not None
         end = min(len(self._lane), self._acknowledged + WINDOW)
         if end - self._sent < min(WINDOW // 4, len(self._lane) - self._sent):
             return
+        self._write(end)
+
+    def _write(self, end: int) -> None:
+        assert self._transport is not None
         parts: list[bytes] = []
         for number in range(self._sent, end):
             head, rest = self._lane[number]
             parts += (head, (number % PACKETS + 1).to_bytes(2, "big"), rest)
-        self._sent = end
+        self._sent = max(self._sent, end)
         self._transport.write(b"".join(parts))
+
+    def _end_if_done(self) -> None:
         if self._acknowledged == len(self._lane) and not self.done.done():
             self.done.set_result(None)
 

@@ -3,6 +3,7 @@
 Left out: measuring them.
 """
 
+import math
 import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +19,7 @@ from bench.memory import MemoryFigures
 from bench.mqtt import MqttFigures, Whole
 from bench.pipeline import EndToEnd, Figures
 from bench.queries import WIDE, QueryFigures
+from bench.reconnecting import Reconnected
 from bench.singles import Single
 from bench.streams import DAYS
 
@@ -563,10 +565,25 @@ def mqtt_targets(figures: MqttFigures) -> list[Target]:
                    one.bridge_us * one.messages / 1e6),
         )
     ]  # fmt: skip
+    soon = figures.queryable
+    latency = Target(
+        "publish → queryable at half load, p95", _to_row(soon.seconds)["p95"], 300, "ms", True, sum(soon.seconds)
+    )
+    back = [] if figures.reconnected is None else _back(figures.reconnected)
     batches = figures.whole[-1]
     rate = batches.readings / batches.committed_s
     what = f"{batches.readings_per_message} readings a message, end to end"
-    return [*drained, Target(what, rate, 200_000, "readings/s", at_most=False, over_s=batches.committed_s)]
+    whole = Target(what, rate, 200_000, "readings/s", at_most=False, over_s=batches.committed_s)
+    return [*drained, whole, latency, *back]
+
+
+def _back(fleet: Reconnected) -> list[Target]:
+    back_s = math.inf if fleet.back_s is None else fleet.back_s
+    name = f"{fleet.plants:,} plants with certificates"
+    return [
+        Target(f"{name}, all back after the broker's restart", back_s, 60, "s", at_most=True),
+        Target("what the broker acknowledged and nobody has", fleet.lost, 0, "readings", at_most=True),
+    ]
 
 
 def mqtt_object(figures: MqttFigures) -> dict[str, Any]:
@@ -577,6 +594,12 @@ def mqtt_object(figures: MqttFigures) -> dict[str, Any]:
         "mqtt": {
             "drained": [vars(one) for one in figures.drained],
             "end_to_end": [_whole_mqtt(one) for one in figures.whole],
+            "queryable": {
+                "messages_per_s": figures.queryable.messages_per_s,
+                "probed": len(figures.queryable.seconds),
+                "ms": _to_row(figures.queryable.seconds),
+            },
+            "reconnected": figures.reconnected and vars(figures.reconnected) | {"lost": figures.reconnected.lost},
             "repeated_messages": figures.again,
         },
         "targets": [target.plain for target in mqtt_targets(figures)],
@@ -630,8 +653,36 @@ def mqtt_tables(figures: MqttFigures) -> str:
             ("memory of the bridge, peak", *(f"{one.bridge_peak_bytes / MEGABYTE:.0f} MB" for one in figures.whole)),
         ],
     )
+    soon = figures.queryable
+    half = _table(
+        (f"published to queryable, beside {soon.messages_per_s:,.0f} messages/s", ""),
+        [(f"{len(soon.seconds):,} readings", _percentiles(_to_row(soon.seconds)))],
+    )
+    back = [] if figures.reconnected is None else [_reconnected(figures.reconnected)]
     targets = _table(("target", "measured", "wanted", ""), [target.row for target in mqtt_targets(figures)])
-    return "\n\n".join([title, drained, whole, targets])
+    return "\n\n".join([title, drained, whole, half, *back, targets])
+
+
+def _reconnected(fleet: Reconnected) -> str:
+    return _table(
+        (f"{fleet.plants:,} plants with certificates, their broker restarted", ""),
+        [
+            ("made and provisioned, over HTTP", f"{fleet.provisioned_s:.1f} s"),
+            ("all connected, the first time", f"{fleet.connected_s:.1f} s"),
+            ("all back, from the broker's start", _seconds(fleet.back_s)),
+            ("a reading committed again, from then", _seconds(fleet.flowed_s)),
+            ("acknowledged by the broker, sent again", f"{fleet.acknowledged:,}, {fleet.redelivered:,}"),
+            ("stored, waiting at the end", f"{fleet.stored:,}, {fleet.waiting:,}"),
+            ("connections that failed or broke", f"{fleet.failures:,}"),
+            ("the fleet's CPU a connection", f"{fleet.cpu_ms_a_connection:.1f} ms"),
+            ("its CPU while nothing is said", f"{fleet.idle_cpu_share:.2f} of a core"),
+            ("its memory", f"{fleet.kilobytes_a_plant:.0f} kB a plant"),
+        ],
+    )
+
+
+def _seconds(seconds: float | None) -> str:
+    return "never" if seconds is None else f"{seconds:.1f} s"
 
 
 # ---------------------------------------------------------------- tables

@@ -40,6 +40,7 @@ _COMMANDS: Final = {
         "site": _REGISTRY,
         "device": _REGISTRY,
         "key": _REGISTRY,
+        "simulate": "deploy.commands.simulate",
     },
     "About it": {
         "bench": "bench.command",

@@ -155,7 +155,7 @@ def _refused(error: HTTPError) -> RefusedError:
     """In whichever shape the face words it."""
     try:
         content = json.loads(error.read(ANSWER_BYTES_MAX))
-        said = content.get("error", content)
+        said = content["error"] if isinstance(content.get("error"), dict) else content
         return RefusedError(error.code, said["code"], said.get("message") or said.get("detail"))
     except (ValueError, TypeError, KeyError, AttributeError):
         return RefusedError(error.code, "", "")

@@ -84,8 +84,11 @@ def prometheus(directory: Path, targets: Mapping[str, str], interval: str = "500
     """
     config = yaml.safe_load(CONFIG.read_text())
     config["global"] = {"scrape_interval": interval, "scrape_timeout": interval, "evaluation_interval": interval}
-    for job in config["scrape_configs"]:
-        job["static_configs"] = [{"targets": [targets[job["job_name"]]]}]
+    assert {job["job_name"] for job in config["scrape_configs"]} <= targets.keys()
+    # What not everybody runs stands in comments there.
+    config["scrape_configs"] = [
+        {"job_name": job, "static_configs": [{"targets": [target]}]} for job, target in targets.items()
+    ]
     (directory / "rules").mkdir(parents=True)
     for path in RULES:
         content = yaml.safe_load(path.read_text())

@@ -25,7 +25,7 @@ import orjson
 from bench.books import Books
 from bench.errors import BenchError
 from bench.faults.sender import Fate, Link, Sender
-from bench.faults.stage import DATABASE, INGEST_PROCESSES, KAFKA, LOOK_EVERY_S, Stage, signal_process
+from bench.faults.stage import BROKER, DATABASE, INGEST_PROCESSES, KAFKA, LOOK_EVERY_S, Stage, signal_process
 from bench.faults.traffic import CHANNELS, TIMES_A_BATCH, VALUES_A_DEVICE, Device, Kind, Reading
 from bench.parts import Role
 from bench.proxy import Mode, Proxy
@@ -42,15 +42,13 @@ SLOW_DATABASE_S: Final = 0.1
 KILL_EVERY_S: Final = (0.5, 2.0)
 COME_AND_GO_S: Final = 1.5
 SPOOLING_S: Final = 1.0
+UNSAVED_S: Final = 1.0
 UNDECODABLE: Final = 25
 UNDECODABLE_MAX: Final = "SLUICE_LANDING_UNDECODABLE_MAX"
 FLOOD_PAUSE_S: Final = 0.02
 FLOOD_READINGS: Final = 100
 UPGRADE: Final = "import schemas.record as r; r.VERSION += 1; r._VERSIONS = frozenset(range(1, r.VERSION + 1))"
 STARTED_TIMEOUT_S: Final = 60.0
-
-_IS_STORED: Final = """
-SELECT count(*) FROM readings JOIN series USING (series_id) WHERE device_id = $1 AND metric = $2 AND value = $3"""
 
 _SET_ASIDE: Final = "the database refuses records for their content, they are quarantined whole"
 _AWAY_LOG: Final = "spooling: records are acknowledged from the local disk.*see to the log"
@@ -62,7 +60,7 @@ class Fault:
     """A fault that can be run; `happen` is entered and left."""
 
     name: str
-    happen: Callable[[Stage, Sender], AbstractAsyncContextManager[None]]
+    happen: Callable[[Stage, Any], AbstractAsyncContextManager[None]]
     says: str
     """A regular expression; empty for what nobody needs to know of."""
     workers: int = 1
@@ -76,6 +74,10 @@ class Fault:
     """Codes under which it puts accepted readings into the quarantine."""
     stops_workers: bool = False
     """A worker ends because of it."""
+    by_mqtt: bool = False
+    """The load comes through a broker and two bridges."""
+    breaks_broker: bool = False
+    """What the broker loses, or sends once more, nobody behind it can mend: that is counted, and no harm of ours."""
 
     def told(self, said: str) -> bool:
         """Whether the logs tell of it."""
@@ -84,7 +86,7 @@ class Fault:
 
 FAULTS: Final[dict[str, Fault]] = {}
 
-_Happening = Callable[[Stage, Sender], AsyncIterator[None]]
+_Happening = Callable[[Stage, Any], AsyncIterator[None]]
 
 
 def _fault(name: str, says: str = "", **traits: object) -> Callable[[_Happening], _Happening]:
@@ -342,7 +344,7 @@ async def _newer_record_version(stage: Stage, sender: Sender) -> AsyncIterator[N
     yield
     await stage.worker.stop()
     upgraded = await stage.start_patched_worker(UPGRADE)
-    await _until_stored(stage, device, readings[0])
+    await stage.stored([(device, readings[0])], STARTED_TIMEOUT_S)
     await upgraded.stop()
     await stage.start_worker()
 
@@ -355,15 +357,6 @@ def _newer(stage: Stage, device: Device, readings: list[Reading]) -> bytes:
     channel = records.Channel(readings[0].metric, "", "", times, values, records.Quality.TIME_STAMPED.value)
     ids = uuid7().bytes, stage.organisation.bytes, device.device.bytes
     return records.encode(records.Record(records.VERSION + 1, *ids, now, "http", "by-hand", [channel]))
-
-
-async def _until_stored(stage: Stage, device: Device, reading: Reading) -> None:
-    deadline = time.monotonic() + STARTED_TIMEOUT_S
-    async with stage.superuser() as connection:
-        while not await connection.fetchval(_IS_STORED, device.device, reading.metric, reading.value):
-            if time.monotonic() > deadline:
-                raise BenchError(f"the upgraded worker does not land what waited for it: {reading}")
-            await asyncio.sleep(LOOK_EVERY_S)
 
 
 @_fault("undecodable-flood", rf"Undo the last deploy, or raise {UNDECODABLE_MAX}", stops_workers=True)
@@ -409,12 +402,14 @@ async def _ingest_kill(stage: Stage, _: Sender) -> AsyncIterator[None]:
     async with _cut(stage.instance.kafka_proxy):
         await _until_spooling(stage)
         await asyncio.sleep(SPOOLING_S)
+        assert stage.ingest is not None
         signal_process(random.choice(stage.children(stage.ingest)), signal.SIGKILL)
         yield
 
 
 async def _until_spooling(stage: Stage) -> None:
     deadline = time.monotonic() + STARTED_TIMEOUT_S
+    assert stage.ingest is not None
     while not (await stage.ingest.metrics()).get("sluice_ingest_spool_depth_records"):
         if time.monotonic() > deadline:
             raise BenchError("ingest does not spool though the log is away")
@@ -423,8 +418,70 @@ async def _until_spooling(stage: Stage) -> None:
 
 @_fault("rolling-restart-ingest", fails_nothing=True)
 async def _rolling_restart_ingest(stage: Stage, _: Sender) -> AsyncIterator[None]:
+    assert stage.ingest is not None
     async with _replaced(stage, stage.ingest, INGEST_PROCESSES):
         yield
+
+
+# ---------------------------------------------------------------- MQTT
+
+
+@_fault("bridge-kill", "a session was taken.*fence=([2-9]|[1-9][0-9])", by_mqtt=True)
+async def _bridge_kill(stage: Stage, _: object) -> AsyncIterator[None]:
+    """One of two, again and again, with another in its place."""
+    over = asyncio.Event()
+    killing = asyncio.create_task(_kill_bridges(stage, over))
+    yield
+    over.set()
+    await killing
+
+
+async def _kill_bridges(stage: Stage, over: asyncio.Event) -> None:
+    while not over.is_set():
+        await stage.kill_bridge(random.choice(stage.bridges))
+        await stage.start_bridge()
+        await asyncio.sleep(random.uniform(*KILL_EVERY_S))
+
+
+_BROKEN: Final = "the connection to the broker ended"
+
+
+@_fault("broker-kill", _BROKEN, by_mqtt=True, breaks_broker=True)
+async def _broker_kill(stage: Stage, _: object) -> AsyncIterator[None]:
+    """One that was written down a moment ago, as it is every minute."""
+    await stage.instance.save_broker()
+    await asyncio.sleep(UNSAVED_S)
+    await stage.instance.services("kill", BROKER)
+    yield
+    await stage.instance.start(BROKER)
+
+
+@_fault("broker-restart", _BROKEN, by_mqtt=True)
+async def _broker_restart(stage: Stage, _: object) -> AsyncIterator[None]:
+    """In order: it writes down what it has."""
+    await stage.instance.services("stop", BROKER)
+    yield
+    await stage.instance.start(BROKER)
+
+
+@_fault("mqtt-kafka-kill", f"{_BROKEN}|the log is away", by_mqtt=True)
+async def _mqtt_kafka_kill(stage: Stage, _: object) -> AsyncIterator[None]:
+    await stage.instance.services("kill", KAFKA)
+    yield
+    await stage.instance.start(KAFKA)
+
+
+@_fault("mqtt-worker-kill", "a process ended.*status=-9", workers=2, by_mqtt=True)
+async def _mqtt_worker_kill(stage: Stage, _: object) -> AsyncIterator[None]:
+    async with _beside(_kill_again_and_again(stage)):
+        yield
+
+
+@_fault("mqtt-database-kill", _AWAY_DATABASE, by_mqtt=True)
+async def _mqtt_database_kill(stage: Stage, _: object) -> AsyncIterator[None]:
+    await stage.instance.services("kill", DATABASE)
+    yield
+    await stage.instance.start(DATABASE)
 
 
 # ---------------------------------------------------------------- helpers

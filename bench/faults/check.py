@@ -51,6 +51,10 @@ class Verdict:
     """Stored more often than once, at another time than their own, or never sent."""
     quarantined: int = 0
     lost: int = 0
+    lost_by_broker: int = 0
+    """Acknowledged by a broker that broke, and never sent on."""
+    repeated_by_broker: int = 0
+    """Without times of their own, and sent on once more by a broker that broke."""
     wrong: list[str] = field(default_factory=list)
     """What else does not add up."""
     examples: list[str] = field(default_factory=list)
@@ -77,8 +81,10 @@ class Check:
         began_us: int,
         ended_us: int,
         also_refused: Sequence[str] = (),
+        broker_broke: bool = False,
     ) -> None:
         """`also_refused`: codes under which accepted readings may stand in the quarantine, because of the fault."""
+        self._broker_broke = broker_broke
         self._connection = connection
         self._organisation = organisation
         self._devices = devices
@@ -133,7 +139,7 @@ class Check:
                 self._check_reading(device, reading, times, aside, verdict, certain=certain)
             if kind is Kind.BATCH:
                 key = Key(REFUSED_METRIC, "", device.refused_value(number))
-                _check_refused(device, set_aside.pop(key, 0), verdict, certain=certain)
+                self._check_refused(device, set_aside.pop(key, 0), verdict, certain=certain)
         for key, times in stored.items():
             verdict.doubled += len(times)
             verdict.show(f"never sent: device {device.number}, {key}, at {times}")
@@ -154,15 +160,28 @@ class Check:
         """`times` are those at which it is stored, `aside` is how often it stands in the quarantine."""
         standing = len(times) + aside
         if standing == 0 and certain:
-            verdict.lost += 1
-            verdict.show(f"lost: device {device.number}, {reading}")
-        if standing > 1:
+            self._lose(verdict, f"lost: device {device.number}, {reading}")
+        if standing > 1 and self._broker_broke and reading.ts_us is None:
+            verdict.repeated_by_broker += standing - 1
+        elif standing > 1:
             verdict.doubled += standing - 1
             verdict.show(f"stored {standing} times: device {device.number}, {reading}, at {times}")
         for ts_us in times:
             if not (self._is_within(ts_us) if reading.ts_us is None else ts_us == reading.ts_us):
                 verdict.doubled += 1
                 verdict.show(f"stored at {ts_us}, which is not its time: device {device.number}, {reading}")
+
+    def _check_refused(self, device: Device, standing: int, verdict: Verdict, *, certain: bool) -> None:
+        """The refused reading of a batch; of one that was sent again it stands once for each time."""
+        if standing == 0 and certain:
+            self._lose(verdict, f"refused, and not in the quarantine: device {device.number}")
+
+    def _lose(self, verdict: Verdict, what: str) -> None:
+        if self._broker_broke:
+            verdict.lost_by_broker += 1
+        else:
+            verdict.lost += 1
+            verdict.show(what)
 
     def _is_within(self, ts_us: int) -> bool:
         return self._began_us <= ts_us <= self._ended_us
@@ -177,13 +196,6 @@ class Check:
                 f"the ledger has {received} received, {stored} stored, {duplicates} duplicates, {conflicts} "
                 f"conflicts, {quarantined} quarantined, {lost} lost; {rows} are stored"
             )
-
-
-def _check_refused(device: Device, standing: int, verdict: Verdict, *, certain: bool) -> None:
-    """The refused reading of a batch; of one that was sent again it stands once for each time."""
-    if standing == 0 and certain:
-        verdict.lost += 1
-        verdict.show(f"refused, and not in the quarantine: device {device.number}")
 
 
 def _requests(device: Device, journal: Journal) -> Iterator[tuple[Kind, int, Fate]]:

@@ -65,6 +65,13 @@ class Faulted:
         return found
 
     @property
+    def broker(self) -> str:
+        """What became of messages at a broker that broke; empty where there was nothing of it."""
+        lost, again = self.verdict.lost_by_broker, self.verdict.repeated_by_broker
+        told = f"of what it had acknowledged, the broker lost {lost:,} readings, and sent {again:,} on twice"
+        return told if lost or again else ""
+
+    @property
     def drained(self) -> float | None:
         """Of what a backlog is landed at in health."""
         return self.drained_per_s / self.health_per_s if self.drained_per_s and self.health_per_s else None

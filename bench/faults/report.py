@@ -97,6 +97,6 @@ def _words(suite: Suite) -> list[str]:
     words = [
         f"{fault.name}: {what}"
         for fault in suite.faulted
-        for what in (*fault.harm, *fault.verdict.examples, *fault.missed)
+        for what in (*fault.harm, *fault.verdict.examples, *fault.missed, *filter(None, [fault.broker]))
     ]
     return ["", *words] if words else []

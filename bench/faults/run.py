@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import uvloop
 
@@ -19,7 +19,8 @@ from bench.errors import BenchError
 from bench.faults.catalogue import FAULTS, Fault
 from bench.faults.check import Check, Verdict
 from bench.faults.figures import Faulted, Reference, Suite
-from bench.faults.sender import Journal, Sender
+from bench.faults.over_mqtt import MqttSender
+from bench.faults.sender import Journal, Lanes, Sender
 from bench.faults.stage import Instance, Stage, open_stage, own_parts
 from bench.parts import progress
 
@@ -80,11 +81,11 @@ async def run_suite(options: Options, services: Path) -> Suite:
             if rate is None:
                 sustained = await _sustained(options, instance)
                 rate = sustained * SHARE_OF_MACHINE
-            numbers = sorted({fault.workers for fault in faults})
-            health = {workers: await _in_health(workers, rate, options, instance) for workers in numbers}
+            kinds = sorted({(fault.workers, fault.by_mqtt) for fault in faults})
+            health = {kind: await _in_health(*kind, rate, options, instance) for kind in kinds}
             for fault in faults:
                 run = await _attempt(fault, rate, options, instance)
-                faulted.append(replace(run, health_per_s=health[fault.workers]))
+                faulted.append(replace(run, health_per_s=health[fault.workers, fault.by_mqtt]))
     return Suite(options.seconds, options.hold, Reference(sustained, rate or 0.0), faulted)
 
 
@@ -99,10 +100,10 @@ async def _attempt(fault: Fault, rate: float, options: Options, instance: Instan
 # ---------------------------------------------------------------- the measure
 
 
-async def _in_health(workers: int, rate: float, options: Options, instance: Instance) -> float | None:
+async def _in_health(workers: int, by_mqtt: bool, rate: float, options: Options, instance: Instance) -> float | None:
     """What a backlog is landed at, in readings a second; None where there was none worth the name."""
     progress(f"landing a backlog of {options.hold:g} s in health, at {rate:,.0f} readings/s")
-    held = await run_fault(replace(_HELD, workers=workers), rate, options, instance)
+    held = await run_fault(replace(_HELD, workers=workers, by_mqtt=by_mqtt), rate, options, instance)
     if not held.verdict.is_kept:
         raise BenchError(f"readings are lost or doubled without a fault: {held.verdict}")
     return held.drained_per_s
@@ -125,7 +126,7 @@ async def _sustained(options: Options, instance: Instance) -> float:
 
 
 @asynccontextmanager
-async def _hold_workers(stage: Stage, _: Sender) -> AsyncIterator[None]:
+async def _hold_workers(stage: Stage, _: object) -> AsyncIterator[None]:
     with stage.worker.held():
         yield
 
@@ -143,7 +144,7 @@ async def run_fault(fault: Fault, rate: float, options: Options, instance: Insta
         began_us = time.time_ns() // 1_000
         watching = asyncio.create_task(stage.watch())
         stack.callback(watching.cancel)
-        sender = Sender(stage.port, stage.devices, CONNECTIONS, rate)
+        sender = await _sender(fault, stage, rate)
         if fault.at_start:
             healed = await _from_the_start(fault, stage, sender, stack, options)
         else:
@@ -152,6 +153,8 @@ async def run_fault(fault: Fault, rate: float, options: Options, instance: Insta
         await asyncio.sleep(max(options.tail, sender.began + options.seconds - time.monotonic()))
         await sender.stop()
         try:
+            if isinstance(sender, MqttSender):
+                await stage.stored(await sender.end(), RECOVERY_MAX_S)
             await stage.settled(RECOVERY_MAX_S)
             stuck = ""
         except BenchError as error:
@@ -165,10 +168,18 @@ async def run_fault(fault: Fault, rate: float, options: Options, instance: Insta
         return _faulted(fault, stage, sender, healed, rate, verdict)
 
 
+async def _sender(fault: Fault, stage: Stage, rate: float) -> Lanes[Any]:
+    if not fault.by_mqtt:
+        return Sender(stage.port, stage.devices, CONNECTIONS, rate)
+    await stage.instance.fresh_broker()
+    return MqttSender(stage.instance.broker_port, stage.devices, CONNECTIONS, rate, stage.organisation)
+
+
 async def _in_the_middle(
-    fault: Fault, stage: Stage, sender: Sender, stack: AsyncExitStack, options: Options
+    fault: Fault, stage: Stage, sender: Lanes[Any], stack: AsyncExitStack, options: Options
 ) -> float:
-    await asyncio.gather(stage.start_ingest(), stage.start_worker(fault.workers))
+    way_in = stage.start_bridges() if fault.by_mqtt else stage.start_ingest()
+    await asyncio.gather(way_in, stage.start_worker(fault.workers))
     await stack.enter_async_context(sender)
     await asyncio.sleep(options.lead)
     async with fault.happen(stage, sender):
@@ -178,7 +189,7 @@ async def _in_the_middle(
 
 
 async def _from_the_start(
-    fault: Fault, stage: Stage, sender: Sender, stack: AsyncExitStack, options: Options
+    fault: Fault, stage: Stage, sender: Lanes[Any], stack: AsyncExitStack, options: Options
 ) -> float:
     async with fault.happen(stage, sender):
         await stage.start_ingest()
@@ -201,6 +212,7 @@ async def _check(fault: Fault, stage: Stage, journal: Journal, began_us: int) ->
             began_us=began_us,
             ended_us=time.time_ns() // 1_000,
             also_refused=fault.refuses,
+            broker_broke=fault.breaks_broker,
         )
         return await check.run(journal)
 
@@ -216,11 +228,13 @@ def _ended(fault: Fault, stage: Stage) -> list[str]:
     if fault.stops_workers:
         return []
     return [
-        f"{role.process.name} ended with status {role.process.status}" for role in stage.roles if role.process.failed
+        f"{role.process.name} ended with status {role.process.status}"
+        for role in stage.roles
+        if role.process.failed and role not in stage.killed
     ]
 
 
-def _faulted(fault: Fault, stage: Stage, sender: Sender, healed: float, rate: float, verdict: Verdict) -> Faulted:
+def _faulted(fault: Fault, stage: Stage, sender: Lanes[Any], healed: float, rate: float, verdict: Verdict) -> Faulted:
     journal, landing = sender.journal, stage.landing
     first_acknowledged = journal.first_after(healed)
     first = landing.first_after(healed)

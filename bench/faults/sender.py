@@ -14,11 +14,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from enum import IntEnum
 from itertools import count
-from typing import Final, NamedTuple
+from typing import Final, Generic, NamedTuple, Protocol, Self, TypeVar
 
 import orjson
 
-from bench.faults.traffic import MIX, READINGS_A_ROUND, Device, Kind
+from bench.faults.traffic import MIX, Device, Kind
 from bench.load import LOOPBACK
 
 ANSWER_TIMEOUT_S: Final = 30.0
@@ -93,6 +93,12 @@ class Answer(NamedTuple):
     closes: bool
 
 
+class Connection(Protocol):
+    """What a lane of a sender has and ends with."""
+
+    def close(self) -> None: ...
+
+
 class Link:
     """A connection that is made when it is needed, and made anew when it has ended."""
 
@@ -133,7 +139,10 @@ async def _read(reader: asyncio.StreamReader) -> Answer:
     return Answer(int(head[9:12]), body, b"\r\nconnection: close" in head)
 
 
-class Sender:
+L = TypeVar("L", bound=Connection)
+
+
+class Lanes(Generic[L]):
     """Connections that share the devices, each with some of its own.
 
     Three quarters of them send from the start. Others come later: with devices that nobody has heard of so far, whose
@@ -153,7 +162,16 @@ class Sender:
         self._stopped = False
         self._lanes: list[asyncio.Task[None]] = []
 
-    async def __aenter__(self) -> "Sender":
+    #: What every device sends in turn.
+    mix: Sequence[Kind] = MIX
+
+    def _link(self) -> L:
+        raise NotImplementedError
+
+    async def _attempt(self, link: L, device: Device, kind: Kind, number: int) -> Fate:
+        raise NotImplementedError
+
+    async def __aenter__(self) -> Self:
         self.began = time.monotonic()
         self._lanes = [asyncio.create_task(self._run(share, lane)) for lane, share in enumerate(self._shares)]
         return self
@@ -180,9 +198,9 @@ class Sender:
             self._widened.clear()
             await self._widened.wait()
         due = loop.time() + self._interval_s() * lane / len(self._shares)
-        link = Link(self._port)
+        link = self._link()
         try:
-            for device, kind in _turns(devices):
+            for device, kind in _turns(devices, self.mix):
                 if self._stopped:
                     return
                 due = max(due + self._interval_s(), loop.time() - BEHIND_MAX_S)
@@ -194,25 +212,34 @@ class Sender:
     def _interval_s(self) -> float:
         if self._rate is None:
             return 0.0
-        return self._active * READINGS_A_ROUND / len(MIX) / self._rate
+        return self._active * sum(kind.readings for kind in self.mix) / len(self.mix) / self._rate
 
-    async def _deliver(self, link: Link, device: Device, kind: Kind) -> None:
+    async def _deliver(self, link: L, device: Device, kind: Kind) -> int:
+        """Its number."""
         journal = self.journal
         number = journal.begin(device, kind)
-        request = device.request(kind, number)
-        fate = await self._attempt(link, request, kind)
+        fate = await self._attempt(link, device, kind, number)
         repeats = TRIES - 1 if kind.repeatable else 0
         while repeats and fate is not Fate.ACKNOWLEDGED and not self._stopped:
             repeats -= 1
             await asyncio.sleep(random.uniform(*WAIT_S))
-            again = await self._attempt(link, request, kind)
+            again = await self._attempt(link, device, kind, number)
             # An attempt that was certainly not kept says nothing of the one before.
             fate = again if again is not Fate.NOT_KEPT else fate
         journal.end(device, kind, number, fate)
         if kind.repeatable and fate is Fate.ACKNOWLEDGED and random.random() < REPEATED_SHARE:
-            await self._attempt(link, request, kind)
+            await self._attempt(link, device, kind, number)
+        return number
 
-    async def _attempt(self, link: Link, request: bytes, kind: Kind) -> Fate:
+
+class Sender(Lanes[Link]):
+    """Over HTTP."""
+
+    def _link(self) -> Link:
+        return Link(self._port)
+
+    async def _attempt(self, link: Link, device: Device, kind: Kind, number: int) -> Fate:
+        request = device.request(kind, number)
         try:
             await link.connect()
         except OSError as error:
@@ -244,10 +271,10 @@ class Sender:
         return Fate.UNKNOWN
 
 
-def _turns(devices: Sequence[Device]) -> Iterator[tuple[Device, Kind]]:
+def _turns(devices: Sequence[Device], mix: Sequence[Kind]) -> Iterator[tuple[Device, Kind]]:
     for turn in count():
         for device in devices:
-            yield device, MIX[turn % len(MIX)]
+            yield device, mix[turn % len(mix)]
 
 
 class Landing:

@@ -8,6 +8,7 @@ processes, workers, and a data directory; all of it is removed after it. Left ou
 import asyncio
 import itertools
 import os
+import shutil
 import signal
 import tempfile
 import time
@@ -23,7 +24,7 @@ import asyncpg
 from bench.books import Books
 from bench.errors import BenchError
 from bench.faults.sender import Landing
-from bench.faults.traffic import Device
+from bench.faults.traffic import Device, Reading
 from bench.load import LOOPBACK
 from bench.parts import (
     CHECKOUT,
@@ -40,7 +41,7 @@ from bench.parts import (
 )
 from bench.proxy import Proxy
 from bench.registry import register
-from bench.usage import family, free_port
+from bench.usage import family, free_port, listener
 from runtime.secrets import VARIABLE as KEYS_VARIABLE
 from runtime.secrets import new_ring
 
@@ -50,8 +51,11 @@ BACK_BY_US: Final = 3_600_000_000
 LOOK_EVERY_S: Final = 0.1
 LOOK_TIMEOUT_S: Final = 2.0
 BOOTSTRAP: Final = CHECKOUT / "deploy" / "sql" / "bootstrap.sql"
-KAFKA, DATABASE = "kafka", "timescaledb"
+KAFKA, DATABASE, BROKER = "kafka", "timescaledb", "mosquitto"
+BRIDGES: Final = 2
 
+_IS_STORED: Final = """
+SELECT count(*) FROM readings JOIN series USING (series_id) WHERE device_id = $1 AND metric = $2 AND value = $3"""
 _LANDED: Final = "SELECT coalesce(sum(received), 0)::bigint FROM ledger"
 
 
@@ -84,7 +88,7 @@ class Instance:
         return await asyncio.to_thread(run_services, self.home, *arguments)
 
     async def start(self, *names: str) -> None:
-        """Those of `kafka` and `timescaledb` that do not run, both when none is named; done when they answer."""
+        """Those named that do not run, when none is the log and the database; done when they answer."""
         small = ["--small-disk"] if self._small_disk else []
         advertise = ["--kafka-advertise", str(self._kafka_port)]
         exported = await self.services("start", *(names or (KAFKA, DATABASE)), *small, *advertise)
@@ -92,6 +96,30 @@ class Instance:
         self._urls |= dict(line.split("=", 1) for line in lines)
         self.kafka_proxy.target_port = _port(self._urls["SLUICE_LOG_URL"])
         self.database_proxy.target_port = _port(self._urls["SLUICE_DATABASE_URL"])
+
+    async def fresh_broker(self) -> None:
+        """One without the sessions of an earlier run, for which it would keep everything."""
+        await self.services("stop", BROKER)
+        shutil.rmtree(self.home / BROKER / "data", ignore_errors=True)
+        await self.start(BROKER)
+
+    async def save_broker(self) -> None:
+        """Sessions, subscriptions and messages, into its file."""
+        file = self.home / BROKER / "data" / "mosquitto.db"
+        signal_process(listener(self.broker_port), signal.SIGUSR1)
+        deadline = time.monotonic() + READY_TIMEOUT_S
+        while not await asyncio.to_thread(file.exists):
+            if time.monotonic() > deadline:
+                raise BenchError("the broker does not write down what it has")
+            await asyncio.sleep(LOOK_EVERY_S)
+
+    @property
+    def broker_url(self) -> str:
+        return self._urls["SLUICE_MQTT_URL"]
+
+    @property
+    def broker_port(self) -> int:
+        return _port(self.broker_url)
 
     async def restart(self, name: str) -> None:
         await self.services("restart", name, "--kafka-advertise", str(self._kafka_port))
@@ -165,6 +193,9 @@ class Stage:
         self.landing = Landing()
         self.port = free_port()
         self.roles: list[Role] = []
+        self.bridges: list[Role] = []
+        self.killed: list[Role] = []
+        self.ingest: Role | None = None
         self._shop = shop
         self._settings = settings
 
@@ -176,6 +207,18 @@ class Stage:
             SLUICE_HTTP_LISTEN=f"{LOOPBACK}:{self.port}",
             SLUICE_HTTP_PROCESSES=str(INGEST_PROCESSES),
         )
+
+    async def start_bridges(self) -> None:
+        await asyncio.gather(*(self.start_bridge() for _ in range(BRIDGES)))
+
+    async def start_bridge(self) -> None:
+        self.bridges.append(await self._start("bridge", SLUICE_MQTT_URL=self.instance.broker_url))
+
+    async def kill_bridge(self, bridge: Role) -> None:
+        """As a machine that goes away."""
+        self.bridges.remove(bridge)
+        self.killed.append(bridge)
+        bridge.process.send_signal(signal.SIGKILL)
 
     async def start_worker(self, processes: int = 1, settings: Mapping[str, str] | None = None) -> Role:
         self.worker = await self._start("worker", SLUICE_WORKER_PROCESSES=str(processes), **(settings or {}))
@@ -249,10 +292,25 @@ class Stage:
         while not self.landing.moments or self.landing.moments[-1] < now:  # noqa: ASYNC110 - nothing else tells
             await asyncio.sleep(LOOK_EVERY_S)
 
+    async def _spooled(self) -> float:
+        return (
+            0.0 if self.ingest is None else (await self.ingest.metrics()).get("sluice_ingest_spool_depth_records", 0)
+        )
+
+    async def stored(self, readings: Sequence[tuple[Device, Reading]], timeout_s: float) -> None:
+        """Once all of these are. Raises `BenchError` when that takes too long."""
+        deadline = time.monotonic() + timeout_s
+        async with self.superuser() as connection:
+            for device, reading in readings:
+                while not await connection.fetchval(_IS_STORED, device.device, reading.metric, reading.value):
+                    if time.monotonic() > deadline:
+                        raise BenchError(f"not stored after {timeout_s:g} s: device {device.number}, {reading}")
+                    await asyncio.sleep(LOOK_EVERY_S)
+
     async def settled(self, timeout_s: float) -> None:
         """Once no spool holds a record and all of the log has landed. Raises `BenchError` when it takes too long."""
         deadline = time.monotonic() + timeout_s
-        while depth := (await self.ingest.metrics()).get("sluice_ingest_spool_depth_records", 0):
+        while depth := await self._spooled():
             if time.monotonic() > deadline:
                 raise BenchError(f"{depth:.0f} records are still in spools after {timeout_s:g} s")
             await asyncio.sleep(LOOK_EVERY_S)

@@ -48,7 +48,8 @@ class Kind(Enum):
 
 #: In turn, by every device.
 MIX: Final = (*[Kind.BATCH] * 3, Kind.SINGLE, *[Kind.BATCH] * 3, Kind.SINGLE, Kind.NAMED, Kind.SINGLE)
-READINGS_A_ROUND: Final = sum(kind.readings for kind in MIX)
+#: Over MQTT, where nothing names a message.
+MQTT_MIX: Final = (Kind.BATCH, Kind.SINGLE, Kind.SINGLE, Kind.SINGLE)
 
 
 class Reading(NamedTuple):
@@ -84,14 +85,21 @@ class Device:
         """By which the refused reading of a batch is found in the quarantine."""
         return float(self.number * VALUES_A_DEVICE + number)
 
-    def request(self, kind: Kind, number: int) -> bytes:
-        if kind is Kind.SINGLE:
-            return self._get(self.readings(kind, number))
+    def body(self, kind: Kind, number: int) -> bytes:
+        """As JSON, the refused reading of a batch among them."""
         measurements = [_plain(reading) for reading in self.readings(kind, number)]
         if kind is Kind.BATCH:
             refused = {"type": REFUSED_METRIC, "value": self.refused_value(number), "unit": REFUSED_UNIT}
-            return json_post(self.token, orjson.dumps({"measurements": [*measurements, refused]}))
-        body = orjson.dumps({"measurements": measurements})
+            measurements.append(refused)
+        return orjson.dumps({"measurements": measurements})
+
+    def request(self, kind: Kind, number: int) -> bytes:
+        """As it is sent over HTTP."""
+        if kind is Kind.SINGLE:
+            return self._get(self.readings(kind, number))
+        body = self.body(kind, number)
+        if kind is Kind.BATCH:
+            return json_post(self.token, body)
         head, _, rest = json_post(self.token, body).partition(b"\r\n")
         return b"%s\r\nIdempotency-Key: %s\r\n%s" % (head, f'"{self.device}-{number}"'.encode(), rest)
 

@@ -58,6 +58,11 @@ def instance(runner: asyncio.Runner, tmp_path_factory: pytest.TempPathFactory) -
         "undecodable-flood",
         "ingest-kill",
         "rolling-restart-ingest",
+        "bridge-kill",
+        "broker-restart",
+        "mqtt-kafka-kill",
+        "mqtt-worker-kill",
+        "mqtt-database-kill",
     ],
 )
 def test_nothing_acknowledged_is_lost_or_doubled(name: str, instance: Instance, runner: asyncio.Runner) -> None:
@@ -70,6 +75,17 @@ def test_nothing_acknowledged_is_lost_or_doubled(name: str, instance: Instance, 
         assert faulted.first_landed_s is not None
 
     runner.run(test())
+
+
+def test_what_a_killed_broker_loses_is_counted_and_nothing_else_is_lost(
+    instance: Instance, runner: asyncio.Runner
+) -> None:
+    """It had its sessions written down before; what came since is its own to lose."""
+    faulted = runner.run(run_fault(FAULTS["broker-kill"], RATE, OPTIONS, instance))
+    assert faulted.harm == [], (faulted, faulted.verdict.examples)
+    verdict = faulted.verdict
+    assert verdict.acknowledged > verdict.lost_by_broker
+    assert verdict.stored + verdict.lost_by_broker >= verdict.acknowledged - verdict.quarantined
 
 
 @asynccontextmanager

@@ -35,7 +35,7 @@ def test_a_small_run_over_mqtt_measures_everything(bare_database: Database, serv
         SLUICE_MQTT_URL=services["SLUICE_MQTT_URL"],
         SLUICE_SECRET_KEYS=str(new_ring()),
     )
-    small = ("--messages=400", "--devices=20", "--readings-per-message=10", "--batches=100")
+    small = ("--messages=400", "--devices=20", "--readings-per-message=10", "--batches=100", "--plants=20")
 
     told = json.loads(sluice(environment, "bench", "mqtt", "--json", *small))["mqtt"]
 
@@ -44,6 +44,11 @@ def test_a_small_run_over_mqtt_measures_everything(bare_database: Database, serv
     assert [(one["messages"], one["readings_per_message"]) for one in told["end_to_end"]] == [(400, 1), (100, 10)]
     assert all(one["committed_readings_per_s"] > 0 for one in told["end_to_end"])
     assert told["repeated_messages"] == 0
+    assert 0 < told["queryable"]["ms"]["p50"] <= told["queryable"]["ms"]["p95"]
+    fleet = told["reconnected"]
+    assert (fleet["plants"], fleet["lost"], fleet["waiting"]) == (20, 0, 0)
+    assert fleet["stored"] == fleet["acknowledged"] > 0
+    assert min(fleet["connected_s"], fleet["back_s"], fleet["flowed_s"]) > 0
 
 
 def test_a_small_registry_is_measured_by_every_filter(bare_database: Database, services: dict[str, str]) -> None:

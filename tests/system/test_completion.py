@@ -30,7 +30,7 @@ def completed(script: str, *words: str) -> list[str]:
 
 def test_bash_completes_commands_options_and_words_with_colons() -> None:
     script = sluice(clean_environment(), "completion", "bash")
-    assert completed(script, "sluice", "si") == ["site"]
+    assert completed(script, "sluice", "sit") == ["site"]
     assert completed(script, "sluice", "site", "create", "--time") == ["--timezone"]
     assert completed(script, "sluice", "key", "create", "x", "--scope", "dev") == ["devices:read", "devices:write"]
     assert completed(script, "sluice", "key", "create", "x", "--scope", "devices", ":") == ["read", "write"]
