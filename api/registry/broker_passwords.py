@@ -1,8 +1,8 @@
 """Passwords at the broker, and what it keeps of one: PBKDF2 with SHA-512, as Mosquitto writes it.
 
-`$7$iterations$salt$hash`; its dynamic-security plugin keeps the same three parts. As many rounds as Mosquitto makes by default: the passwords
-are of 190 random bits, which rounds cannot make harder to guess, and a broker computes them in its only thread for
-every client that connects. Left out: people's passwords (`api.access.passwords`).
+`$7$iterations$salt$hash`; its plugin keeps the same three parts. As many rounds as Mosquitto makes by
+default: the passwords are of 190 random bits, which rounds cannot make harder to guess, and a broker computes them in
+its only thread for every client that connects. Left out: people's passwords (`api.access.passwords`).
 """
 
 import base64
