@@ -126,7 +126,7 @@ class Broker:
         return aiomqtt.Client(
             "127.0.0.1", self.ports[listener], username=user, password=password, identifier=client_id,
             protocol=aiomqtt.ProtocolVersion.V5, timeout=_TIMEOUT_S,
-            **({"tls_context": self._tls()} if listener in (TOKEN, PASSWORD) else {}), **options,
+            tls_context=self._tls() if listener in (TOKEN, PASSWORD) else None, **options,
         )  # fmt: skip
 
     def certified(self, package: Any, client_id: str = "test", **options: Any) -> "Certified":

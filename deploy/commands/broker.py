@@ -33,7 +33,8 @@ def broker_keep(metrics_listen: str | None) -> None:
 def broker_seed(file: Path, json: bool | None) -> None:
     """Write what the broker's plugin reads at its start.
 
-    The broker must not run: it would write over it. The list of revoked certificates (SLUICE_BROKER_CRL_FILE) is written beside it.
+    The broker must not run: it would write over it. The list of revoked certificates (SLUICE_BROKER_CRL_FILE) is
+    written beside it.
     """
     from deploy.broker import seed_broker  # noqa: PLC0415 - who keeps the broker does not need it
 

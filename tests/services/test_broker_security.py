@@ -42,6 +42,7 @@ from tests.services.test_plants_face import PATH, active, step
 from tests.support import run
 
 METHODS = sorted(LISTENERS)
+PENDING = {"name": "Plant", "serialNumber": "pending", "type": "SENSOR", "authMethod": "PASSWORD"}
 #: What is promised of cutting off.
 CUT_OFF_S = 5.0
 
@@ -462,6 +463,46 @@ def test_without_a_list_of_revoked_certificates_passwords_are_kept_all_the_same(
     run(test())
 
 
+def test_the_registry_says_whom_the_broker_is_to_know(any_database: Database) -> None:
+    async def test() -> None:
+        async with people_with_authority(any_database) as here:
+            plants = {method: await equipped(here, method) for method in METHODS}
+            names = {UUID(plant): method for method, (plant, _) in plants.items()}
+            await here.ask("POST", PATH, here.key, PENDING)
+
+            async def known() -> dict[str, tuple[bool, bool, bool]]:
+                """Of each whether it is enabled, ends, and had a certificate revoked."""
+                reader: Any = await connect(any_database.settings, role="sluice_worker", application="test")
+                rows = await reader.fetch("SELECT * FROM broker_clients")
+                await reader.close()
+                assert all(row["user_name"] == str(row["device_id"]) for row in rows)
+                assert all(row["kind"] == names[row["device_id"]] for row in rows)
+                return {
+                    row["kind"]: (row["enabled"], row["until"] is not None, row["revoked"] is not None)
+                    for row in rows
+                }
+
+            assert await known() == {"PASSWORD": (True, False, False), "TOKEN": (True, True, False)}
+            for plant, _ in plants.values():
+                assert await step(here, plant, "suspend") == 200
+            suspended = {
+                "MTLS": (False, False, True),
+                "PASSWORD": (False, False, False),
+                "TOKEN": (False, True, False),
+            }
+            assert await known() == suspended
+            for plant, _ in plants.values():
+                assert await step(here, plant, "reactivate") == 200
+            assert await known() == {"PASSWORD": (True, False, False), "TOKEN": (True, True, False)}
+            await here.superuser("UPDATE plants SET broker_password_until = now() WHERE auth_method = 'TOKEN'")
+            assert (await known())["TOKEN"] == (False, True, False)
+            for plant, _ in plants.values():
+                assert await step(here, plant, "revoke") == 200
+            assert await known() == {"MTLS": (False, False, True)}
+
+    run(test())
+
+
 # ---------------------------------------------------------------- nothing is dropped
 
 
@@ -473,12 +514,12 @@ def test_a_flood_that_no_bridge_takes_is_kept_whole(database: Database, tmp_path
         async with stage(tmp_path, database) as (here, kept):
             plant, password = await equipped(here, "PASSWORD")
             await let_in(kept, "PASSWORD", plant, password)
-            kept_for_an_hour = Properties(PacketTypes.CONNECT)
+            kept_for_an_hour: Any = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
             kept_for_an_hour.SessionExpiryInterval = 3_600
             session = {"clean_start": False, "properties": kept_for_an_hour}
             async with kept.broker.bridge("slow", **session) as bridge:
                 await bridge.subscribe("cpi/+/telemetry", qos=1)
-            options = {"max_queued_outgoing_messages": count, "max_inflight_messages": 1_000}
+            options: dict[str, Any] = {"max_queued_outgoing_messages": count, "max_inflight_messages": 1_000}
             async with kept.broker.client(PASSWORD, plant, password, **options) as sender:
                 topic = f"cpi/{plant}/telemetry"
                 for first in range(0, count, 1_000):
