@@ -138,7 +138,7 @@ def _operations(door: Door, ring: KeyRing, settings: ApiSettings, metrics: ApiMe
             MeasurementOperations(ring, settings, metrics),
             DeviceGroupOperations(ring),
             TelemetryOperations(settings, metrics),
-            BrokerOperations(),
+            BrokerOperations(ring),
             UnassignedDeviceOperations(ring),
         )
     ]

@@ -38,9 +38,7 @@ async def write_seed(settings: Settings, file: Path) -> int:
     connection = await login(settings)
     try:
         await connection.execute(f"SET ROLE {ROLE}")
-        content = await seeded(
-            connection, own, hashes, broker.broker_clients_max, with_certificates=lists is not None
-        )
+        content = await seeded(connection, own, hashes, broker, with_certificates=lists is not None)
     finally:
         await connection.close()
     if lists is not None:

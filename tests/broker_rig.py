@@ -40,8 +40,10 @@ SOURCE: Final = CHECKOUT / "deploy" / "mosquitto"
 KEEPER_PASSWORD, BRIDGE_PASSWORD, COMMANDS_PASSWORD = "keeper-password", "bridge-password", "commands-password"
 #: By the port that the configuration names.
 OURS, MTLS, TOKEN, PASSWORD = 1883, 8883, 8884, 8885
+#: Of the broker for sites.
+SITES_OURS, SITES = 1884, 8886
 LISTENERS: Final = {"MTLS": MTLS, "TOKEN": TOKEN, "PASSWORD": PASSWORD}
-_PATHS: Final = ("/etc/mosquitto/sluice", "/var/lib/mosquitto", "/run/mosquitto")
+_PATHS: Final = ("/etc/mosquitto/sluice", "/var/lib/mosquitto/sites", "/var/lib/mosquitto", "/run/mosquitto")
 _TIMEOUT_S: Final = 20.0
 
 
@@ -63,6 +65,7 @@ class Broker:
     """One of a test's own, with the configuration that is delivered, on ports and in a directory of its own."""
 
     directory: Path
+    source: str = "mosquitto.conf"
     ports: dict[int, int] = field(default_factory=dict)
     process: "subprocess.Popen[bytes] | None" = None
 
@@ -79,10 +82,10 @@ class Broker:
         for file in ("acl", "conf.d/keeping.conf"):
             (self.directory / file).write_text((SOURCE / file).read_text())
             (self.directory / file).chmod(0o600)
-        text = (SOURCE / "mosquitto.conf").read_text().replace("user mosquitto", "user root")
+        text = (SOURCE / self.source).read_text().replace("user mosquitto", "user root")
         for path in _PATHS:
             text = text.replace(path, str(self.directory))
-        for port in (OURS, MTLS, TOKEN, PASSWORD):
+        for port in map(int, re.findall(r"^listener (\d+)", text, flags=re.MULTILINE)):
             with listen("TEST", "127.0.0.1:0") as free:
                 self.ports[port] = address_of(free).port
             text = re.sub(
@@ -110,13 +113,17 @@ class Broker:
         return {
             "SLUICE_DATABASE_URL": database.url,
             "SLUICE_SECRET_KEYS": str(RING),
-            "SLUICE_BROKER_URL": f"mqtt://sluice-broker:{KEEPER_PASSWORD}@127.0.0.1:{self.ports[OURS]}",
+            "SLUICE_BROKER_URL": f"mqtt://sluice-broker:{KEEPER_PASSWORD}@127.0.0.1:{self._port_of_ours}",
             "SLUICE_BROKER_BRIDGE_PASSWORD": BRIDGE_PASSWORD,
             "SLUICE_BROKER_COMMANDS_PASSWORD": COMMANDS_PASSWORD,
             "SLUICE_BROKER_CRL_FILE": str(self.directory / "sluice-crl.pem"),
             "SLUICE_BROKER_PID_FILE": str(self.directory / "mosquitto.pid"),
             "SLUICE_BROKER_RETRY_S": "0.1",
         } | more
+
+    @property
+    def _port_of_ours(self) -> int:
+        return next(port for name, port in self.ports.items() if name in (OURS, SITES_OURS))
 
     # ------------------------------------------------------------ clients
 
@@ -126,7 +133,7 @@ class Broker:
         return aiomqtt.Client(
             "127.0.0.1", self.ports[listener], username=user, password=password, identifier=client_id,
             protocol=aiomqtt.ProtocolVersion.V5, timeout=_TIMEOUT_S,
-            tls_context=self._tls() if listener in (TOKEN, PASSWORD) else None, **options,
+            tls_context=self._tls() if listener in (TOKEN, PASSWORD, SITES) else None, **options,
         )  # fmt: skip
 
     def certified(self, package: Any, client_id: str = "test", **options: Any) -> "Certified":
@@ -196,9 +203,9 @@ async def ended(client: aiomqtt.Client) -> None:
 
 
 @contextmanager
-def configured(directory: Path) -> Iterator[Broker]:
+def configured(directory: Path, source: str = "mosquitto.conf") -> Iterator[Broker]:
     """Ended by its own pid."""
-    broker = Broker(directory)
+    broker = Broker(directory, source)
     broker.configure()
     try:
         yield broker
@@ -278,7 +285,7 @@ async def secured(directory: Path, database: Database, **more: str) -> AsyncIter
     """A broker that knows whom the database, which has an authority, knows; kept."""
     with configured(directory) as broker:
         await certify(broker, database)
-        await seed(broker, database)
+        await seed(broker, database, **more)
         broker.start()
         async with keeping(broker, database, **more) as kept:
             await kept.agreed()

@@ -48,8 +48,8 @@ DELETE FROM plant_packages WHERE device_id = ANY (ARRAY(
     SELECT device_id FROM plant_packages WHERE expires_at <= now() ORDER BY expires_at LIMIT $1))
 """
 _FORGET_HANDOVERS: Final = """
-DELETE FROM broker_handovers WHERE device_id = ANY (ARRAY(
-    SELECT device_id FROM broker_handovers WHERE expires_at <= now() ORDER BY expires_at LIMIT $1))
+DELETE FROM broker_handovers WHERE subject_id = ANY (ARRAY(
+    SELECT subject_id FROM broker_handovers WHERE expires_at <= now() ORDER BY expires_at LIMIT $1))
 """
 _FORGET_SECRETS: Final = """
 UPDATE plants p SET former_secret = NULL, former_secret_until = NULL

@@ -23,9 +23,9 @@ _ALPHABET: Final = string.ascii_letters + string.digits
 _CHARACTERS: Final = 32
 
 _HAND_OVER: Final = """
-INSERT INTO broker_handovers (device_id, organisation_id, hash, sealed, expires_at)
-VALUES ($1, $2, $3, $4, now() + $5)
-ON CONFLICT (device_id) DO UPDATE
+INSERT INTO broker_handovers (subject_id, organisation_id, device_id, site_id, hash, sealed, expires_at)
+VALUES (coalesce($2, $3), $1, $2, $3, $4, $5, now() + $6)
+ON CONFLICT (subject_id) DO UPDATE
 SET hash = EXCLUDED.hash, sealed = EXCLUDED.sealed, expires_at = EXCLUDED.expires_at
 """
 
@@ -48,7 +48,16 @@ class Handovers:
 
     async def give(self, connection: Any, organisation: UUID, device: UUID, password: str) -> str:
         """In the transaction that keeps the hash, which is returned; in place of what was on its way."""
-        made = broker_hash(password)
-        sealed = self._seal.seal(password.encode())
-        await connection.execute(_HAND_OVER, device, organisation, made, sealed, timedelta(hours=HANDOVER_HOURS))
+        return await self._give(connection, organisation, device, None, password)
+
+    async def give_site(self, connection: Any, organisation: UUID, site: UUID, password: str) -> str:
+        """The same for what a site's own devices log in with."""
+        return await self._give(connection, organisation, None, site, password)
+
+    async def _give(
+        self, connection: Any, organisation: UUID, device: UUID | None, site: UUID | None, password: str
+    ) -> str:
+        made, sealed = broker_hash(password), self._seal.seal(password.encode())
+        hours = timedelta(hours=HANDOVER_HOURS)
+        await connection.execute(_HAND_OVER, organisation, device, site, made, sealed, hours)
         return made

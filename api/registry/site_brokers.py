@@ -11,7 +11,7 @@ from uuid import UUID
 from api.http.problems import Problem
 from api.problems import SITE_BROKER_NOT_FOUND, SITE_NOT_FOUND
 from api.registry import audit, sites
-from api.registry.broker_passwords import broker_hash, make_password
+from api.registry.broker_passwords import Handovers, make_password
 
 _ALPHABET: Final = "abcdefghijklmnopqrstuvwxyz234567"
 _CHARACTERS: Final = 8
@@ -43,14 +43,14 @@ async def get(connection: Any, site: UUID) -> Any:
     return row
 
 
-async def issue(connection: Any, organisation: UUID, site: UUID) -> str:
+async def issue(connection: Any, handovers: Handovers, organisation: UUID, site: UUID) -> str:
     """A password, which is shown this once: the site's first, or in place of the former one, which ends.
 
     Raises the problem of a site that is not there.
     """
     await sites.lock(connection, site)
     password = make_password()
-    hashed = broker_hash(password)
+    hashed = await handovers.give_site(connection, organisation, site, password)
     if await connection.execute(_ROTATE, site, hashed) == "UPDATE 0":
         await _give_prefix(connection, organisation, site, hashed)
     await audit.record(connection, "site.mqtt_password_issued", site)

@@ -9,8 +9,10 @@ from api.faces import SITES
 from api.http.operations import Call, Example, Nothing, operation
 from api.problems import SITE_BROKER_NOT_FOUND, SITE_NOT_FOUND
 from api.registry import site_brokers
+from api.registry.broker_passwords import Handovers
 from api.sites.shapes import OfSite
 from api.sites.sites import CHANGES, ONE, READS
+from runtime.secrets import KeyRing
 
 PATH: Final = f"{ONE}/mqtt"
 TemperatureUnit = Annotated[
@@ -58,6 +60,9 @@ class IssuedBroker(SiteBroker, rename="camel", kw_only=True):
 class BrokerOperations:
     """`/api/organisations/{orgId}/sites/{siteId}/mqtt`."""
 
+    def __init__(self, ring: KeyRing) -> None:
+        self._handovers = Handovers(ring)
+
     @operation(
         SITES, "GET", PATH, READS, missing={"siteId": SITE_NOT_FOUND}, problems=[SITE_BROKER_NOT_FOUND],
         example=Example(answer=_SHOWN),
@@ -76,7 +81,7 @@ class BrokerOperations:
         It is shown this once; one from before ends. The prefix, which is the user name, stays the site's own.
         """
         site = call.path.site_id
-        password = await site_brokers.issue(call.connection, call.organisation, site)
+        password = await site_brokers.issue(call.connection, self._handovers, call.organisation, site)
         return IssuedBroker(**_shown(await site_brokers.get(call.connection, site)), password=password)
 
     @operation(

@@ -24,6 +24,7 @@ from tests.broker_rig import (
     MTLS,
     OURS,
     PASSWORD,
+    SITES,
     Kept,
     certify,
     configured,
@@ -41,6 +42,7 @@ from tests.people_rig import RING, People
 from tests.services.test_plants_face import PATH, active, step
 from tests.support import run
 
+SITE = {"name": "Kitchen", "slug": "kitchen", "timezone": "Europe/Prague"}
 METHODS = sorted(LISTENERS)
 PENDING = {"name": "Plant", "serialNumber": "pending", "type": "SENSOR", "authMethod": "PASSWORD"}
 #: What is promised of cutting off.
@@ -463,6 +465,49 @@ def test_without_a_list_of_revoked_certificates_passwords_are_kept_all_the_same(
     run(test())
 
 
+def test_devices_of_a_site_share_its_password_at_a_broker_of_their_own(database: Database, tmp_path: Path) -> None:
+    async def test() -> None:
+        async with people_with_authority(database) as here:
+            made = await here.ask("POST", "/api/organisations/{org}/sites", here.key, SITE)
+            path = f"/api/organisations/{{org}}/sites/{made.body['id']}/mqtt"
+            plant, password = await equipped(here, "PASSWORD")
+            first = (await here.ask("POST", f"{path}/password", here.key)).body
+            prefix = first["prefix"]
+            with configured(tmp_path, "sites.conf") as broker:
+                only_sites = {
+                    "SLUICE_BROKER_KEEPS": "sites",
+                    "SLUICE_BROKER_CRL_FILE": "",
+                    "SLUICE_BROKER_PID_FILE": "",
+                }
+                await certify(broker, database)
+                await seed(broker, database, **only_sites)
+                broker.start()
+                async with keeping(broker, database, **only_sites) as kept:
+                    await kept.agreed()
+
+                    def site(shown: str, client_id: str) -> aiomqtt.Client:
+                        return broker.client(SITES, prefix, shown, client_id)
+
+                    async with site(first["password"], "fridge01") as one, site(first["password"], "fridge02") as two:
+                        for connected in (one, two):
+                            await connected.publish(f"shellies/{prefix}/fridge01/online", b"true", qos=1)
+                    shown = first["password"]
+                    assert await is_taken(site(shown, "plug"), f"tele/{prefix}/plug/SENSOR")
+                    for topic in ("shellies/abcdefgh/fridge01/online", f"cpi/{plant}/telemetry", f"cpi/{prefix}/ack"):
+                        assert not await is_taken(site(shown, "plug"), topic), topic
+                    assert not await is_let_in(broker.client(SITES, plant, password))
+                    second = (await here.ask("POST", f"{path}/password", here.key)).body["password"]
+                    await until("the new one is known", lambda: is_let_in(site(second, "plug")))
+                    assert not await is_let_in(site(shown, "plug"))
+                    assert not await here.superuser("SELECT FROM broker_handovers WHERE site_id IS NOT NULL")
+                    async with site(second, "plug") as connected:
+                        assert (await here.ask("DELETE", f"{path}/password", here.key)).status == 204
+                        await ended(connected)
+                    assert not await is_let_in(site(second, "plug"))
+
+    run(test())
+
+
 def test_the_registry_says_whom_the_broker_is_to_know(any_database: Database) -> None:
     async def test() -> None:
         async with people_with_authority(any_database) as here:
@@ -475,8 +520,8 @@ def test_the_registry_says_whom_the_broker_is_to_know(any_database: Database) ->
                 reader: Any = await connect(any_database.settings, role="sluice_worker", application="test")
                 rows = await reader.fetch("SELECT * FROM broker_clients")
                 await reader.close()
-                assert all(row["user_name"] == str(row["device_id"]) for row in rows)
-                assert all(row["kind"] == names[row["device_id"]] for row in rows)
+                assert all(row["user_name"] == str(row["subject_id"]) for row in rows)
+                assert all(row["kind"] == names[row["subject_id"]] for row in rows)
                 return {
                     row["kind"]: (row["enabled"], row["until"] is not None, row["revoked"] is not None)
                     for row in rows

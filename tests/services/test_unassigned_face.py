@@ -66,9 +66,9 @@ def test_a_password_is_shown_once_rotated_and_revoked_and_the_prefix_stays(any_d
             assert first["shellyGen1Prefix"] == f"{prefix}/"
             assert first["tasmotaFullTopic"] == f"%prefix%/{prefix}/%topic%/"
             assert (await ours.ask("GET", ours.mqtt)).body == first
-            query = "SELECT user_name, password_hash, kind, subject_id, enabled FROM site_broker_clients"
+            query = "SELECT user_name, hash, kind, subject_id, enabled FROM broker_clients"
             ((user, hashed, kind, subject, enabled),) = await here.superuser(query)
-            assert (user, kind, str(subject), enabled) == (prefix, "site", ours.site, True)
+            assert (user, kind, str(subject), enabled) == (prefix, "SITE", ours.site, True)
             assert is_of(hashed, password)
             second = (await ours.ask("POST", f"{ours.mqtt}/password")).body
             assert second["prefix"] == prefix

@@ -31,24 +31,25 @@ _log = logging.getLogger("sluice.broker")
 
 ROLE: Final = "sluice_worker"
 VARIABLE: Final = "SLUICE_BROKER_URL"
-_LOCK: Final = 0x736C_7569_6365_0006
+#: One for devices, one for sites.
+_LOCKS: Final = {"devices": 0x736C_7569_6365_0006, "sites": 0x736C_7569_6365_0007}
 #: So often it is looked whether database and broker are there.
 _PROBE_S: Final = 10.0
-#: Devices that changed and wait; beyond it, everything is compared.
+#: Devices and sites that changed and wait; beyond it, everything is compared.
 _CHANGED_MAX: Final = 1_000
 
 _ALONE: Final = "SELECT pg_try_advisory_lock($1)"
 _CLIENTS: Final = """
-SELECT user_name, device_id, hash, enabled, revoked, changes_at FROM broker_clients
-WHERE $1::uuid[] IS NULL OR device_id = ANY ($1) ORDER BY device_id
+SELECT user_name, subject_id, hash, enabled, revoked, changes_at FROM broker_clients
+WHERE ($1::uuid[] IS NULL OR subject_id = ANY ($1)) AND ($2 = 'all' OR (kind = 'SITE') = ($2 = 'sites'))
+ORDER BY subject_id
 """
 _HANDOVERS: Final = """
-SELECT device_id::text AS user_name, hash, sealed FROM broker_handovers
-WHERE $1::uuid[] IS NULL OR device_id = ANY ($1)
+SELECT subject_id, hash, sealed FROM broker_handovers WHERE $1::uuid[] IS NULL OR subject_id = ANY ($1)
 """
 _HANDED_OVER: Final = """
-DELETE FROM broker_handovers h USING unnest($1::text[], $2::text[]) d(device_id, hash)
-WHERE h.device_id = d.device_id::uuid AND h.hash = d.hash
+DELETE FROM broker_handovers h USING unnest($1::uuid[], $2::text[]) d(subject_id, hash)
+WHERE h.subject_id = d.subject_id AND h.hash = d.hash
 """
 
 
@@ -89,6 +90,8 @@ class Keeper:
         self._metrics = metrics
         self._there: dict[str, Entry] = {}
         self._wanted: dict[str, Client] = {}
+        #: What a device or site is called there, as it was last seen.
+        self._names: dict[UUID, str] = {}
         self._changed: set[UUID] = set()
         self._compare_all = True
         self._lists_at = 0.0
@@ -116,8 +119,9 @@ class Keeper:
         except SluiceError as error:
             raise Trouble("database", str(error)) from error
         try:
-            if not await connection.fetchval(_ALONE, _LOCK):
-                raise Trouble("", "another process keeps the broker's identities")
+            for whose, lock in _LOCKS.items():
+                if self._settings.broker_keeps in ("all", whose) and not await connection.fetchval(_ALONE, lock):
+                    raise Trouble("", "another process keeps the broker's identities")
             connection.add_termination_listener(lambda _: self._wake.set())
             await connection.add_listener(PLANTS_CHANNEL, self._hear)
             await self._with_broker(connection)
@@ -186,9 +190,8 @@ class Keeper:
 
     def _due(self) -> list[UUID]:
         now = datetime.now(UTC)
-        due = {
-            UUID(name) for name, one in self._wanted.items() if one.changes_at is not None and one.changes_at <= now
-        }
+        wanted = ((subject, self._wanted.get(name)) for subject, name in self._names.items())
+        due = {one for one, client in wanted if client and client.changes_at and client.changes_at <= now}
         due |= self._changed
         self._changed.clear()
         return sorted(due)
@@ -198,15 +201,18 @@ class Keeper:
 
     # ------------------------------------------------------------ what
 
-    async def _compare(self, connection: Any, control: Control, devices: Sequence[UUID] | None) -> None:
+    async def _compare(self, connection: Any, control: Control, subjects: Sequence[UUID] | None) -> None:
         """Of these, or of all. Raises as `Control`, and what the database raises."""
-        if devices is None:
+        if subjects is None:
             self._compare_all = False
             self._changed.clear()
             self._there = await control.entries()
-        hashes = await self._ask(connection, devices)
-        names = self._wanted.keys() | self._there.keys() if devices is None else {str(one) for one in devices}
-        plain = await self._handed_over(connection, devices)
+        hashes = await self._ask(connection, subjects)
+        if subjects is None:
+            names = self._wanted.keys() | self._there.keys()
+        else:
+            names = {self._name(one) for one in subjects}
+        plain = await self._handed_over(connection, subjects)
         names, beyond = self._bounded(names)
         planned = [
             commands_for(name, self._wanted.get(name), self._there.get(name), self._password(name, plain))
@@ -220,17 +226,23 @@ class Keeper:
         await self._tell_handed_over(connection, hashes, plain)
         self._show(beyond, is_done=is_done)
 
-    async def _ask(self, connection: Any, devices: Sequence[UUID] | None) -> dict[str, str]:
-        """What is wanted now; the hash of each that has one."""
-        rows = await connection.fetch(_CLIENTS, devices)
-        if devices is None:
+    def _name(self, subject: UUID) -> str:
+        """Devices are called by their ids, and are those that nothing is known of yet."""
+        return self._names.get(subject, str(subject))
+
+    async def _ask(self, connection: Any, subjects: Sequence[UUID] | None) -> dict[str, tuple[UUID, str]]:
+        """What is wanted now; by user name, whose it is and the hash of each that has one."""
+        rows = await connection.fetch(_CLIENTS, subjects, self._settings.broker_keeps)
+        if subjects is None:
             self._wanted = {name: Client(user.mark, is_enabled=True) for name, user in self._own.items()}
+            self._names = {}
         else:
-            for device in devices:
-                self._wanted.pop(str(device), None)
+            for subject in subjects:
+                self._wanted.pop(self._name(subject), None)
         for row in rows:
+            self._names[row["subject_id"]] = row["user_name"]
             self._wanted[row["user_name"]] = wanted_client(row, with_certificates=self._lists is not None)
-        return {row["user_name"]: row["hash"] for row in rows if row["hash"] is not None}
+        return {row["user_name"]: (row["subject_id"], row["hash"]) for row in rows if row["hash"] is not None}
 
     def _bounded(self, names: set[str]) -> tuple[set[str], int]:
         """Without those that would be more than the broker is to carry."""
@@ -245,24 +257,24 @@ class Keeper:
         mark, password = plain.get(name, ("", None))
         return password if name in self._wanted and self._wanted[name].mark == mark else None
 
-    async def _handed_over(self, connection: Any, devices: Sequence[UUID] | None) -> dict[str, tuple[str, str]]:
+    async def _handed_over(self, connection: Any, subjects: Sequence[UUID] | None) -> dict[str, tuple[str, str]]:
         """By user name, which password is on its way: its mark, and it."""
         found = {}
-        for row in await connection.fetch(_HANDOVERS, devices):
+        for row in await connection.fetch(_HANDOVERS, subjects):
             with suppress(BadSealError):
-                found[row["user_name"]] = (mark_of(row["hash"]), self._seal.open(row["sealed"]).decode())
+                found[self._name(row["subject_id"])] = (mark_of(row["hash"]), self._seal.open(row["sealed"]).decode())
         return found
 
     async def _tell_handed_over(
-        self, connection: Any, hashes: Mapping[str, str], plain: Mapping[str, tuple[str, str]]
+        self, connection: Any, hashes: Mapping[str, tuple[UUID, str]], plain: Mapping[str, tuple[str, str]]
     ) -> None:
         done = [
-            (name, hashed)
-            for name, hashed in hashes.items()
-            if name in plain and name in self._there and self._there[name].mark == mark_of(hashed)
+            hashes[name]
+            for name in plain
+            if name in hashes and name in self._there and self._there[name].mark == mark_of(hashes[name][1])
         ]
         if done:
-            await connection.execute(_HANDED_OVER, [name for name, _ in done], [hashed for _, hashed in done])
+            await connection.execute(_HANDED_OVER, [subject for subject, _ in done], [hashed for _, hashed in done])
 
     # ------------------------------------------------------------ doing it
 
@@ -288,7 +300,7 @@ class Keeper:
     def _without_list(self, commands: Sequence[Command]) -> list[Command]:
         """What can be done at once; the rest is looked at again when the list is."""
         if any(command.needs_list for command in commands):
-            self._changed.add(UUID(commands[0].user_name))
+            self._changed.add(UUID(commands[0].user_name))  # a device: sites have no certificates
         return [command for command in commands if not command.needs_list]
 
     async def _apply(self, control: Control, planned: Sequence[Sequence[Command]]) -> bool:
@@ -346,10 +358,16 @@ def wanted_client(row: Any, *, with_certificates: bool) -> Client:
 
 
 async def seeded(
-    connection: Any, own: Mapping[str, OwnUser], own_hashes: Mapping[str, str], most: int, *, with_certificates: bool
+    connection: Any,
+    own: Mapping[str, OwnUser],
+    own_hashes: Mapping[str, str],
+    settings: BrokerSettings,
+    *,
+    with_certificates: bool,
 ) -> dict[str, Any]:
-    """What the plugin is to read at its start. Raises `ConfigurationError` for more clients than `most`."""
-    rows = await connection.fetch(_CLIENTS, None)
+    """What the plugin is to read at its start. Raises `ConfigurationError` for more clients than it may carry."""
+    most = settings.broker_clients_max
+    rows = await connection.fetch(_CLIENTS, None, settings.broker_keeps)
     clients = {name: Client(user.mark, is_enabled=True) for name, user in own.items()}
     clients |= {row["user_name"]: wanted_client(row, with_certificates=with_certificates) for row in rows}
     clients = {name: client for name, client in clients.items() if client.is_there}

@@ -5,6 +5,13 @@ from dataclasses import dataclass
 from runtime.mqtt import check_mqtt_url
 from runtime.settings import setting
 
+KEEPS = ("all", "devices", "sites")
+
+
+def _check_keeps(text: str) -> None:
+    if text not in KEEPS:
+        raise ValueError(f"is none of {', '.join(KEEPS)}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class BrokerSettings:
@@ -16,6 +23,12 @@ class BrokerSettings:
         check=check_mqtt_url,
         why="mqtt://sluice-broker:password@127.0.0.1:1883 of the broker whose identities are kept here: its listener "
         "for ourselves. `sluice broker seed` lets that user in.",
+    )
+    broker_keeps: str = setting(
+        "all",
+        check=_check_keeps,
+        why="Whom this broker knows: all, or only devices, or only sites, whose devices name themselves and need a "
+        "broker of their own, where they may have any client identifier.",
     )
     broker_bridge_password: str = setting(
         "",

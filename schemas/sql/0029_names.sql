@@ -36,12 +36,6 @@ END $$;
 CREATE TRIGGER sites_zone_changed AFTER UPDATE OF timezone ON sites
     FOR EACH ROW WHEN (OLD.timezone <> NEW.timezone) EXECUTE FUNCTION on_site_zone_change();
 
--- As the broker has them.
-CREATE VIEW site_broker_clients WITH (security_invoker = true) AS
-SELECT b.prefix AS user_name, b.password_hash, 'site'::text AS kind, b.site_id AS subject_id,
-       b.revoked_at IS NULL AS enabled, NULL::timestamptz AS until
-FROM site_brokers b;
-
 -- ---------------------------------------------------------------- the tray
 
 CREATE TABLE unassigned_devices (

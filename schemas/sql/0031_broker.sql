@@ -7,13 +7,17 @@ ALTER TABLE credentials ADD COLUMN broker_password text
 -- On its way to the broker, which takes no hash from anybody who changes a password while it runs: sealed under
 -- SLUICE_SECRET_KEYS, until the broker has it, for a day at most.
 CREATE TABLE broker_handovers (
-    device_id       uuid PRIMARY KEY,
+    subject_id      uuid PRIMARY KEY,                           -- a device or a site
     organisation_id uuid NOT NULL,
+    device_id       uuid,
+    site_id         uuid,
     hash            text NOT NULL CHECK (hash LIKE '$7$%'),     -- which password it is
     sealed          text NOT NULL CHECK (length(sealed) <= 10000),
     expires_at      timestamptz NOT NULL,
+    CHECK (num_nonnulls(device_id, site_id) = 1 AND subject_id = coalesce(device_id, site_id)),
     FOREIGN KEY (organisation_id, device_id) REFERENCES devices (organisation_id, device_id)
-        ON UPDATE CASCADE ON DELETE CASCADE
+        ON UPDATE CASCADE ON DELETE CASCADE,
+    FOREIGN KEY (organisation_id, site_id) REFERENCES sites (organisation_id, site_id) ON DELETE CASCADE
 );
 CREATE INDEX broker_handovers_by_age ON broker_handovers (expires_at);
 ALTER TABLE broker_handovers ENABLE ROW LEVEL SECURITY;
@@ -30,7 +34,7 @@ CREATE INDEX certificates_revoked ON certificates (device_id) WHERE revoked_at I
 -- certificates was that has not ended, so that a connection which is older must end. `changes_at`: when this row will
 -- say something else though nobody changes anything.
 CREATE VIEW broker_clients WITH (security_invoker = true) AS
-SELECT d.device_id::text AS user_name, d.device_id,
+SELECT d.device_id::text AS user_name, d.device_id AS subject_id,
        CASE WHEN p.device_id IS NULL THEN 'DEVICE' ELSE p.auth_method END AS kind,
        k.hash,
        k.hash IS NOT NULL AND d.status = 'active' AND (p.device_id IS NULL OR p.lifecycle = 'ACTIVE')
@@ -53,7 +57,10 @@ LEFT JOIN LATERAL (
     SELECT max(x.revoked_at) FILTER (WHERE x.revoked_at <= now()) AS revoked,
            min(x.revoked_at) FILTER (WHERE x.revoked_at > now()) AS next
     FROM certificates x WHERE x.device_id = d.device_id AND x.revoked_at IS NOT NULL AND x.not_after > now()) r ON true
-WHERE (k.hash IS NOT NULL AND d.status <> 'deleted') OR r.revoked IS NOT NULL OR r.next IS NOT NULL;
+WHERE (k.hash IS NOT NULL AND d.status <> 'deleted') OR r.revoked IS NOT NULL OR r.next IS NOT NULL
+UNION ALL
+-- Sites whose devices name themselves go by the prefix of their topics.
+SELECT b.prefix, b.site_id, 'SITE', b.password_hash, b.revoked_at IS NULL, NULL, NULL, NULL FROM site_brokers b;
 
 -- Devices are told of where plants are (`plants_told`).
 CREATE FUNCTION on_broker_client_change() RETURNS trigger LANGUAGE plpgsql AS $$
