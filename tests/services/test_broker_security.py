@@ -468,17 +468,15 @@ def test_without_a_list_of_revoked_certificates_passwords_are_kept_all_the_same(
 def test_devices_of_a_site_share_its_password_at_a_broker_of_their_own(database: Database, tmp_path: Path) -> None:
     async def test() -> None:
         async with people_with_authority(database) as here:
-            made = await here.ask("POST", "/api/organisations/{org}/sites", here.key, SITE)
-            path = f"/api/organisations/{{org}}/sites/{made.body['id']}/mqtt"
+            sites = f"/api/organisations/{here.organisation}/sites"
+            made = await here.ask("POST", sites, here.key, SITE)
+            path = f"{sites}/{made.body['id']}/mqtt"
             plant, password = await equipped(here, "PASSWORD")
             first = (await here.ask("POST", f"{path}/password", here.key)).body
             prefix = first["prefix"]
             with configured(tmp_path, "sites.conf") as broker:
-                only_sites = {
-                    "SLUICE_BROKER_KEEPS": "sites",
-                    "SLUICE_BROKER_CRL_FILE": "",
-                    "SLUICE_BROKER_PID_FILE": "",
-                }
+                only_sites = dict.fromkeys(("SLUICE_BROKER_CRL_FILE", "SLUICE_BROKER_PID_FILE"), "")
+                only_sites["SLUICE_BROKER_KEEPS"] = "sites"
                 await certify(broker, database)
                 await seed(broker, database, **only_sites)
                 broker.start()
