@@ -24,7 +24,7 @@ _CHARACTERS: Final = 32
 
 _HAND_OVER: Final = """
 INSERT INTO broker_handovers (subject_id, organisation_id, device_id, site_id, hash, sealed, expires_at)
-VALUES (coalesce($2, $3), $1, $2, $3, $4, $5, now() + $6)
+VALUES (coalesce($2::uuid, $3::uuid), $1, $2, $3, $4, $5, now() + $6)
 ON CONFLICT (subject_id) DO UPDATE
 SET hash = EXCLUDED.hash, sealed = EXCLUDED.sealed, expires_at = EXCLUDED.expires_at
 """

@@ -173,7 +173,6 @@ GRANT EXECUTE ON FUNCTION settle_unassigned, replay_unassigned TO sluice_worker;
 GRANT SELECT, INSERT ON site_brokers TO sluice_app;
 GRANT UPDATE (password_hash, temperature_unit, issued_at, revoked_at) ON site_brokers TO sluice_app;
 GRANT SELECT ON site_brokers TO sluice_ingest, sluice_worker;
-GRANT SELECT ON site_broker_clients TO sluice_worker;
 GRANT SELECT, DELETE ON unassigned_devices TO sluice_app;
 GRANT SELECT, INSERT, UPDATE (last_seen_at, format) ON unassigned_devices TO sluice_ingest;
 GRANT SELECT, DELETE, UPDATE (device_id, claimed_at) ON unassigned_devices TO sluice_worker;
