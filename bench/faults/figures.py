@@ -48,6 +48,7 @@ class Faulted:
     told: bool = True
     """Whether the logs named cause and remedy."""
     fails_nothing: bool = False
+    breaks_broker: bool = False
 
     @property
     def harm(self) -> list[str]:
@@ -66,10 +67,11 @@ class Faulted:
 
     @property
     def broker(self) -> str:
-        """What became of messages at a broker that broke; empty where there was nothing of it."""
+        """What became of messages at a broker that broke; empty for a fault of anything else."""
+        if not self.breaks_broker:
+            return ""
         lost, again = self.verdict.lost_by_broker, self.verdict.repeated_by_broker
-        told = f"of what it had acknowledged, the broker lost {lost:,} readings, and sent {again:,} on twice"
-        return told if lost or again else ""
+        return f"of what it had acknowledged, the broker lost {lost:,} readings, and {again:,} stand once more"
 
     @property
     def drained(self) -> float | None:

@@ -260,4 +260,5 @@ def _faulted(fault: Fault, stage: Stage, sender: Lanes[Any], healed: float, rate
         unexpected=dict(journal.unexpected),
         told=fault.told(stage.said()),
         fails_nothing=fault.fails_nothing,
+        breaks_broker=fault.breaks_broker,
     )

@@ -89,6 +89,8 @@ class Filter(NamedTuple):
     qos: int
     retained: bool
     """Whether what is retained is wanted; MQTT 3.1.1 sends it anyway."""
+    only_if_new: bool = False
+    """It is not wanted again where the session is subscribed already."""
 
 
 def reason(code: int) -> str:
@@ -109,8 +111,9 @@ def connect(version: Version, login: Login) -> bytes:
 def subscribe(version: Version, packet: int, filters: Sequence[Filter]) -> bytes:
     body = struct.pack(">H", packet) + (b"\x00" if version is Version.V5 else b"")
     for wanted in filters:
-        # In MQTT 5 bits 4 and 5 ask for retained messages never (2), or on each subscribe (0).
-        options = wanted.qos | (0 if wanted.retained or version is not Version.V5 else 2 << 4)
+        # In MQTT 5 bits 4 and 5: what is retained comes never (2), with a new subscription (1), or each time (0).
+        handling = (1 if wanted.only_if_new else 0) if wanted.retained else 2
+        options = wanted.qos | (handling << 4 if version is Version.V5 else 0)
         body += _text(wanted.pattern) + bytes([options])
     return _packet(0x82, body)
 

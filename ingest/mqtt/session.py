@@ -201,18 +201,17 @@ class Session:
                 "the broker no longer has the session: what it kept for it is lost",
                 extra={"family": self._family.name, "setting": "its persistence, and the expiry of sessions"},
             )
-        if connack.session_present and lease.filters == wanted:
-            await self._watch(connection)
-            return
         if stale := sorted(set(lease.filters) - set(wanted)) if connack.session_present else []:
             await connection.unsubscribe(stale)
-        filters = [Filter(topic.filter, 1, topic.kind in RETAINED) for topic in self._family.topics]
+        # Always: a broker that lost the session has an empty one since somebody connected and got no further.
+        filters = [Filter(topic.filter, 1, topic.kind in RETAINED, only_if_new=True) for topic in self._family.topics]
         for code, topic in zip(await connection.subscribe(filters), filters, strict=False):
             if code != 1:
                 why = packets.reason(code) if code >= packets.FAILED else "it gives QoS 0 only"
                 raise ClosedError(f"the broker refuses the subscription to {topic.pattern}: {why}")
-        with suppress(UnavailableError):  # it is made again with the next connection
-            await self._leases.subscribed(lease, wanted)
+        if lease.filters != wanted:
+            with suppress(UnavailableError):  # it is told with the next connection
+                await self._leases.subscribed(lease, wanted)
         await self._watch(connection)
 
     async def _watch(self, connection: Connection) -> None:

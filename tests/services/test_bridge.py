@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 import time
 from collections.abc import Iterator
 from itertools import combinations, islice
@@ -11,6 +12,7 @@ from uuid import uuid4
 
 import pytest
 
+from ingest.mqtt.packets import Login, Version, connect
 from ingest.mqtt.topics import FAMILIES
 from runtime.errors import UnavailableError
 from runtime.log import Log
@@ -502,5 +504,31 @@ def test_a_session_that_the_broker_lost_is_made_again_and_said(installation: Ins
                 await running.connected()
                 broker.publish(topic(tenant), ONE)
                 await running.done("accepted", 1)
+
+    run(test(), timeout_s=120)
+
+
+def test_a_session_that_is_there_without_its_subscriptions_gets_them(installation: Installation) -> None:
+    """As after a broker lost it, and a bridge connected that got no further."""
+
+    async def test() -> None:
+        tenant = await installation.tenant()
+        with own_broker() as broker:
+            async with installation.open_log() as log:
+                async with bridge(installation, broker, log, mqtt_broker="empty") as running:
+                    await running.connected()
+                    ids = [session.lease.session.hex for session, _ in running.bridge._sessions.values()]
+                broker.kill()
+                (broker.directory / "mosquitto" / "data" / "mosquitto.db").unlink(missing_ok=True)
+                broker.start()
+                for one in ids:
+                    with socket.create_connection(("127.0.0.1", broker.port), 10) as only_connects:
+                        only_connects.sendall(connect(Version.V5, Login(f"sluice-{one}", None, None, 60, 3_600, 10)))
+                        assert only_connects.recv(4)[3] == 0
+                async with bridge(installation, broker, log, mqtt_broker="empty") as running:
+                    await running.connected()
+                    broker.publish(topic(tenant), ONE)
+                    await running.done("accepted", 1)
+                    assert running.counted("sluice_mqtt_sessions_lost_total") == 0
 
     run(test(), timeout_s=120)
