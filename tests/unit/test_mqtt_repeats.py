@@ -11,9 +11,10 @@ from hashlib import blake2b
 import pytest
 
 from ingest.mqtt.window import Mark, Window
-from schemas.record import Delivery
+from schemas.record import FENCE_SHIFT, Delivery
 from workers.landing import deliveries
 from workers.landing.deliveries import Deliveries, Stretches
+from workers.landing.late import Memory
 
 PACKETS = 300
 REACH = 200
@@ -235,3 +236,20 @@ def test_every_message_lands_once(seed: int, is_named: bool, monkeypatch: pytest
     assert not world.broker.in_flight
     assert sorted(world.landed) == list(range(world.published))
     assert world.acknowledged <= set(world.landed)
+
+
+def test_what_is_planned_while_the_first_ever_is_written_keeps_it() -> None:
+    standing: Stretches = {}
+    first = Memory({}, delivered=standing)
+    second = Memory({}, first, delivered=standing)
+    began, again = 1 << FENCE_SHIFT, 2 << FENCE_SHIFT
+    for number, memory in enumerate((first, second)):
+        sent = Delivery(b"s" * 16, number + 1, False, bytes(8), began + number, began, 0)
+        assert not memory.deliveries.take(sent)
+    first.deliveries.apply(standing)
+    second.settled()
+    assert [set(stretch.seen) for stretch in second.deliveries.kept(b"s" * 16)] == [{1}, {2}]
+    second.deliveries.apply(standing)
+    successor = Deliveries(standing)
+    for number in range(2):
+        assert successor.take(Delivery(b"s" * 16, number + 1, True, bytes(8), again + number, again, 0))

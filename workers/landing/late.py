@@ -121,7 +121,9 @@ class Memory:
     ) -> None:
         self.standing = standing
         """The next sequence number of each spool whose records have landed."""
-        self.deliveries: Deliveries = Deliveries(delivered or {}, None if before is None else before.deliveries)
+        # What stands is the holding's own, which grows while this is planned, be it empty now.
+        stands = {} if delivered is None else delivered
+        self.deliveries: Deliveries = Deliveries(stands, None if before is None else before.deliveries)
         self.before = before
         """Of the transaction under way, which will have been committed before this plan is written."""
         self.expects_losses = expects_losses
