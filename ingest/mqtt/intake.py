@@ -364,7 +364,7 @@ class Intake:
 
     def _is_no_news(self, message: Message, target: Target, grant: Grant) -> str | None:
         """The result of a message that nothing follows from, whatever it says."""
-        if grant.suspended and target.kind is not Kind.WILL:  # it was cut off, as its will says
+        if grant.suspended:
             return "suspended"
         if not message.size:
             return "empty"  # so what was retained is forgotten

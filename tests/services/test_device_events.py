@@ -533,24 +533,6 @@ def test_a_device_is_there_while_it_says_so_and_gone_with_its_last_will(
     run(test())
 
 
-def test_a_suspended_plant_that_is_cut_off_is_gone_with_its_last_will(
-    installation: Installation, broker: Broker
-) -> None:
-    async def test() -> None:
-        one = await plant(installation, broker)
-        async with bridged(installation, broker, mqtt_presence_flush_s=0.05) as running:
-            one.say("status", "online")
-            await comes(one, True, True)
-            await installation.superuser("UPDATE devices SET status = 'suspended' WHERE device_id = $1", one.id)
-            await asyncio.sleep(1)
-            one.say("info", {})
-            await running.done("suspended", 1)
-            one.say("status", "offline")
-            await comes(one, False, True)
-
-    run(test())
-
-
 def test_whatever_a_device_says_tells_that_it_is_there(installation: Installation, broker: Broker) -> None:
     async def test() -> None:
         one = await plant(installation, broker)
