@@ -454,7 +454,7 @@ def silencing_broker(directory: Path) -> Iterator[str]:
 
 
 def test_a_command_that_the_broker_refuses_is_not_sent(database: Database, tmp_path: Path) -> None:
-    """It answers with a PUBACK that says so, and ends the connection: what is told is why."""
+    """It answers with a PUBACK that says so."""
 
     async def test() -> None:
         with silencing_broker(tmp_path) as url:
@@ -463,14 +463,9 @@ def test_a_command_that_the_broker_refuses_is_not_sent(database: Database, tmp_p
                 found = await asked(here, plant)
 
                 async def says_so() -> bool:
-                    return "authorized" in (sending.commands.trouble or "")
-
-                async def goes_on_saying_so() -> bool:
-                    assert await says_so(), sending.commands.trouble
-                    return sending.counted("refused") >= 3
+                    return sending.counted("refused") > 0 and "authorized" in (sending.commands.trouble or "")
 
                 await until(says_so)
-                await until(goes_on_saying_so)
                 assert (await command(database, found))["state"] == "PENDING"
                 assert sending.counted("sent") == 0
 

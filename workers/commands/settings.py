@@ -17,7 +17,7 @@ class CommandsSettings:
         "",
         secret=True,
         check=check_mqtt_url,
-        why="SLUICE_MQTT_URL of whoever sends commands, where a bridge has that name another user: `sluice up` is both. "
+        why="SLUICE_MQTT_URL of whoever sends commands, where that names the bridge's user: `sluice up` is both. "
         "Empty: SLUICE_MQTT_URL.",
     )
     commands_check_s: float = setting(
