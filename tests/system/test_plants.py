@@ -164,7 +164,7 @@ def installation() -> Iterator[Installation]:
                 "SLUICE_MQTT_TOKEN_PORT": str(broker.ports[TOKEN]),
                 "SLUICE_MQTT_PASSWORD_PORT": str(broker.ports[PASSWORD]),
             }
-            with up(directory / "data", "--json", **settings) as running:
+            with up(directory / "data", "--json", lines=1, **settings) as running:
                 environment = clean_environment(SLUICE_CONFIG=running.json["config"], XDG_CONFIG_HOME=name)
                 keeper = environment | broker.keeping
                 begin(broker, keeper)
