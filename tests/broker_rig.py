@@ -110,16 +110,19 @@ class Broker:
 
     def environment(self, database: Database, **more: str) -> dict[str, str]:
         """Of whoever keeps its identities."""
+        return {"SLUICE_DATABASE_URL": database.url, "SLUICE_SECRET_KEYS": str(RING)} | self.keeping | more
+
+    @property
+    def keeping(self) -> dict[str, str]:
+        """What says that it is this broker's identities."""
         return {
-            "SLUICE_DATABASE_URL": database.url,
-            "SLUICE_SECRET_KEYS": str(RING),
             "SLUICE_BROKER_URL": f"mqtt://sluice-broker:{KEEPER_PASSWORD}@127.0.0.1:{self._port_of_ours}",
             "SLUICE_BROKER_BRIDGE_PASSWORD": BRIDGE_PASSWORD,
             "SLUICE_BROKER_COMMANDS_PASSWORD": COMMANDS_PASSWORD,
             "SLUICE_BROKER_CRL_FILE": str(self.directory / "sluice-crl.pem"),
             "SLUICE_BROKER_PID_FILE": str(self.directory / "mosquitto.pid"),
             "SLUICE_BROKER_RETRY_S": "0.1",
-        } | more
+        }
 
     @property
     def _port_of_ours(self) -> int:

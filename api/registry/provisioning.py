@@ -15,6 +15,7 @@ from msgspec import UNSET, UnsetType
 
 from api.access.signing import Signer
 from api.certificates import issuing
+from api.certificates.authorities import trusted
 from api.certificates.issuing import Issuer
 from api.http.problems import Problem
 from api.problems import PLANT_REFUSED
@@ -87,7 +88,8 @@ class Mqtt(msgspec.Struct):
 
 
 class Security(msgspec.Struct, rename="camel"):
-    """What a plant proves itself by: a certificate with its key, or a name with a password; and its signing key."""
+    """What a plant proves itself by: a certificate with its key, or a name with a password; its signing key, and whom
+    it believes that it is the broker."""
 
     hmac_secret: str
     """32 bytes, hexadecimal: the key of HMAC-SHA-256 is those bytes."""
@@ -135,12 +137,12 @@ class Provisioning:
         plants.require(held, "be provisioned", Lifecycle.PENDING)
         method = AuthMethod(held["auth_method"])
         secret = secrets.token_bytes(SECRET_BYTES)
-        security = Security(secret.hex())
+        # Of a broker whose certificate is ours as well; where there is no authority, it cannot be.
+        security = Security(secret.hex(), ca_cert=await trusted(connection) or UNSET)
         issued = kept = None
         if method is AuthMethod.MTLS:
             issued = await self._issuer.issue(connection, held["organisation_id"], plant, None)
-            security.ca_cert, security.client_cert = issued.chain, issued.presented
-            security.client_key = issued.private_key or UNSET
+            security.client_cert, security.client_key = issued.presented, issued.private_key or UNSET
         else:
             security.username = str(plant)
         if method is AuthMethod.PASSWORD:

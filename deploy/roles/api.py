@@ -26,6 +26,7 @@ from runtime.log.port import Log
 from runtime.mqtt import MqttSettings
 from runtime.secrets import KeyRing, SecretSettings
 from runtime.sockets import Address, address_of
+from workers.commands.settings import CommandsSettings
 
 #: For the log at the start, before requests are taken: whoever comes back for a stream finds it.
 _LOG_WAIT_S: Final = 5.0
@@ -73,8 +74,12 @@ async def make_api(
 
 def _downlink(process: Process, settings: ApiSettings) -> Downlink:
     """A worker sends commands where there is a broker, which this process need not reach."""
-    there_is_a_broker = process.settings.get(MqttSettings).mqtt_url or settings.mqtt_public_url
-    return CommandDownlink(settings.commands_open_max) if there_is_a_broker else NoDownlink()
+    brokers = (
+        process.settings.get(MqttSettings).mqtt_url,
+        process.settings.get(CommandsSettings).commands_mqtt_url,
+        settings.mqtt_public_url,
+    )
+    return CommandDownlink(settings.commands_open_max) if any(brokers) else NoDownlink()
 
 
 def end_streams_first(process: Process, live: Live) -> None:

@@ -13,12 +13,13 @@ from runtime.clock import SystemClock
 from runtime.errors import ConfigurationError
 from runtime.log import LogSettings
 from runtime.log.port import Log
-from runtime.mqtt import MqttSettings, endpoint
+from runtime.mqtt import Endpoint, MqttSettings, endpoint
 from runtime.postgres import PostgresSettings
 from runtime.secrets import KeyRing, SecretSettings
 from runtime.settings import Settings
 from workers.commands.metrics import CommandsMetrics
 from workers.commands.sender import Commands
+from workers.commands.settings import VARIABLE as COMMANDS_VARIABLE
 from workers.commands.settings import CommandsSettings
 from workers.erasure.eraser import Eraser
 from workers.erasure.metrics import ErasureMetrics
@@ -73,16 +74,23 @@ async def work_on(process: Process, log: Log) -> None:
 
 
 def make_commands(settings: Settings) -> Commands:
-    """Without SLUICE_MQTT_URL, commands are not sent, and time out."""
-    url, keys = settings.get(MqttSettings).mqtt_url, settings.get(SecretSettings).secret_keys
+    """Where no broker is named, commands are not sent, and time out."""
+    keys = settings.get(SecretSettings).secret_keys
     return Commands(
         settings.get(PostgresSettings),
         settings.get(CommandsSettings),
-        endpoint(url) if url else None,
+        _commands_endpoint(settings),
         KeyRing.parse(keys) if keys else None,
         SystemClock(),
         CommandsMetrics(),
     )
+
+
+def _commands_endpoint(settings: Settings) -> Endpoint | None:
+    if own := settings.get(CommandsSettings).commands_mqtt_url:
+        return endpoint(own, COMMANDS_VARIABLE)
+    url = settings.get(MqttSettings).mqtt_url
+    return endpoint(url) if url else None
 
 
 def make_bounds(settings: Settings) -> Bounds:

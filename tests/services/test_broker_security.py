@@ -20,6 +20,7 @@ from api.registry.organisations import acting_for
 from runtime.postgres import connect
 from runtime.secrets import TokenHasher
 from tests.broker_rig import (
+    BRIDGE_PASSWORD,
     LISTENERS,
     MTLS,
     OURS,
@@ -37,6 +38,7 @@ from tests.broker_rig import (
     until,
 )
 from tests.certificate_rig import people_with_authority
+from tests.commands_rig import sender
 from tests.databases import Database
 from tests.people_rig import RING, People
 from tests.services.test_plants_face import PATH, active, step
@@ -45,6 +47,7 @@ from tests.support import run
 SITE = {"name": "Kitchen", "slug": "kitchen", "timezone": "Europe/Prague"}
 METHODS = sorted(LISTENERS)
 PENDING = {"name": "Plant", "serialNumber": "pending", "type": "SENSOR", "authMethod": "PASSWORD"}
+COMMAND = {"command": "reboot"}
 #: What is promised of cutting off.
 CUT_OFF_S = 5.0
 
@@ -135,6 +138,28 @@ def test_each_of_our_own_may_do_no_more_than_it_needs(database: Database, tmp_pa
                 async with ours("commands") as sender:
                     await sender.publish(command, b"1", qos=1)
                 assert (await anext(bridge.messages)).topic.value == command
+
+    run(test())
+
+
+def test_commands_sent_as_the_bridge_s_user_wait_and_it_is_said_why(database: Database, tmp_path: Path) -> None:
+    """This broker ends the connection after it has refused something."""
+
+    async def test() -> None:
+        async with stage(tmp_path, database) as (here, kept):
+            plant, _ = await active(here, "PASSWORD")
+            url = f"mqtt://sluice-bridge:{BRIDGE_PASSWORD}@127.0.0.1:{kept.broker.ports[OURS]}"
+            async with sender(database, url, RING) as sending:
+                assert (await here.ask("POST", f"{PATH}/{plant}/commands", here.key, COMMAND)).status == 201
+                said: set[str | None] = set()
+
+                def goes_on() -> bool:
+                    if sending.counted("refused") > 1:
+                        said.add(sending.commands.trouble)
+                    return sending.counted("refused") > 5
+
+                await until("it is refused again and again", goes_on)
+                assert said == {"the broker refuses a command: Not authorized"}
 
     run(test())
 

@@ -529,12 +529,15 @@ def test_a_package_by_each_method_and_what_is_kept_of_it(any_database: Database)
     async def test() -> None:
         async with people_with_authority(any_database) as here:
             for method, more in (
-                ("MTLS", {"caCert", "clientCert", "clientKey"}), ("TOKEN", {"username"}),
+                ("MTLS", {"clientCert", "clientKey"}), ("TOKEN", {"username"}),
                 ("PASSWORD", {"username", "password"}),
             ):  # fmt: skip
                 plant, package = await active(here, method)
                 security = package["security"]
-                assert set(security) == more | {"hmacSecret"}
+                assert set(security) == more | {"hmacSecret", "caCert"}
+                authorities = await here.superuser("SELECT certificate FROM certificate_authorities")
+                assert authorities
+                assert all(row[0] in security["caCert"] for row in authorities)
                 assert package["mqtt"] == {
                     "broker": "sluice.example", "port": 8883,
                     "topics": {

@@ -36,7 +36,10 @@ class BrokerSettings:
         why="Of the user sluice-bridge, with which SLUICE_MQTT_URL of the bridges logs in; empty: none.",
     )
     broker_commands_password: str = setting(
-        "", secret=True, why="Of the user sluice-commands, with which SLUICE_MQTT_URL of workers does; empty: none."
+        "",
+        secret=True,
+        why="Of the user sluice-commands, with which SLUICE_MQTT_URL, or SLUICE_COMMANDS_MQTT_URL, of workers does; "
+        "empty: none.",
     )
     broker_crl_file: str = setting(
         "",

@@ -75,6 +75,7 @@ class Commands:
         self._metrics = metrics
         self._sender = uuid4()
         self._wanted = asyncio.Event()
+        # Mosquitto ends the connection after a refusal, which is then why.
         self._refusal: str | None = None
         self.trouble: str | None = None
         """Why nothing can be sent right now."""
@@ -122,7 +123,7 @@ class Commands:
             try:
                 await self._send_over(broker)
             except UnavailableError as error:
-                self._tell(str(error))
+                self._tell(self._refusal or str(error))
             except Exception as error:
                 _log.exception("commands cannot be sent")
                 self.trouble = f"commands cannot be sent: {error}"
@@ -137,6 +138,7 @@ class Commands:
         """Until the connection ends. Raises `UnavailableError`."""
         client = f"sluice-commands-{self._sender.hex}"
         timeout_s = self._settings.commands_timeout_s
+        self._refusal = None
         async with connected(broker, client, timeout_s=timeout_s, messages_max=_MESSAGES_MAX) as opened:
             self._metrics.connected.set(1)
             sending = asyncio.create_task(self._send_what_comes(opened), name="commands to the broker")

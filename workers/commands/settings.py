@@ -1,14 +1,25 @@
 """Settings of the sending of commands. Left out: how long one may take, which the API says when it is asked for."""
 
 from dataclasses import dataclass
+from typing import Final
 
+from runtime.mqtt import check_mqtt_url
 from runtime.settings import setting
+
+VARIABLE: Final = "SLUICE_COMMANDS_MQTT_URL"
 
 
 @dataclass(frozen=True, kw_only=True)
 class CommandsSettings:
     """How commands that wait are looked for and sent."""
 
+    commands_mqtt_url: str = setting(
+        "",
+        secret=True,
+        check=check_mqtt_url,
+        why="SLUICE_MQTT_URL of whoever sends commands, where that names the bridge's user: `sluice up` is both. "
+        "Empty: SLUICE_MQTT_URL.",
+    )
     commands_check_s: float = setting(
         5.0,
         unit="s",
