@@ -116,7 +116,7 @@ class Broker:
     def keeping(self) -> dict[str, str]:
         """What says that it is this broker's identities."""
         return {
-            "SLUICE_BROKER_URL": f"mqtt://sluice-broker:{KEEPER_PASSWORD}@127.0.0.1:{self._port_of_ours}",
+            "SLUICE_BROKER_URL": self.url_of("sluice-broker", KEEPER_PASSWORD),
             "SLUICE_BROKER_BRIDGE_PASSWORD": BRIDGE_PASSWORD,
             "SLUICE_BROKER_COMMANDS_PASSWORD": COMMANDS_PASSWORD,
             "SLUICE_BROKER_CRL_FILE": str(self.directory / "sluice-crl.pem"),
@@ -124,11 +124,23 @@ class Broker:
             "SLUICE_BROKER_RETRY_S": "0.1",
         }
 
+    def url_of(self, user: str, password: str) -> str:
+        """For one of our own roles."""
+        return f"mqtt://{user}:{password}@127.0.0.1:{self._port_of_ours}"
+
     @property
     def _port_of_ours(self) -> int:
         return next(port for name, port in self.ports.items() if name in (OURS, SITES_OURS))
 
     # ------------------------------------------------------------ clients
+
+    def publish(self, device: str, password: str, topic: str, payload: bytes) -> bool:
+        """One message of a device at QoS 1, by the broker's own tool; whether it is let in and acknowledged."""
+        command = [
+            "mosquitto_pub", "-h", "127.0.0.1", "-p", str(self.ports[PASSWORD]), "--cafile", str(self.roots),
+            "-u", device, "-P", password, "-t", topic, "-q", "1", "-s",
+        ]  # fmt: skip
+        return subprocess.run(command, input=payload, capture_output=True, timeout=30, check=False).returncode == 0
 
     def client(
         self, listener: int, user: str | None, password: str | None, client_id: str = "test", **options: Any

@@ -173,8 +173,8 @@ class Connection(asyncio.Protocol):
         deadline = self._loop.time() + within_s
         while self.window.waiting and not self.closed.done() and self._loop.time() < deadline:
             await asyncio.wait({self.closed}, timeout=0.01)
+        await self._settle()
         if self._transport is not None and not self.closed.done():
-            await self._settle()
             self._flush()
             self._transport.write(packets.disconnect())
             self.reason = "it was ended by us"

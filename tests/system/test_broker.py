@@ -1,13 +1,12 @@
 """`sluice broker seed` and `keep` as an operator uses them, with the broker that is delivered."""
 
 import json
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.broker_rig import PASSWORD, Broker, configured
+from tests.broker_rig import Broker, configured
 from tests.databases import Database
 from tests.people_rig import RING
 from tests.support import eventually
@@ -30,11 +29,7 @@ def installed(bare_database: Database, tmp_path: Path) -> Iterator[tuple[Broker,
 
 
 def published(broker: Broker, device: str, token: str) -> bool:
-    command = [
-        "mosquitto_pub", "-h", "127.0.0.1", "-p", str(broker.ports[PASSWORD]), "--cafile", str(broker.roots),
-        "-u", device, "-P", token, "-t", f"v1/readings/any/{device}", "-m", "1", "-q", "1",
-    ]  # fmt: skip
-    return subprocess.run(command, capture_output=True, timeout=30, check=False).returncode == 0
+    return broker.publish(device, token, f"v1/readings/any/{device}", b"1")
 
 
 def test_a_broker_is_begun_with_a_file_and_kept_from_then_on(installed: tuple[Broker, dict[str, str]]) -> None:

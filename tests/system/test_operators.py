@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 from uuid import UUID, uuid4
@@ -21,15 +22,15 @@ from api.registry.devices import add_device
 from api.registry.organisations import acting_for
 from bench.usage import free_port
 from runtime.postgres import connect
-from runtime.secrets import new_ring
-from tests.bridge_rig import Broker, own_broker
+from tests.broker_rig import BRIDGE_PASSWORD, COMMANDS_PASSWORD, Broker, certify, configured, seed
 from tests.databases import Database, Server
 from tests.grafana import Dashboard, dashboards, promql, sql, targets
+from tests.people_rig import RING
 from tests.prometheus import Prometheus, prometheus
 from tests.support import ask, eventually, run
 from tests.system.roles import Role, clean_environment, role, sluice, start_role
 
-JOBS = ("sluice-ingest", "sluice-worker", "sluice-api", "sluice-bridge")
+JOBS = ("sluice-ingest", "sluice-worker", "sluice-api", "sluice-bridge", "sluice-broker")
 #: As long as a fault of two scrapes would take; a rate needs two samples.
 RATE_INTERVAL = "20s"
 FELT_WITHIN_S = 120.0
@@ -37,17 +38,19 @@ FELT_WITHIN_S = 120.0
 
 @dataclass
 class Live:
-    """Roles on a database and a log of their own, requests all the while, and Prometheus that looks at them."""
+    """Roles on a database, a log and a broker of their own, requests all the while; Prometheus looks at them."""
 
     database: Database
     environment: dict[str, str]
     demo: dict[str, Any]
     places: dict[str, str]
     server: Prometheus
+    broker: Broker
     worker: Role
 
     def start_worker(self) -> None:
-        self.worker = start_role(self.environment, "worker", metrics=self.places["sluice-worker"])
+        environment = self.environment | {"SLUICE_MQTT_URL": self.broker.url_of("sluice-commands", COMMANDS_PASSWORD)}
+        self.worker = start_role(environment, "worker", metrics=self.places["sluice-worker"])
 
 
 @contextmanager
@@ -61,10 +64,19 @@ def own_database(server: Server) -> Iterator[Database]:
 
 @contextmanager
 def requests(ingest: str, api: str, broker: Broker, demo: dict[str, Any]) -> Iterator[None]:
-    """One of each kind, again and again: good readings and refused ones, callers known and not; and a listener."""
+    """One of each kind, again and again: good readings, refused ones, callers known and not, commands; a listener."""
     stop = threading.Event()
     device, key, token = demo["device_id"], demo["api_key"], demo["ingest_token"]
-    topic = f"v1/readings/{demo['organisation_id']}/{device}"
+    readings_topic = f"v1/readings/{demo['organisation_id']}/{device}"
+    answers_topic = f"v1/gateways/{demo['organisation_id']}/{device}/commands/response"
+
+    def command() -> None:
+        asked = ask(
+            f"{api}/api/v1/devices/{device}/commands", token=key, method="POST", body=b'{"command": "restart"}'
+        )
+        if asked.status == 201:  # where no worker sends them, no more than a device's bound may wait
+            answer = {"cmdId": asked.json()["command_id"], "status": "SUCCESS"}
+            broker.publish(device, token, answers_topic, json.dumps(answer).encode())
 
     def once(number: int) -> None:
         now = datetime.now(UTC).isoformat()
@@ -80,7 +92,8 @@ def requests(ingest: str, api: str, broker: Broker, demo: dict[str, Any]) -> Ite
         ask(f"{ingest}/v1/ingest", token=token, method="POST", body=body)
         ask(f"{ingest}/v1/ingest?token={token}&temp={number % 40}")
         ask(f"{ingest}/v1/ingest", token="unknown", method="POST", body=body)
-        broker.publish(topic, body)
+        broker.publish(device, token, readings_topic, body)
+        command()
         ask(f"{api}/api/v1/readings?device_id={device}&limit=10", token=key)
         ask(f"{api}/api/v1/readings?device_id={uuid4()}", token=key)
 
@@ -109,6 +122,19 @@ def requests(ingest: str, api: str, broker: Broker, demo: dict[str, Any]) -> Ite
             thread.join()
 
 
+@contextmanager
+def kept_broker(directory: Path, database: Database, environment: dict[str, str], metrics: str) -> Iterator[Broker]:
+    """As it is delivered, with its keeper."""
+    directory.mkdir()
+    with configured(directory) as broker:
+        sluice(environment, "ca", "init")
+        run(certify(broker, database))
+        run(seed(broker, database))
+        broker.start()
+        with role(environment | broker.environment(database), "broker", "keep", metrics=metrics):
+            yield broker
+
+
 async def make_silent_device(database: Database, organisation: UUID, site: UUID) -> None:
     connection = await connect(database.settings, role=None, application="test")
     async with acting_for(connection, organisation):
@@ -123,7 +149,7 @@ def live(timescaledb: Server, services: dict[str, str], tmp_path_factory: pytest
         environment = clean_environment(
             **database.environment,
             SLUICE_LOG_URL=services["SLUICE_LOG_URL"],
-            SLUICE_SECRET_KEYS=str(new_ring()),
+            SLUICE_SECRET_KEYS=str(RING),
             SLUICE_LEDGER_CHECK_S="0.5",
             SLUICE_QUARANTINE_CHECK_S="0.5",
             SLUICE_LANDING_LAG_PERIOD_S="0.5",
@@ -140,11 +166,14 @@ def live(timescaledb: Server, services: dict[str, str], tmp_path_factory: pytest
             )
         )
         api = stack.enter_context(role(environment, "api", "--listen", "127.0.0.1:0", metrics=places["sluice-api"]))
-        server = stack.enter_context(prometheus(tmp_path_factory.mktemp("prometheus") / "shipped", places))
-        broker = stack.enter_context(own_broker())
-        by_mqtt = environment | {"SLUICE_MQTT_URL": broker.url}
+        directory = tmp_path_factory.mktemp("operators")
+        server = stack.enter_context(prometheus(directory / "shipped", places))
+        broker = stack.enter_context(
+            kept_broker(directory / "broker", database, environment, places["sluice-broker"])
+        )
+        by_mqtt = environment | {"SLUICE_MQTT_URL": broker.url_of("sluice-bridge", BRIDGE_PASSWORD)}
         stack.enter_context(role(by_mqtt, "bridge", metrics=places["sluice-bridge"]))
-        found = Live(database, environment, demo, places, server, worker=ingest)
+        found = Live(database, environment, demo, places, server, broker, worker=ingest)
         found.start_worker()
         stack.callback(lambda: found.worker.end())  # noqa: PLW0108 - another worker by then
         found.worker.wait_ready()

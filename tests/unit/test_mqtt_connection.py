@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import pytest
+import uvloop
 
 from ingest.mqtt import packets
 from ingest.mqtt.connection import Bounds, ClosedError, Connection, Message
@@ -257,3 +258,22 @@ def test_what_is_asked_for_is_answered(version: Version) -> None:
             await leaving
 
     run(test())
+
+
+@pytest.mark.parametrize("heard", [1, 2])
+def test_a_broker_that_goes_away_while_it_is_left_is_no_failure(heard: int) -> None:
+    """On the roles' own loop, whose transports refuse to be written to once they are closed."""
+
+    async def test() -> None:
+        async with connected(Version.V5, lambda *_: None) as (connection, script):
+            leaving = asyncio.create_task(connection.close(within_s=1))
+            await script.expect(packets.PINGREQ)
+            for _ in range(1, heard):
+                script.writer.write(b"\xd0\x00")
+                await script.expect(packets.PINGREQ)
+            script.writer.transport.abort()
+            await asyncio.wait_for(leaving, 5)
+            assert "by us" not in connection.reason
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(test())
