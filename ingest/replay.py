@@ -80,10 +80,14 @@ UPDATE quarantine q SET replay_due_at = now() + make_interval(secs => $3)
 FROM ours WHERE q.quarantine_id = ours.quarantine_id
 RETURNING q.quarantine_id
 """
-# What waits in a tray goes on waiting there.
+# What waits in a tray goes on waiting there; what was never a reading goes on telling why, a forged message above all.
 _HAND_BACK: Final = """
-UPDATE quarantine q SET state = 'held', attempts = q.attempts + 1, message = w.message,
-    code = CASE WHEN (q.code, w.code) = ('unassigned_device', 'unknown_device') THEN q.code ELSE w.code END,
+UPDATE quarantine q SET state = 'held', attempts = q.attempts + 1,
+    message = CASE WHEN q.code IN ('bad_signature', 'undecodable') AND q.original_payload IS NULL
+                   THEN q.message ELSE w.message END,
+    code = CASE WHEN q.code IN ('bad_signature', 'undecodable') AND q.original_payload IS NULL THEN q.code
+                WHEN (q.code, w.code) = ('unassigned_device', 'unknown_device') THEN q.code
+                ELSE w.code END,
     changed_at = now(), replay_due_at = NULL
 FROM ours JOIN unnest($1::uuid[], $3::text[], $4::text[]) AS w (quarantine_id, code, message) USING (quarantine_id)
 WHERE q.quarantine_id = ours.quarantine_id

@@ -15,7 +15,7 @@ import aiomqtt
 import asyncpg
 from prometheus_client import CollectorRegistry
 
-from runtime.clock import SystemClock
+from runtime.clock import Clock, SystemClock
 from runtime.mqtt import endpoint
 from runtime.secrets import KeyRing
 from tests.databases import Database
@@ -52,12 +52,12 @@ class Sending:
 
 @asynccontextmanager
 async def sender(
-    database: Database, url: str | None, ring: KeyRing | None, **settings: Any
+    database: Database, url: str | None, ring: KeyRing | None, clock: Clock | None = None, **settings: Any
 ) -> AsyncIterator[Sending]:
     registry = CollectorRegistry()
     broker = None if url is None else endpoint(url)
     made = Commands(
-        database.settings, CommandsSettings(**(SETTINGS | settings)), broker, ring, SystemClock(),
+        database.settings, CommandsSettings(**(SETTINGS | settings)), broker, ring, clock or SystemClock(),
         CommandsMetrics(registry),
     )  # fmt: skip
     task = asyncio.create_task(made.run())

@@ -136,7 +136,7 @@ async def create(
     device = device or uuid7()
     if site is not None:
         await sites.hold(connection)
-        await _lock_target(connection, site)
+        await lock_site(connection, site)
         await _claim(connection, device, new.local_id, site)
     await connection.execute(_INSERT, device, organisation, new.name, new.local_id, new.model, new.notes)
     await connection.execute(_STAND_FIRST, device, organisation, site)
@@ -186,7 +186,7 @@ async def move(
             "effective_at", f"must not be before {until.isoformat()}: until then it stands at a site that is erased"
         )
     if site is not None:
-        await _lock_target(connection, site)
+        await lock_site(connection, site)
         await _claim(connection, device, row["local_id"], site, at)
     await connection.execute(_CUT, device, at)
     if await connection.fetchval(_STAYS_NUMBER, device) >= STAYS_MAX:
@@ -223,7 +223,8 @@ async def _lock(connection: Any, device: UUID, expected: Sequence[str] | None) -
     return row
 
 
-async def _lock_target(connection: Any, site: UUID) -> None:
+async def lock_site(connection: Any, site: UUID) -> None:
+    """Nobody else gives out a name or a stay there meanwhile. Raises the problem of a site that is not there."""
     if not await connection.fetch(_LOCK_SITES, [site]):
         raise Problem(SITE_NOT_FOUND)
 

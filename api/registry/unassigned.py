@@ -32,7 +32,7 @@ WHERE u.device_id IS NULL
 _PAGE: Final = f"""{_SHOWN} AND u.unassigned_id > $1 AND ($2::uuid IS NULL OR u.site_id = $2)
 ORDER BY u.unassigned_id LIMIT $3
 """
-_LOCK: Final = """
+_ONE: Final = """
 SELECT u.unassigned_id, u.site_id, u.name FROM unassigned_devices u JOIN sites s USING (site_id)
 WHERE u.unassigned_id = $1 AND u.device_id IS NULL
 """
@@ -56,6 +56,8 @@ async def create(connection: Any, organisation: UUID, unassigned: UUID, name: st
     """
     await sites.hold(connection)
     row = await _get(connection, unassigned)
+    await devices.lock_site(connection, row["site_id"])
+    row = await _get(connection, unassigned)  # whoever claimed it at the same time was first
     new = NewDevice(name or row["name"], row["name"], model)
     await devices.create(connection, organisation, row["site_id"], new, unassigned)
     return await _claim(connection, unassigned, unassigned)
@@ -100,7 +102,7 @@ async def _claim(connection: Any, unassigned: UUID, device: UUID) -> int:
 
 
 async def _get(connection: Any, unassigned: UUID) -> Any:
-    row = await connection.fetchrow(_LOCK, unassigned)
+    row = await connection.fetchrow(_ONE, unassigned)
     if row is None:
         raise Problem(UNASSIGNED_NOT_FOUND)
     return row

@@ -52,7 +52,7 @@ class Events:
     def __init__(self, pool: Connections, settings: BridgeSettings, done: Callable[[Event, str], None]) -> None:
         """`done` is told what became of each: `noted`, `repeated`, `unknown_command`, `no_plant` or `failed`."""
         self._pool = pool
-        self._rows_max = settings.mqtt_events_batch_max
+        self._rows_max = self._rows = settings.mqtt_events_batch_max
         self._done = done
         self._waiting: deque[Event] = deque()
         self._wanted = asyncio.Event()
@@ -72,15 +72,18 @@ class Events:
                 try:
                     await self._write(batch)
                     self.trouble = None
+                    self._rows = min(2 * self._rows, self._rows_max)
                 except (UnavailableError, *_CONTENDED) as error:
                     self._waiting.extendleft(reversed(batch))
+                    # As many may take longer than anybody waits: the same again would get nowhere, for ever.
+                    self._rows = max(1, len(batch) // 2)
                     self._tell(error)
                     await asyncio.sleep(_RETRY_S * random.uniform(0.5, 1.5))  # noqa: S311 - spreads, hides nothing
 
     def _next(self) -> list[Event]:
         """Without those whose connection has ended: they come again."""
         batch: list[Event] = []
-        while self._waiting and len(batch) < self._rows_max:
+        while self._waiting and len(batch) < self._rows:
             event = self._waiting.popleft()
             if not event.connection.closed.done():
                 batch.append(event)

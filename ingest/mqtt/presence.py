@@ -8,6 +8,7 @@ one (the schema's `silent_after`).
 
 import asyncio
 import logging
+from itertools import islice
 from typing import Final
 from uuid import UUID
 
@@ -67,7 +68,7 @@ class Presence:
     async def _flush(self, kept: dict[bytes, int], statement: str) -> None:
         """What is not written stays, unless there is newer."""
         while kept:
-            batch = sorted(kept.items())[:_ROWS_AT_ONCE]
+            batch = sorted(islice(kept.items(), _ROWS_AT_ONCE))
             for device, _ in batch:
                 del kept[device]
             try:

@@ -4,7 +4,6 @@ Pure: bytes to what the database's `device_said` takes. What is wrong in a repor
 wrong makes the message malformed. Left out: who said it, and what becomes of it (`events`, `presence`).
 """
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 from uuid import UUID
@@ -66,22 +65,22 @@ def read(kind: Kind, payload: bytes, size: int) -> str:
     """As the database takes it, in JSON; `size` is that of the whole payload. Raises `MalformedError`."""
     if size > len(payload):
         raise MalformedError(f"has {size} bytes")
-    try:
-        told = _object(payload)
-        said = _readers[kind](told) if kind in _readers else _report(payload, told)
-        return msgspec.json.encode(said).decode()
-    except RecursionError:
-        raise MalformedError("is nested too deeply") from None
+    told = _object(payload)
+    said = _readers[kind](told) if kind in _readers else _report(payload, told)
+    return msgspec.json.encode(said).decode()
 
 
 def _object(payload: bytes) -> dict[str, Any]:
     try:
         told = msgspec.json.decode(payload)
+        is_storable = _is_storable(told)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise MalformedError(f"is no JSON: {error}") from None
+    except RecursionError:
+        raise MalformedError("is nested too deeply") from None
     if type(told) is not dict:
         raise MalformedError("is no object")
-    if not _is_storable(told):
+    if not is_storable:
         raise MalformedError("holds what the database cannot")
     return told
 
@@ -167,7 +166,7 @@ def _flag(value: Any) -> bool:
 
 
 def _amount(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value) and 0 <= value <= _AMOUNT_MAX
+    return type(value) in (int, float) and 0 <= value <= _AMOUNT_MAX
 
 
 #: What a device's row, or its plant's, has a place for: the names it may have in a report, and what it may be.

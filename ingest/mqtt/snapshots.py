@@ -225,4 +225,5 @@ def _is_number(value: object) -> bool:
 
 
 def _malformed(message: str, device: object) -> Malformed:
-    return Malformed(ReadingCode.INVALID_MEASUREMENT, message, device)
+    """Under a name of its own: a device with a `type` and a `value` would be replayed as a measurement."""
+    return Malformed(ReadingCode.INVALID_MEASUREMENT, message, {"device": device})

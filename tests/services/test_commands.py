@@ -15,6 +15,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from api.devices.downlink import CommandDownlink
+from runtime.clock import SystemClock
 from runtime.sockets import address_of, listen
 from schemas.commands import MESSAGE_BYTES_MAX
 from schemas.signing import command_parts, is_signed
@@ -122,6 +123,37 @@ def test_the_commands_of_a_device_go_in_the_order_in_which_they_were_asked_for(
                     heard = [one["cmdId"] for one in map(json.loads, device.payloads) if one["deviceId"] == plant]
                     assert heard == commands
                 await reaches(database, wanted[plants[1][0]][-1], "SENT")
+
+    run(test())
+
+
+class SlowDay:
+    """On which everything takes a minute and a half."""
+
+    def __init__(self) -> None:
+        self.elapsed_s = 0.0
+
+    def now_us(self) -> int:
+        return SystemClock().now_us()
+
+    def monotonic(self) -> float:
+        self.elapsed_s += 90
+        return self.elapsed_s
+
+
+def test_a_command_that_waited_behind_others_expires_at_the_broker_when_it_times_out(
+    database: Database, broker: Broker
+) -> None:
+    async def test() -> None:
+        async with people_with_authority(database) as here:
+            plants = [await active_plant(here) for _ in range(2)]
+            for plant, _ in plants:
+                await asked(here, plant)
+            async with listening(broker.port, "cpi/+/command") as device, sender(database, broker.url, RING, SlowDay()):
+                await device.hears(2)
+                expires = [one.properties.MessageExpiryInterval for one in device.heard]
+                assert 180 < expires[0] <= 210
+                assert 90 < expires[1] <= 120
 
     run(test())
 

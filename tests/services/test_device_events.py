@@ -13,6 +13,7 @@ import asyncpg
 import pytest
 
 from bench.proxy import Proxy
+from ingest.mqtt import events
 from runtime.ids import uuid7
 from tests.bridge_rig import Broker, Running, bridge, own_broker
 from tests.databases import Database
@@ -226,6 +227,48 @@ def test_an_alarm_of_one_moment_that_is_over_is_not_opened_by_its_repeat(
     run(test())
 
 
+PLANS = """
+LOAD 'auto_explain';
+SET client_min_messages = log; SET auto_explain.log_min_duration = 0; SET auto_explain.log_nested_statements = on;
+SET auto_explain.log_analyze = on; SET auto_explain.log_timing = off; SET auto_explain.log_format = json;
+SET enable_hashjoin = off; SET enable_mergejoin = off;
+"""
+
+
+def test_an_alarm_goes_through_a_plant_s_alerts_a_few_times_whatever_the_planner_believes(database: Database) -> None:
+    """As before the first ANALYZE of the table, when it takes a nested loop for cheap."""
+
+    async def test() -> None:
+        connection = await asyncpg.connect(database.superuser_url)
+        organisation, device = uuid7(), uuid7()
+        await connection.execute("INSERT INTO organisations (organisation_id, name) VALUES ($1, 'x')", organisation)
+        await connection.execute(
+            "INSERT INTO devices (device_id, organisation_id, name, local_id) VALUES ($1, $2, 'x', 'x')",
+            device, organisation,
+        )  # fmt: skip
+        await connection.execute(ACTIVE_PLANT, device, organisation, "x")
+        said = """SELECT device_said(gen_random_uuid(), $1, 'alarm', jsonb_build_object('type', 'T', 'severity', 'INFO',
+            'message', gen_random_uuid(), 'is_over', false)) FROM generate_series(1, $2::int)"""
+        await connection.execute(said, device, 1_300)
+        told: list[str] = []
+        connection.add_log_listener(lambda _, message: told.append(message.message))
+        await connection.execute(PLANS)
+        await connection.execute(said, device, 1)
+        await connection.close()
+        plans = [json.loads(one[one.index("{") :]) for one in told if "Query Text" in one]
+        bounds = [one["Plan"] for one in plans if "OFFSET" in one["Query Text"]]
+        assert len(bounds) == 2
+        assert all(_rows(plan) < 10_000 for plan in bounds), [_rows(plan) for plan in bounds]
+
+    run(test())
+
+
+def _rows(plan: dict[str, Any]) -> float:
+    """How many a plan's nodes gave, or passed over, in all."""
+    here = plan["Actual Loops"] * (plan["Actual Rows"] + plan.get("Rows Removed by Filter", 0))
+    return float(here + sum(_rows(part) for part in plan.get("Plans", ())))
+
+
 def test_a_plant_has_a_hundred_open_alerts_at_most_and_what_is_worst_stays(
     any_database: Database,
 ) -> None:
@@ -332,11 +375,13 @@ MALFORMED: list[tuple[str, bytes]] = [
     ("status", b"perhaps"),
     ("status", b'{"status":null}'),
     ("status", b"online" * 1_000),
+    ("status", b'{"online":' + b"[" * 1_010),
+    ("status", b'{"online":' + b"9" * 900 + b"}"),
 ]
 
 
 def test_what_is_malformed_is_counted_acknowledged_and_nothing_else(
-    installation: Installation, broker: Broker
+    installation: Installation, broker: Broker, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def test() -> None:
         one = await plant(installation, broker)
@@ -350,8 +395,13 @@ def test_what_is_malformed_is_counted_acknowledged_and_nothing_else(
             one.say("alarm", {"type": "T", "message": "x" * 5_000, "ts": "yesterday"})
             await running.done("noted", 1)
             assert [len(row["message"]) for row in await one.alerts()] == [1_000]
+            one.say("info", b'{"fwVersion":"7","capacityKwh":' + b"9" * 400 + b"}")
+            await running.done("noted", 2)
+            assert (await one.row("devices"))["fw_version"] == "7"
             assert running.counted("sluice_mqtt_connections_ended_total") == 0
             await running.settled()
+            # Foreseen, all of it: nobody is to flood the log with errors.
+            assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
     run(test())
 
@@ -462,6 +512,33 @@ def test_nothing_is_acknowledged_before_the_database_has_it_and_readings_go_on_m
                 await running.settled()
         assert [row["status"] for row in await one.alerts()] == ["ACTIVE"]
         assert (await one.state(command))["state"] == "SUCCESS"
+
+    run(test())
+
+
+def test_more_than_the_database_takes_in_time_is_kept_a_part_at_a_time(
+    installation: Installation, broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def test() -> None:
+        one = await plant(installation, broker)
+        slow = "SELECT pg_sleep(0.1 * (SELECT count(*) FROM unnest($1::uuid[])))"
+        async with installation.open_log() as log, bridge(installation, broker, log) as running:
+            await running.connected()
+            ask, patience_s = events.ask, 1.0
+
+            async def ask_slowly(pool: Any, query: str, *values: Any, timeout_s: float) -> list[Any]:
+                began = asyncio.get_running_loop().time()
+                await ask(pool, slow, values[0], timeout_s=patience_s)
+                took_s = asyncio.get_running_loop().time() - began
+                return await ask(pool, query, *values, timeout_s=timeout_s - took_s)
+
+            monkeypatch.setattr(events, "ask", ask_slowly)
+            monkeypatch.setattr(events, "_RETRY_S", 0.01)
+            alarms = [json.dumps({"type": "T", "message": str(number)}) for number in range(40)]
+            broker.publish_lines(f"cpi/{one.id}/alarm", alarms)
+            await running.done("noted", 40)
+            await running.settled()
+        assert len(await one.alerts()) == 40
 
     run(test())
 

@@ -205,6 +205,25 @@ def test_what_is_refused_again_is_held_again_and_says_why(installation: Installa
     run(test())
 
 
+def test_what_was_no_reading_goes_on_telling_why_until_somebody_edits_it(installation: Installation) -> None:
+    async def test() -> None:
+        async with station(installation) as here:
+            tenant = await installation.tenant()
+            forged = await here.hold(tenant, '{"ts":1,"sig":"…"}', code="bad_signature", message="not the plant's")
+            garbage = await here.hold(tenant, {"base64": "/w=="}, code="undecodable", message="no UTF-8")
+            for attempts in (2, 3):
+                assert await here.replay(tenant) == []
+                for one, why in ((forged, ("bad_signature", "not the plant's")), (garbage, ("undecodable", "no UTF-8"))):
+                    row = await here.quarantine.row(one)
+                    assert (row["state"], row["attempts"], row["code"], row["message"]) == ("held", attempts, *why)
+            async with installation.acting_for(tenant.organisation) as connection:
+                await requests.edit(connection, garbage, b'{"type":"temperature","value":"hot"}')
+            assert await here.replay(tenant) == []
+            assert (await here.quarantine.row(garbage))["code"] == "invalid_value"
+
+    run(test())
+
+
 def test_retention_and_registry_are_judged_as_of_now(installation: Installation) -> None:
     async def test() -> None:
         async with station(installation) as here:

@@ -1,5 +1,6 @@
 """A site's MQTT password and its tray, over HTTP: who may, what is shown once, what is claimed, and bad input."""
 
+import asyncio
 import base64
 import hashlib
 from dataclasses import dataclass
@@ -150,6 +151,22 @@ def test_a_tray_is_listed_claimed_and_emptied(any_database: Database) -> None:
             assert (await ours.ask("GET", TRAY)).body["data"] == []
             actions = "SELECT action FROM audit_log WHERE action LIKE 'unassigned.%' ORDER BY action"
             assert await here.superuser(actions) == [("unassigned.claimed",), ("unassigned.discarded",)]
+
+    run(test())
+
+
+def test_who_claims_a_name_at_the_same_time_finds_it_gone(database: Database) -> None:
+    async def test() -> None:
+        async with people(database) as here:
+            ours = await place(here)
+            for number in range(5):
+                path = f"{TRAY}/{await ours.heard(f'plug-{number}', 2)}/claim"
+                answers = await asyncio.gather(*(ours.ask("POST", path, {"name": "Plug"}) for _ in range(4)))
+                assert sorted(answer.status for answer in answers) == [200, 404, 404, 404]
+            ((waiting, made),) = await here.superuser(
+                "SELECT count(*) FILTER (WHERE device_id IS NULL), count(device_id) FROM unassigned_devices"
+            )
+            assert (waiting, made) == (0, 5)
 
     run(test())
 

@@ -151,13 +151,14 @@ def test_what_is_no_number_is_not_scaled(value: Any) -> None:
         {"externalId": "C1", "type": "CABINET", "raw": 1.5},
         {"externalId": "C1", "type": "CABINET", "raw": True},
         {"externalId": "C1", "type": "CABINET", "raw": "5"},
+        {"type": "power", "value": 230},
     ],
 )
 def test_one_bad_device_is_refused_alone(device: Any) -> None:
     snapshot = taken(envelope(devices=[device, DEVICES[1]]))
     bad, *good = snapshot.submission.measurements
     assert isinstance(bad, Malformed)
-    assert (bad.code, bad.payload) == (ReadingCode.INVALID_MEASUREMENT, device)
+    assert (bad.code, bad.payload) == (ReadingCode.INVALID_MEASUREMENT, {"device": device})
     assert [one.type for one in good] == ["power", "energy_imported"]
 
 

@@ -182,11 +182,14 @@ class Commands:
         settings = self._settings
         claim = self._sender, settings.commands_claim_s, settings.commands_batch_max
         went = False
-        for row in await connection.fetch(_CLAIM, *claim):
-            went |= await self._send(connection, client, row)
+        rows, claimed_s = await connection.fetch(_CLAIM, *claim), self._clock.monotonic()
+        for row in rows:
+            left_s = row["left_s"] - (self._clock.monotonic() - claimed_s)
+            # It has timed out where those before it took that long: nobody expects it to be carried out any more.
+            went |= left_s <= 0 or await self._send(connection, client, row, left_s)
         return went
 
-    async def _send(self, connection: Any, client: Client, row: Any) -> bool:
+    async def _send(self, connection: Any, client: Client, row: Any, left_s: float) -> bool:
         """Whether it waits no longer."""
         command = row["id"]
         where, what = row["fixed_topic"], row["fixed_message"]
@@ -201,7 +204,7 @@ class Commands:
                 return True
             where, what = fixed
         try:
-            await client.send(where, what.encode(), expires_s=max(1, math.ceil(row["left_s"])))
+            await client.send(where, what.encode(), expires_s=math.ceil(left_s))
         except RefusedError as error:
             self._metrics.commands.labels("refused").inc()
             self._refusal = f"the broker refuses a command: {error}"
