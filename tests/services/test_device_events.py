@@ -247,8 +247,8 @@ def test_an_alarm_goes_through_a_plant_s_alerts_a_few_times_whatever_the_planner
             device, organisation,
         )  # fmt: skip
         await connection.execute(ACTIVE_PLANT, device, organisation, "x")
-        said = """SELECT device_said(gen_random_uuid(), $1, 'alarm', jsonb_build_object('type', 'T', 'severity', 'INFO',
-            'message', gen_random_uuid(), 'is_over', false)) FROM generate_series(1, $2::int)"""
+        said = """SELECT device_said(gen_random_uuid(), $1, 'alarm', jsonb_build_object('type', 'T',
+            'severity', 'INFO', 'message', gen_random_uuid(), 'is_over', false)) FROM generate_series(1, $2::int)"""
         await connection.execute(said, device, 1_300)
         told: list[str] = []
         connection.add_log_listener(lambda _, message: told.append(message.message))
