@@ -13,6 +13,7 @@ import asyncpg
 import pytest
 
 from bench.proxy import Proxy
+from ingest import registry
 from ingest.mqtt import events
 from runtime.ids import uuid7
 from tests.bridge_rig import Broker, Running, bridge, own_broker
@@ -247,8 +248,8 @@ def test_an_alarm_goes_through_a_plant_s_alerts_a_few_times_whatever_the_planner
             device, organisation,
         )  # fmt: skip
         await connection.execute(ACTIVE_PLANT, device, organisation, "x")
-        said = """SELECT device_said(gen_random_uuid(), $1, 'alarm', jsonb_build_object('type', 'T', 'severity', 'INFO',
-            'message', gen_random_uuid(), 'is_over', false)) FROM generate_series(1, $2::int)"""
+        said = """SELECT device_said(gen_random_uuid(), $1, 'alarm', jsonb_build_object('type', 'T',
+            'severity', 'INFO', 'message', gen_random_uuid(), 'is_over', false)) FROM generate_series(1, $2::int)"""
         await connection.execute(said, device, 1_300)
         told: list[str] = []
         connection.add_log_listener(lambda _, message: told.append(message.message))
@@ -524,7 +525,7 @@ def test_more_than_the_database_takes_in_time_is_kept_a_part_at_a_time(
         slow = "SELECT pg_sleep(0.1 * (SELECT count(*) FROM unnest($1::uuid[])))"
         async with installation.open_log() as log, bridge(installation, broker, log) as running:
             await running.connected()
-            ask, patience_s = events.ask, 1.0
+            ask, patience_s = registry.ask, 1.0
 
             async def ask_slowly(pool: Any, query: str, *values: Any, timeout_s: float) -> list[Any]:
                 began = asyncio.get_running_loop().time()
