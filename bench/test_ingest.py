@@ -24,7 +24,7 @@ from ingest.formats.shape import Submission
 from ingest.limits import Limits, LimitSettings
 from ingest.metrics import IngestMetrics
 from ingest.mqtt import snapshots
-from ingest.mqtt.intake import with_nonce
+from ingest.mqtt.marking import with_nonce
 from ingest.plants import Plants
 from ingest.receipts import Place, Receipt, Receipts
 from ingest.settings import IngestSettings

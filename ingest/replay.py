@@ -80,7 +80,7 @@ UPDATE quarantine q SET replay_due_at = now() + make_interval(secs => $3)
 FROM ours WHERE q.quarantine_id = ours.quarantine_id
 RETURNING q.quarantine_id
 """
-# What waits in a tray goes on waiting there; what was never a reading goes on telling why, a forged one above all.
+# What waits in a tray goes on waiting there; what was never a reading goes on telling why, forged messages above all.
 _HAND_BACK: Final = """
 UPDATE quarantine q SET state = 'held', attempts = q.attempts + 1,
     message = CASE WHEN q.code IN ('bad_signature', 'undecodable') AND q.original_payload IS NULL

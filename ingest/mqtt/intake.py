@@ -3,7 +3,7 @@
 The same judgement, limits and log as by HTTP. Nobody can be answered here: what is no good goes to the quarantine of
 its device and is acknowledged; what cannot be judged or kept now is not acknowledged, and the broker keeps it.
 Messages of a device that have to wait do so in their order, and hold nobody else up. Left out: connections
-(`session`).
+(`session`), and messages that are no readings (`hearing`).
 """
 
 import asyncio
@@ -11,10 +11,8 @@ import base64
 import logging
 import os
 import random
-import struct
 from collections import deque
 from functools import partial
-from hashlib import blake2b
 from typing import Final, NamedTuple
 
 import msgspec
@@ -25,26 +23,23 @@ from ingest.formats.shape import BodyError, Malformed, Measurement, Submission, 
 from ingest.limits import LimitExceededError, Limits
 from ingest.mqtt import snapshots
 from ingest.mqtt.connection import Connection, Message
-from ingest.mqtt.events import Event, Events
 from ingest.mqtt.failures import Failures
+from ingest.mqtt.hearing import Hearing
+from ingest.mqtt.marking import delivery_of, is_made_up, with_nonce
 from ingest.mqtt.metrics import BridgeMetrics
 from ingest.mqtt.names import Names, TrayFullError
-from ingest.mqtt.presence import Presence
-from ingest.mqtt.sayings import MalformedError, is_there, read
 from ingest.mqtt.settings import BridgeSettings
 from ingest.mqtt.snapshots import Snapshot, SnapshotError
-from ingest.mqtt.topics import RETAINED, WITH_READINGS, Kind, Router, Target, Voice
+from ingest.mqtt.topics import WITH_READINGS, Kind, Router, Target, Voice
 from ingest.mqtt.voices import Voices
 from ingest.registry import Connections
 from ingest.settings import IngestSettings
 from ingest.stamps import Stamps
 from runtime.clock import Clock
 from runtime.errors import OutcomeUnknownError, SluiceError, UnavailableError
-from runtime.ids import uuid7
 from runtime.log.port import Log
 from schemas import record as records
 from schemas.errors import ReadingCode
-from schemas.record import TIME_MADE_UP, Channel, Delivery, Quality
 from schemas.topics import partition_of
 
 _log = logging.getLogger("sluice.bridge")
@@ -104,8 +99,7 @@ class Intake:
         self._metrics = metrics
         self._failures = failures
         self._replay_us = round(settings.mqtt_replay_window_s * 1e6)
-        self._presence = Presence(events, settings)
-        self._events = Events(events, settings, self._kept)
+        self._hearing = Hearing(events, limits=limits, settings=settings, clock=clock, done=self._done)
         self._tasks: list[asyncio.Task[None]] = []
         self._admission = Admission(
             future_us=round(ingest.reading_future_s * 1e6), year_floor=ingest.reading_year_floor
@@ -124,14 +118,11 @@ class Intake:
     @property
     def trouble(self) -> str | None:
         """Why what devices say beside readings cannot be kept right now."""
-        return self._events.trouble
+        return self._hearing.trouble
 
     def start(self) -> "list[asyncio.Task[None]]":
         """Its tasks, none of which ends by itself."""
-        self._tasks = [
-            asyncio.create_task(self._events.run(), name="bridge events"),
-            asyncio.create_task(self._presence.run(), name="bridge presence"),
-        ]
+        self._tasks = self._hearing.start()
         return self._tasks
 
     async def stop(self) -> None:
@@ -209,7 +200,7 @@ class Intake:
             self._drop(source, connection, message, "foreign_organisation")
             return
         if target.kind not in WITH_READINGS:
-            self._hear(held, grant)
+            self._hearing.hear(source.family, connection, message, target, grant)
             return
         if message.retained:
             self._drop(source, connection, message, "retained")
@@ -337,56 +328,12 @@ class Intake:
         )
         self._append(held, grant, admitted if snapshot is None else with_nonce(admitted, snapshot))
 
-    # ------------------------------------------------------------ what is no reading
-
-    def _hear(self, held: _Held, grant: Grant) -> None:
-        """What a device says of itself. Raises `LimitExceededError`."""
-        source, connection, message, target = held
-        if (known := self._is_no_news(message, target, grant)) is not None:
-            self._drop(source, connection, message, known)
-            return
-        try:
-            if target.kind is Kind.WILL:
-                self._note_presence(target, message)
-                self._drop(source, connection, message, "announced")
-                return
-            if not message.is_counted and not message.again:
-                self._limits.request(grant, self._clock.now_us())
-                message.is_counted = True
-            said = read(target.kind, message.payload, message.size)
-        except MalformedError as error:
-            _log.debug("what a device said is malformed", extra={"family": source.family, "reason": str(error)})
-            self._drop(source, connection, message, "malformed")
-            return
-        if not message.again and not message.retained:
-            self._presence.hear(target.device, message.arrived_us)
-        self._events.take(Event(uuid7(), target.device, target.kind, said, source.family, connection, message))
-
-    def _is_no_news(self, message: Message, target: Target, grant: Grant) -> str | None:
-        """The result of a message that nothing follows from, whatever it says."""
-        if grant.suspended:
-            return "suspended"
-        if not message.size:
-            return "empty"  # so what was retained is forgotten
-        if message.retained and target.kind not in RETAINED:
-            return "retained"
-        # Whether it was there then is overtaken by what was heard since.
-        return "repeated" if message.again and target.kind is Kind.WILL else None
-
-    def _note_presence(self, target: Target, message: Message) -> None:
-        """Raises `MalformedError`."""
-        if is_there(message.payload):
-            self._presence.hear(target.device, message.arrived_us)
-        else:
-            self._presence.lose(target.device, message.arrived_us)
-
-    def _kept(self, event: Event, result: str) -> None:
-        self._metrics.messages.add((event.family, result))
-        event.connection.acknowledge(event.message)
-
     def _drop(self, source: Source, connection: Connection, message: Message, result: str) -> None:
         """There is nothing to keep of it."""
-        self._metrics.messages.add((source.family, result))
+        self._done(source.family, connection, message, result)
+
+    def _done(self, family: str, connection: Connection, message: Message, result: str) -> None:
+        self._metrics.messages.add((family, result))
         connection.acknowledge(message)
 
     def _name(self) -> str:
@@ -399,8 +346,8 @@ class Intake:
         source, connection, message, target = held
         record = admitted.record
         partition = partition_of(target.device, self._log.partitions)
-        if message.packet and (record.refused or _is_made_up(record)):
-            delivery = _delivery(connection, message, partition)
+        if message.packet and (record.refused or is_made_up(record)):
+            delivery = delivery_of(connection, message, partition)
             record = msgspec.structs.replace(record, version=records.VERSION, delivery=delivery)
         body = records.encode(record)
         if len(body) > self._record_bytes_max:
@@ -527,42 +474,6 @@ class Intake:
 
 
 _NOWHERE: Final = Target(Kind.READINGS, None, b"")
-
-
-def with_nonce(admitted: Admitted, snapshot: Snapshot) -> Admitted:
-    """Named by its nonce, so that landing knows it again; what is late says so."""
-    record = admitted.record
-    channels = [_late(channel) for channel in record.channels] if snapshot.is_late else record.channels
-    named = msgspec.structs.replace(
-        record, version=records.LATE_VERSION, idempotency=snapshot.nonce, channels=channels
-    )
-    return Admitted(named, admitted.accepted, admitted.rejections)
-
-
-def _late(channel: Channel) -> Channel:
-    flags = [one | Quality.LATE.value for one in channel.unpack_quality()]
-    quality: int | bytes = flags[0] if len(set(flags)) == 1 else struct.pack(f">{len(flags)}h", *flags)
-    return msgspec.structs.replace(channel, quality=quality)
-
-
-def _delivery(connection: Connection, message: Message, partition: int) -> Delivery:
-    """By what landing knows the message again."""
-    window = connection.window
-    digest = blake2b(message.topic + b"\0" + message.payload, digest_size=8).digest()
-    where = message.number, window.began, window.floor(partition)
-    return Delivery(window.session, message.packet, message.again, digest, *where)
-
-
-def _is_made_up(record: records.Record) -> bool:
-    """Whether a time of it is ours: it will have another one when it comes again."""
-    for channel in record.channels:
-        quality = channel.quality
-        if type(quality) is int:
-            if quality & TIME_MADE_UP:
-                return True
-        elif any(flags & TIME_MADE_UP for flags in channel.unpack_quality()):
-            return True
-    return False
 
 
 def _disown(submission: Submission) -> None:

@@ -13,6 +13,7 @@ import asyncpg
 import pytest
 
 from bench.proxy import Proxy
+from ingest import registry
 from ingest.mqtt import events
 from runtime.ids import uuid7
 from tests.bridge_rig import Broker, Running, bridge, own_broker
@@ -524,7 +525,7 @@ def test_more_than_the_database_takes_in_time_is_kept_a_part_at_a_time(
         slow = "SELECT pg_sleep(0.1 * (SELECT count(*) FROM unnest($1::uuid[])))"
         async with installation.open_log() as log, bridge(installation, broker, log) as running:
             await running.connected()
-            ask, patience_s = events.ask, 1.0
+            ask, patience_s = registry.ask, 1.0
 
             async def ask_slowly(pool: Any, query: str, *values: Any, timeout_s: float) -> list[Any]:
                 began = asyncio.get_running_loop().time()

@@ -213,10 +213,10 @@ def test_what_was_no_reading_goes_on_telling_why_until_somebody_edits_it(install
             garbage = await here.hold(tenant, {"base64": "/w=="}, code="undecodable", message="no UTF-8")
             for attempts in (2, 3):
                 assert await here.replay(tenant) == []
-                as_before = ((forged, ("bad_signature", "not the plant's")), (garbage, ("undecodable", "no UTF-8")))
-                for one, why in as_before:
-                    row = await here.quarantine.row(one)
-                    assert (row["state"], row["attempts"], row["code"], row["message"]) == ("held", attempts, *why)
+                found = [await here.quarantine.row(one) for one in (forged, garbage)]
+                assert [(row["state"], row["attempts"]) for row in found] == [("held", attempts)] * 2
+                told = [(row["code"], row["message"]) for row in found]
+                assert told == [("bad_signature", "not the plant's"), ("undecodable", "no UTF-8")]
             async with installation.acting_for(tenant.organisation) as connection:
                 await requests.edit(connection, garbage, b'{"type":"temperature","value":"hot"}')
             assert await here.replay(tenant) == []
