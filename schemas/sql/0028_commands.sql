@@ -159,14 +159,15 @@ BEGIN
     IF v_opened <> p_alert_id THEN
         RETURN 'repeated';
     END IF;
+    -- By arrays, found once: a join went through the bounds again for every alert, before the table's first ANALYZE.
     UPDATE plant_alerts a SET status = 'RESOLVED', resolved_at = now(), updated_at = now()
-    WHERE a.alert_id IN (
+    WHERE a.alert_id = ANY (ARRAY(
         SELECT o.alert_id FROM plant_alerts o WHERE o.device_id = p_device_id AND o.status <> 'RESOLVED'
         ORDER BY array_position(ARRAY['CRITICAL', 'WARNING', 'INFO'], o.severity), o.created_at DESC, o.alert_id DESC
-        OFFSET 100);
-    DELETE FROM plant_alerts a WHERE a.status = 'RESOLVED' AND a.alert_id IN (
+        OFFSET 100));
+    DELETE FROM plant_alerts a WHERE a.status = 'RESOLVED' AND a.alert_id = ANY (ARRAY(
         SELECT o.alert_id FROM plant_alerts o WHERE o.device_id = p_device_id
-        ORDER BY o.created_at DESC, o.alert_id DESC OFFSET 1000);
+        ORDER BY o.created_at DESC, o.alert_id DESC OFFSET 1000));
     RETURN 'noted';
 END $$;
 
