@@ -261,7 +261,7 @@ def test_forged_snapshots_stand_in_quarantine_and_are_counted_with_their_plant(
             for secret in (plant.secret, other.secret, mtls.secret):
                 assert secret.hex() not in said
                 assert repr(secret)[2:-1] not in said
-            assert "12.5" not in said
+            assert "externalId" not in said
 
     with caplog.at_level(logging.DEBUG):
         run(test())
