@@ -4,6 +4,7 @@ Left out: what each role does (`deploy.roles`) and the command line.
 """
 
 import asyncio
+import gc
 import logging
 import signal
 import socket
@@ -33,6 +34,8 @@ _log = logging.getLogger("sluice.process")
 
 T = TypeVar("T")
 RETRY_S: Final = 1.0
+#: Young objects, and younger rounds, before garbage is looked for: few requests leave cycles behind.
+_GC_THRESHOLDS: Final = (50_000, 20, 50)
 
 
 class Process:
@@ -58,6 +61,7 @@ class Process:
             await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
             if starting.done():
                 starting.result()
+                _let_stand()
                 begun()
                 _log.info("ready", extra={"role": self.name})
                 await first_of(self.stop, *self.tasks)
@@ -218,6 +222,13 @@ class Process:
         listener = listen(variable, address)
         _log.info("listening", extra={"role": self.name, "address": str(address_of(listener))})
         return listener
+
+
+def _let_stand() -> None:
+    """What a role has made by now stands for good: garbage is not looked for among it."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*_GC_THRESHOLDS)
 
 
 async def cancel(task: "asyncio.Task[Any]") -> None:

@@ -5,6 +5,7 @@ import sys
 from array import array
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from itertools import pairwise
 from typing import Any, Final, NamedTuple
 
@@ -38,7 +39,7 @@ def page_table(rows: Sequence[Any], found: Found, head: dict[str, Any], *, by_se
     if by_series:
         place = {series_id: index for index, series_id in enumerate(found.series)}
         rows = sorted(rows, key=lambda row: place[row["series_id"]])
-    return Table(COLUMNS, each(_page_blocks(rows, found)), head)
+    return Table(COLUMNS, each(_page_blocks(rows, found)), head, objects=partial(_page_objects, rows, found))
 
 
 def _page_blocks(rows: Sequence[Any], found: Found) -> Iterator[Block]:
@@ -57,14 +58,24 @@ def _page_blocks(rows: Sequence[Any], found: Found) -> Iterator[Block]:
             first = stop
 
 
+def _page_objects(rows: Sequence[Any], found: Found, names: Sequence[str]) -> list[dict[str, Any]]:
+    series = {series_id: dict(zip(names, one, strict=True)) for series_id, one in found.series.items()}
+    return [_object(row, series[row["series_id"]]) for row in rows]
+
+
 def reading_of(row: Any, series: Series) -> dict[str, Any]:
     """One reading as JSON by rows has it, for orjson."""
-    value = _value(row["value"], row["text_value"], row["quality"])
+    return _object(row, series._asdict())
+
+
+def _object(row: Any, series: dict[str, Any]) -> dict[str, Any]:
+    text, quality = row["text_value"], row["quality"]
+    value = row["value"] if text is None and not quality else _value(row["value"], text, quality)
     return {
-        **series._asdict(),
+        **series,
         "ts": row["ts"],
         "value": orjson.Fragment(str(value)) if isinstance(value, Digits) else value,
-        "flags": flag_names(row["quality"]),
+        "flags": flag_names(quality),
     }
 
 

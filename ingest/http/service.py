@@ -5,7 +5,6 @@ may send (`callers`), how readings are judged (`ingest.admit`) and kept (`ingest
 """
 
 import asyncio
-import gc
 import logging
 import os
 from collections.abc import Awaitable, Callable, Iterable
@@ -67,8 +66,6 @@ ROUTES: Final = {
 _IDEMPOTENCY_KEY: Final = istr("Idempotency-Key")
 _X_DEVICE_ID: Final = istr("X-Device-Id")
 
-_GC_THRESHOLDS: Final = (50_000, 20, 50)
-
 
 class _Call(msgspec.Struct):
     """A request that brings readings, while it is worked on."""
@@ -125,11 +122,6 @@ class IngestService:
         self.connections: Callable[[], int] = lambda: 0
 
     async def start(self) -> None:
-        # What stands now stands for good, and a request leaves no cycles behind: looking for garbage among it all
-        # the time took 7 % of a busy process.
-        gc.collect()
-        gc.freeze()
-        gc.set_threshold(*_GC_THRESHOLDS)
         await self._callers.start()
         await self._keeper.start()
         self._tasks = [

@@ -1,6 +1,6 @@
 """What every form is written from: columns with kinds, and rows in blocks of one series, column by column."""
 
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import Enum
@@ -58,6 +58,8 @@ class Table:
     head: Mapping[str, Any] = field(default_factory=dict)
     names: Sequence[str] = Series._fields
     """What the face calls that which names a series."""
+    objects: Callable[[Sequence[str]], list[dict[str, Any]]] | None = None
+    """All rows as objects that call their series so, of a page: in turns, a block would hold a single one."""
 
 
 def micros(ts: datetime | int) -> int:

@@ -34,7 +34,10 @@ async def write_lines(table: Table) -> AsyncIterator[bytes]:
 
 
 async def _objects(table: Table) -> AsyncIterator[list[dict[str, Any]]]:
-    """Rows as objects, some hundreds at once: rows of many series by turns are as many blocks."""
+    """Rows as objects, those of blocks some hundreds at once."""
+    if table.objects is not None:
+        yield table.objects(table.names)
+        return
     names = [*table.names, *(column.name for column in table.columns)]
     blocks, rows = list[Block](), 0
     async for block in table.blocks:
