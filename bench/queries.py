@@ -21,7 +21,7 @@ import asyncpg
 import uvloop
 
 from api.readings.aggregation import aggregate
-from api.readings.raw import read_latest
+from api.readings.raw import Newest, read_latest
 from api.readings.series import Selection, find
 from bench import streams
 from bench.api import add_key
@@ -260,9 +260,11 @@ class _Run:
         site = self._history.site
         wanted = Selection(site_id=site)
 
+        newest = Newest()
+
         async def session(connection: Any, number: int, raw: bool) -> None:
             found = await find(connection, wanted, None, None, SERIES_MAX)
-            await read_latest(connection, found, None, None)
+            await read_latest(connection, found, None, None, newest)
 
         name = f"latest values of {len(self._history.devices):,} devices"
         return _Kind(name, lambda _: api.get(f"/api/v1/readings/latest?site_id={site}"), session, has_raw=False)

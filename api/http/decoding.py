@@ -3,7 +3,7 @@
 import asyncio
 import re
 from collections.abc import Collection, Mapping
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, Final, TypeVar
 
 import msgspec
@@ -59,21 +59,27 @@ def read_path(operation: Operation, found: Mapping[str, str]) -> Any:
 
 def read_query(kind: type[T], query: MultiMapping[str]) -> T:
     """Raises the problem that names each parameter that is unknown, stands twice, or has no value it can have."""
-    fields = msgspec.structs.fields(kind)
-    known = {field.encode_name for field in fields}
+    fields = _fields(kind)
+    known = fields.keys()
     wrong = [Detail(name[:64], why) for name in dict.fromkeys(query) if (why := _parameter_fault(name, query, known))]
     given = {name: query[name] for name in known if name in query}
     first: Detail | None = None
     try:
         if not wrong:
             found = msgspec.convert(given, kind, strict=False, dec_hook=spelt.read)
-            if not any(getattr(found, field.name) is None for field in fields if field.encode_name in given):
+            if not any(getattr(found, fields[name]) is None for name in given):
                 return found
     except (msgspec.ValidationError, ValueError) as error:
         first = detail_of(error)
     named = {detail.field for detail in wrong}
     wrong += [detail for detail in faults(kind, given, strict=False) if detail.field not in named]
     raise problem_of(INVALID_PARAMETER, wrong[:FAULTS_MAX] or [first or Detail("", "is no query of this operation")])
+
+
+@cache
+def _fields(kind: type[msgspec.Struct]) -> Mapping[str, str]:
+    """Of each parameter, how its field is called: msgspec looks through annotations for it each time."""
+    return {field.encode_name: field.name for field in msgspec.structs.fields(kind)}
 
 
 def _parameter_fault(name: str, query: MultiMapping[str], known: Collection[str]) -> str | None:

@@ -24,7 +24,7 @@ from api.problems import (
 )
 from api.readings.cells import page_table
 from api.readings.forms.answers import Form, FormName, form_of, other_types, streamed, whole
-from api.readings.raw import Kept, Place, SpanRead, kept_of, read_latest, read_page
+from api.readings.raw import Kept, Newest, Place, SpanRead, kept_of, read_latest, read_page
 from api.readings.series import Selection, find
 from api.readings.streams import Streams
 from api.readings.versions import known, version_of, versioned
@@ -159,6 +159,7 @@ class ReadingOperations:
         self._settings = settings
         self._metrics = metrics
         self._streams = streams
+        self._newest = Newest()
 
     @operation(
         PLATFORM, "GET", "/api/v1/readings", _READS, problems=(*UNKNOWN, QUERY_TOO_LARGE), other_types=_OTHERS,
@@ -211,7 +212,7 @@ class ReadingOperations:
         asked = await self._ask(call, ("latest", form.value))
         if call.known(asked.version):
             return known(asked.version)
-        rows = await read_latest(call.connection, asked.kept.found, asked.kept.start, query.end)
+        rows = await read_latest(call.connection, asked.kept.found, asked.kept.start, query.end, self._newest)
         return await self._reply(form, rows, asked, None)
 
     @operation(PLATFORM, "GET", "/api/v1/readings/series", _READS, problems=UNKNOWN)

@@ -3,9 +3,10 @@
 Everything here runs in a transaction that acts for one organisation (`api.access`).
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from typing import Any, Final, NamedTuple
 
 from api.readings.series import ALWAYS, STAYS, Found
@@ -37,6 +38,9 @@ _EACH_LEAST: Final = 8
 _ROUND_GROWTH: Final = 4
 #: Nearly every series has reported within it, and it spans two or three chunks instead of a year's.
 _RECENT: Final = timedelta(days=8)
+#: Fewer series cost less than one more question.
+_HINTED_LEAST: Final = 100
+_HINTS_MAX: Final = 100_000
 
 
 class SpanRead(NamedTuple):
@@ -133,14 +137,46 @@ def _first_full(rows: Sequence[Any], each: int) -> int | None:
     return None
 
 
-async def read_latest(connection: Any, found: Found, start: datetime | None, end: datetime | None) -> list[Any]:
+class Newest:
+    """When the newest reading of a series was as it was last asked for: from where on the next is looked for first.
+
+    The database goes through a page of its index as far as the span reaches, of each series. Of what is not found
+    there, because it was erased or has left a site, nothing is taken to be known.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[int, datetime] = {}
+
+    def since(self, series: Collection[int]) -> datetime | None:
+        """Since when nine of ten of them have one; None where too few are known, or are asked for."""
+        seen = sorted(self._seen[series_id] for series_id in series if series_id in self._seen)
+        behind = len(seen) - (9 * len(series) + 9) // 10
+        return None if behind < 0 or len(series) < _HINTED_LEAST else seen[behind]
+
+    def note(self, newest: Mapping[int, Any]) -> None:
+        for series_id, row in newest.items():
+            if self._seen.get(series_id) != row["ts"]:
+                self._seen.pop(series_id, None)
+                self._seen[series_id] = row["ts"]
+        for series_id in list(islice(self._seen, max(0, len(self._seen) - _HINTS_MAX))):
+            del self._seen[series_id]
+
+
+async def read_latest(
+    connection: Any, found: Found, start: datetime | None, end: datetime | None, hints: Newest | None = None
+) -> list[Any]:
     """The newest reading in `[start, end)` of each series that has one: looked for in recent chunks, then in all.
 
-    Without an end, what has left the site that it is asked of is left out.
+    `hints`: for many series without an end, where to look before that. Without an end, what has left the site that it
+    is asked of is left out.
     """
     recent = (end or datetime.now(UTC)) - _RECENT
+    if start is not None:
+        recent = max(start, recent)
+    hint = hints.since(found.series) if hints is not None and end is None else None
+    begins = [recent, start] if hint is None or hint <= recent else [hint, recent, start]
     newest: dict[int, Any] = {}
-    for since in (recent if start is None else max(start, recent), start):
+    for since in begins:
         first, stop = since or ALWAYS, end or STAYS
         whole, stays = _without(found, newest, first, stop, end is None)
         rows = await connection.fetch(_LATEST, whole, first, stop) if whole else []
@@ -151,6 +187,8 @@ async def read_latest(connection: Any, found: Found, start: datetime | None, end
             # A number and a text, or out of several stays.
             if before is None or (row["ts"], row["kind"]) > (before["ts"], before["kind"]):
                 newest[row["series_id"]] = row
+    if hints is not None and end is None:
+        hints.note(newest)
     return [newest[series_id] for series_id in found.series if series_id in newest]
 
 

@@ -149,22 +149,28 @@ async def find(
     `most` series, and of a metric that is none, unless whoever asks waits for what is still to come (`is_awaited`).
     """
     named = {name: value for name, value in wanted._asdict().items() if value is not None}
-    things = {name: await _have(connection, name, named[name]) for name in _THINGS if name in named}
+    things = [name for name in _THINGS if name in named]
     if not things:
         raise invalid_parameter("device_id", "is missing: device_id, site_id, group_id or series_id says whose")
+    removed_at = None
+    if wanted.device_id is not None:
+        removed_at = (await _have(connection, "device_id", wanted.device_id))["deleted_at"]
     arguments: list[Any] = [most + 1]
     if wanted.site_id is not None:
         arguments += [wanted.site_id, start or ALWAYS, end or STAYS]
     sql = _WHOLE if wanted.site_id is None else _OF_STAYS
     rows = await connection.fetch(sql.format(narrowed=_narrowed(named, _NARROWED, arguments)), *arguments)
-    if not rows and not is_awaited:
-        await check_metric(connection, wanted)
+    if not rows:
+        # Where there are series, what they are of is there too.
+        for name in things:
+            await _have(connection, name, named[name])
+        if not is_awaited:
+            await check_metric(connection, wanted)
     if len(rows) > most:
         raise invalid_parameter("metric", f"more than {most} series: name a metric, a device or a shorter time")
     spans = None
     if wanted.site_id is not None:
         spans = [(row["series_id"], _aware(row["start"]), _aware(row["stop"])) for row in rows]
-    removed_at = things["device_id"]["deleted_at"] if "device_id" in things else None
     return Found({row["series_id"]: _series(row) for row in rows}, spans, removed_at)
 
 

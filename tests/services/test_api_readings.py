@@ -236,6 +236,44 @@ def test_the_newest_of_each_series_however_long_ago(any_database: Database) -> N
     run(test())
 
 
+def test_the_newest_of_many_is_right_whatever_happens_between_two_questions(any_database: Database) -> None:
+    """Where the newest were is where they are looked for first: some go on, some are erased, some are of long ago."""
+
+    async def test() -> None:
+        async with world(any_database) as it:
+            now = datetime.now(UTC).replace(microsecond=0)
+            series = [await it.series(f"m{number:03}") for number in range(120)]
+            admin = await asyncpg.connect(it.database.superuser_url)
+            try:
+                for hours in (300 * 24, 20, 5):
+                    await admin.execute("SELECT ensure_week($1)", now - hours * HOUR)
+                    ts = [now - hours * HOUR + number * MINUTE for number in range(len(series))]
+                    await admin.execute(
+                        "INSERT INTO readings (series_id, quality, ts, value)"
+                        " SELECT s, 0, t, $3 FROM unnest($1::int[], $2::timestamptz[]) u(s, t)", series, ts, hours,
+                    )  # fmt: skip
+                assert await newest(it) == dict.fromkeys(range(120), 5)
+                assert await newest(it) == dict.fromkeys(range(120), 5)
+                await it.store(series[0], now - HOUR, 1)
+                await it.store(series[1], now - HOUR, "text")
+                await admin.execute("DELETE FROM readings WHERE series_id = ANY ($1) AND value = 5", series[2:40])
+                await admin.execute("DELETE FROM readings WHERE series_id = ANY ($1) AND value < 300", series[40:45])
+                await admin.execute("DELETE FROM readings WHERE series_id = $1", series[45])
+                changed: dict[int, Any] = {0: 1, 1: "text"} | dict.fromkeys(range(2, 40), 20)
+                changed |= dict.fromkeys(range(40, 45), 7200) | dict.fromkeys(range(46, 120), 5)
+                assert await newest(it) == changed
+                await it.store(series[45], now - 200 * 24 * HOUR, 9)
+                assert await newest(it) == changed | {45: 9}
+            finally:
+                await admin.close()
+
+    run(test())
+
+
+async def newest(it: World) -> dict[int, Any]:
+    return {int(reading["metric"][1:]): reading["value"] for reading in await it.data("/latest")}
+
+
 def test_the_newest_at_a_site_is_of_while_each_device_stood_there(any_database: Database) -> None:
     """Of what stands there all the time, came, came long ago and fell silent, left, and came back."""
 
