@@ -17,6 +17,9 @@ from runtime.log import Bounds, Expected, Log, LogSettings, open_log
 from schemas.topics import log_name
 
 POLL_S: Final = 0.01
+CONNECT_TIMEOUT_S: Final = 30.0
+#: Of a statement; counting tens of millions of rows takes its time.
+STATEMENT_TIMEOUT_S: Final = 300.0
 
 _GENERATION: Final = "SELECT source, identity, partitions FROM log_generations WHERE closed_at IS NULL"
 _POSITIONS: Final = "SELECT partition, position FROM log_positions WHERE source = $1"
@@ -29,6 +32,16 @@ FROM ledger WHERE organisation_id = $1"""
 _SERIES: Final = "SELECT series_id FROM series WHERE device_id = $1 AND metric = $2 AND label = ''"
 
 
+async def connect(url: str, **session: str) -> Any:
+    """A session that waits for no answer without end: its server may be killed, or stand still.
+
+    Whoever has it ends it by `terminate`: `close` would wait for what that server says to it.
+    """
+    return await asyncpg.connect(
+        url, timeout=CONNECT_TIMEOUT_S, command_timeout=STATEMENT_TIMEOUT_S, server_settings=session
+    )
+
+
 class Books:
     """Looks at one organisation's readings and at the active generation of the log."""
 
@@ -39,13 +52,13 @@ class Books:
         self._expected: Expected | None = None
 
     async def open(self) -> None:
-        self._connection = await asyncpg.connect(self._parts.database_url, server_settings={"role": "sluice_worker"})
+        self._connection = await connect(self._parts.database_url, role="sluice_worker")
         row = await self._connection.fetchrow(_GENERATION)
         self._expected = Expected(row["source"], log_name(row["source"]), row["identity"], row["partitions"])
 
     async def close(self) -> None:
         if self._connection is not None:
-            await self._connection.close()
+            self._connection.terminate()
 
     @property
     def _source(self) -> UUID:

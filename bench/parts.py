@@ -95,7 +95,10 @@ def real_parts(directory: Path, kept: Path | None = None, *, with_broker: bool =
 def run_services(home: Path, *arguments: str) -> str:
     """What the script prints about the instance in `home`. Raises `BenchError` for anything but success."""
     command = [str(SERVICES), "--dir", str(home), *arguments]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=START_TIMEOUT_S, check=False)
+    try:
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=START_TIMEOUT_S, check=False)
+    except subprocess.TimeoutExpired:
+        raise BenchError(f"waited in vain for `{' '.join(command)}`: {START_TIMEOUT_S:g} s at most") from None
     if done.returncode:
         raise BenchError(f"`{' '.join(command)}` failed with status {done.returncode}")
     return done.stdout

@@ -32,6 +32,7 @@ class Link:
     ) -> None:
         self.mode = mode
         self.delay_s = 0.0
+        self.keeps_ended = False
         self.answered = asyncio.Event()  # the server said something, or hung up, since the last `release`
         self._client = client
         self._server = server
@@ -65,6 +66,8 @@ class Link:
                     self._pass_on(self._client[1], data)
                 self.answered.set()
         self.answered.set()
+        if self.keeps_ended:
+            await asyncio.Event().wait()  # the server has gone, its client has not heard of it yet
 
     def _pass_on(self, writer: asyncio.StreamWriter, data: bytes) -> None:
         """Now, or late: as on a long way, what is late holds nothing else up."""
@@ -99,6 +102,8 @@ class Proxy:
         self.delay_s = 0.0
         """Each way, of new connections."""
         self.refuse = False
+        self.keeps_ended = False
+        """Of new connections: a client does not hear that its server hung up."""
         self.links: list[Link] = []
         self.target_port = target_port
         self._port = port
@@ -152,6 +157,7 @@ class Proxy:
             return
         link = Link(self.mode, (reader, writer), server)
         link.delay_s = self.delay_s
+        link.keeps_ended = self.keeps_ended
         self.links.append(link)
         try:
             await link.run()

@@ -6,7 +6,6 @@ happened, with its remedy, is a regular expression over the roles' log lines. Le
 
 import asyncio
 import random
-import re
 import shutil
 import signal
 import struct
@@ -25,15 +24,23 @@ import orjson
 from bench.books import Books
 from bench.errors import BenchError
 from bench.faults.sender import Fate, Link, Sender
-from bench.faults.stage import BROKER, DATABASE, INGEST_PROCESSES, KAFKA, LOOK_EVERY_S, Stage, signal_process
+from bench.faults.stage import (
+    BROKER,
+    DATABASE,
+    INGEST_PROCESSES,
+    KAFKA,
+    LOOK_EVERY_S,
+    Stage,
+    is_told,
+    registered_in,
+    signal_process,
+)
 from bench.faults.traffic import CHANNELS, TIMES_A_BATCH, VALUES_A_DEVICE, Device, Kind, Reading
 from bench.parts import Role
 from bench.proxy import Mode, Proxy
-from bench.registry import register
 from bench.workload import json_post
 from runtime.ids import uuid7
 from runtime.log import Log
-from runtime.secrets import VARIABLE as KEYS_VARIABLE
 from schemas import record as records
 from schemas.topics import partition_of
 
@@ -63,6 +70,8 @@ class Fault:
     happen: Callable[[Stage, Any], AbstractAsyncContextManager[None]]
     says: str
     """A regular expression; empty for what nobody needs to know of."""
+    says_after: bool = False
+    """Only once it is over; all else is held until it was said."""
     workers: int = 1
     """Processes of the worker role."""
     at_start: bool = False
@@ -81,7 +90,7 @@ class Fault:
 
     def told(self, said: str) -> bool:
         """Whether the logs tell of it."""
-        return re.search(self.says, said, re.DOTALL) is not None
+        return is_told(self.says, said)
 
 
 FAULTS: Final[dict[str, Fault]] = {}
@@ -215,10 +224,6 @@ async def _database_refuses_content(stage: Stage, sender: Sender) -> AsyncIterat
     async with stage.superuser() as connection:
         await connection.execute(f"ALTER TABLE readings ADD CONSTRAINT fault CHECK (value <> {value})")
         yield
-        deadline = time.monotonic() + STARTED_TIMEOUT_S
-        # A slow load has not sent it yet.
-        while _SET_ASIDE not in stage.said() and time.monotonic() < deadline:  # noqa: ASYNC110 - nothing else tells
-            await asyncio.sleep(LOOK_EVERY_S)
         await connection.execute("ALTER TABLE readings DROP CONSTRAINT fault")
 
 
@@ -372,9 +377,7 @@ async def _undecodable_flood(stage: Stage, _: Sender) -> AsyncIterator[None]:
 @_fault("one-organisations-flood")
 async def _one_organisations_flood(stage: Stage, _: Sender) -> AsyncIterator[None]:
     """Readings that are refused at the door, and such that landing refuses: nobody else is to notice."""
-    connection = await asyncpg.connect(stage.parts.database_url)
-    registered = await register(connection, stage.parts.environment[KEYS_VARIABLE], 1)
-    await connection.close()
+    registered = await registered_in(stage.parts, 1)
     async with _beside(_flood(stage, registered.tokens[0])):
         yield
 
@@ -396,7 +399,7 @@ async def _flood(stage: Stage, token: str) -> None:
 # ---------------------------------------------------------------- ingest
 
 
-@_fault("ingest-kill", "a spool that another process left is drained")
+@_fault("ingest-kill", "a spool that another process left is drained", says_after=True)
 async def _ingest_kill(stage: Stage, _: Sender) -> AsyncIterator[None]:
     """One of two, with records in its spool, while the log is away."""
     async with _cut(stage.instance.kafka_proxy):

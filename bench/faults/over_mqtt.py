@@ -32,11 +32,11 @@ class MqttLink:
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def connect(self) -> None:
-        """Raises `OSError` or `EOFError` when the broker does not let us in."""
+        """Raises `OSError`, `EOFError` or `TimeoutError` when the broker does not let us in."""
         if self._streams is not None:
             return
-        reader, writer = await asyncio.open_connection(LOOPBACK, self._port)
-        self._streams = reader, writer
+        async with asyncio.timeout(ANSWER_TIMEOUT_S):
+            self._streams = await asyncio.open_connection(LOOPBACK, self._port)
         name = f"faults-{random.getrandbits(64):x}"
         await self._ask(packets.connect(Version.V3_1_1, Login(name, None, None, KEEP_ALIVE_S, 0, 0)), CONNACK)
 

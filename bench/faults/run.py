@@ -1,28 +1,30 @@
 """The order of events of a fault run: load, the fault, its end, recovery, and every reading looked up.
 
-Runs without a fault give the measure: what the machine sustains, then what a backlog is landed at, with the load
-going on, after the workers were held for as long as a fault is. Left out: what the faults are
-(`bench.faults.catalogue`), and what they are judged by (`bench.faults.figures`).
+A run without a fault tells what the machine sustains. What a backlog is landed at in health is measured in each run,
+just before its fault and under its load, after the workers were held for as long as the fault is. Left out: what the
+faults are (`bench.faults.catalogue`), and what they are judged by (`bench.faults.figures`).
 """
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
+import asyncpg
 import uvloop
 
-from bench.errors import BenchError
+from bench.errors import BenchError, within
 from bench.faults.catalogue import FAULTS, Fault
 from bench.faults.check import Check, Verdict
 from bench.faults.figures import Faulted, Reference, Suite
 from bench.faults.over_mqtt import MqttSender
-from bench.faults.sender import Journal, Lanes, Sender
-from bench.faults.stage import Instance, Stage, open_stage, own_parts
+from bench.faults.sender import Journal, Landing, Lanes, Sender
+from bench.faults.stage import LOOK_EVERY_S, Instance, Stage, open_stage, own_parts
 from bench.parts import progress
+from runtime.postgres import UNAVAILABLE
 
 CONNECTIONS: Final = 16
 CALIBRATION_S: Final = 6.0
@@ -51,6 +53,8 @@ class Options:
     """Of the roles."""
     logs: Path | None = None
     """Where what the roles log is kept, by fault."""
+    compares: bool = True
+    """Whether what a backlog is landed at in health is measured first."""
 
     def check(self) -> None:
         """Raises `BenchError` for options that do not go together."""
@@ -81,11 +85,7 @@ async def run_suite(options: Options, services: Path) -> Suite:
             if rate is None:
                 sustained = await _sustained(options, instance)
                 rate = sustained * SHARE_OF_MACHINE
-            kinds = sorted({(fault.workers, fault.by_mqtt) for fault in faults})
-            health = {kind: await _in_health(*kind, rate, options, instance) for kind in kinds}
-            for fault in faults:
-                run = await _attempt(fault, rate, options, instance)
-                faulted.append(replace(run, health_per_s=health[fault.workers, fault.by_mqtt]))
+            faulted += [await _attempt(fault, rate, options, instance) for fault in faults]
     return Suite(options.seconds, options.hold, Reference(sustained, rate or 0.0), faulted)
 
 
@@ -93,20 +93,11 @@ async def _attempt(fault: Fault, rate: float, options: Options, instance: Instan
     """A fault that cannot be run to its end is a row as well: the others are run none the less."""
     try:
         return await run_fault(fault, rate, options, instance)
-    except (BenchError, OSError) as error:
-        return Faulted(name=fault.name, verdict=Verdict(wrong=[f"could not be run: {error}"]))
+    except (BenchError, *UNAVAILABLE, asyncpg.PostgresError) as error:
+        return Faulted(name=fault.name, verdict=Verdict(wrong=[f"could not be run: {error or repr(error)}"]))
 
 
 # ---------------------------------------------------------------- the measure
-
-
-async def _in_health(workers: int, by_mqtt: bool, rate: float, options: Options, instance: Instance) -> float | None:
-    """What a backlog is landed at, in readings a second; None where there was none worth the name."""
-    progress(f"landing a backlog of {options.hold:g} s in health, at {rate:,.0f} readings/s")
-    held = await run_fault(replace(_HELD, workers=workers, by_mqtt=by_mqtt), rate, options, instance)
-    if not held.verdict.is_kept:
-        raise BenchError(f"readings are lost or doubled without a fault: {held.verdict}")
-    return held.drained_per_s
 
 
 async def _sustained(options: Options, instance: Instance) -> float:
@@ -125,13 +116,15 @@ async def _sustained(options: Options, instance: Instance) -> float:
         return (sender.journal.acknowledged - before) / (time.monotonic() - began)
 
 
-@asynccontextmanager
-async def _hold_workers(stage: Stage, _: object) -> AsyncIterator[None]:
+async def _in_health(stage: Stage, sender: Lanes[Any], rate: float, options: Options) -> float | None:
+    """What a backlog is landed at, in readings a second; None where there was none worth the name."""
     with stage.worker.held():
-        yield
-
-
-_HELD: Final = Fault("none", _hold_workers, "")
+        await asyncio.sleep(options.hold)
+    released = time.monotonic()
+    async with within(RECOVERY_MAX_S, "a backlog to land without a fault"):
+        while (recovery := _recovery(sender.journal, stage.landing, released, rate)).recovered_s is None:  # noqa: ASYNC110
+            await asyncio.sleep(LOOK_EVERY_S)
+    return recovery.drained_per_s
 
 
 # ---------------------------------------------------------------- one fault
@@ -140,32 +133,27 @@ _HELD: Final = Fault("none", _hold_workers, "")
 async def run_fault(fault: Fault, rate: float, options: Options, instance: Instance) -> Faulted:
     """One fault, on a database and a log of its own."""
     progress(fault.name)
-    async with open_stage(instance, options.settings) as stage, AsyncExitStack() as stack:
+    async with open_stage(instance, options.settings) as stage, stage.watched(), AsyncExitStack() as stack:
         began_us = time.time_ns() // 1_000
-        watching = asyncio.create_task(stage.watch())
-        stack.callback(watching.cancel)
         sender = await _sender(fault, stage, rate)
+        health = None
         if fault.at_start:
             healed = await _from_the_start(fault, stage, sender, stack, options)
         else:
-            healed = await _in_the_middle(fault, stage, sender, stack, options)
+            await _lead(fault, stage, sender, stack, options)
+            health = await _in_health(stage, sender, rate, options) if options.compares else None
+            healed = await _in_the_middle(fault, stage, sender, options)
         sender.widen()
         await asyncio.sleep(max(options.tail, sender.began + options.seconds - time.monotonic()))
         await sender.stop()
-        try:
-            if isinstance(sender, MqttSender):
-                await stage.stored(await sender.end(), RECOVERY_MAX_S)
-            await stage.settled(RECOVERY_MAX_S)
-            stuck = ""
-        except BenchError as error:
-            stuck = str(error)
+        stuck = await _settle(stage, sender)
         await stage.looked()
         verdict = await _check(fault, stage, sender.journal, began_us)
-        verdict.wrong += [stuck] if stuck else []
-        verdict.wrong += _ended(fault, stage)
+        verdict.wrong += [*stuck, *_ended(fault, stage)]
         if options.logs is not None:
             await asyncio.to_thread(_keep_logs, options.logs / fault.name, stage)
-        return _faulted(fault, stage, sender, healed, rate, verdict)
+        recovery = _recovery(sender.journal, stage.landing, healed, rate)
+        return _faulted(fault, stage, sender.journal, recovery, verdict, health)
 
 
 async def _sender(fault: Fault, stage: Stage, rate: float) -> Lanes[Any]:
@@ -175,32 +163,57 @@ async def _sender(fault: Fault, stage: Stage, rate: float) -> Lanes[Any]:
     return MqttSender(stage.instance.broker_port, stage.devices, CONNECTIONS, rate, stage.organisation)
 
 
-async def _in_the_middle(
-    fault: Fault, stage: Stage, sender: Lanes[Any], stack: AsyncExitStack, options: Options
-) -> float:
+async def _lead(fault: Fault, stage: Stage, sender: Lanes[Any], stack: AsyncExitStack, options: Options) -> None:
+    """Until the load flows through all parts: of whoever nobody has heard, nothing flows once a part is away."""
     way_in = stage.start_bridges() if fault.by_mqtt else stage.start_ingest()
     await asyncio.gather(way_in, stage.start_worker(fault.workers))
     await stack.enter_async_context(sender)
     await asyncio.sleep(options.lead)
+    await stage.landed(sender.journal.acknowledged, RECOVERY_MAX_S)
+
+
+async def _in_the_middle(fault: Fault, stage: Stage, sender: Lanes[Any], options: Options) -> float:
+    """When it was over."""
+    stage.forget_said()
     async with fault.happen(stage, sender):
-        sender.widen()
-        await asyncio.sleep(options.hold)
+        await _hold(fault, stage, sender, options)
     return time.monotonic()
 
 
 async def _from_the_start(
     fault: Fault, stage: Stage, sender: Lanes[Any], stack: AsyncExitStack, options: Options
 ) -> float:
+    """When it was over."""
     async with fault.happen(stage, sender):
         await stage.start_ingest()
         starting = asyncio.create_task(stage.start_worker(fault.workers))
         stack.callback(starting.cancel)
         await stack.enter_async_context(sender)
-        sender.widen()
-        await asyncio.sleep(options.hold)
+        await _hold(fault, stage, sender, options)
     healed = time.monotonic()
     await starting
     return healed
+
+
+async def _hold(fault: Fault, stage: Stage, sender: Lanes[Any], options: Options) -> None:
+    """For as long as is asked for, and until the roles tell of it: how soon they meet it depends on the machine."""
+    sender.widen()
+    await asyncio.sleep(options.hold)
+    if not fault.says_after:
+        await stage.told(fault.says)
+
+
+async def _settle(stage: Stage, sender: Lanes[Any]) -> list[str]:
+    """Wait until all that was acknowledged has landed; what did not come to an end."""
+    try:
+        if isinstance(sender, MqttSender):
+            async with within(RECOVERY_MAX_S, "the broker to acknowledge each device's last message"):
+                last = await sender.end()
+            await stage.stored(last, RECOVERY_MAX_S)
+        await stage.settled(RECOVERY_MAX_S)
+    except BenchError as error:
+        return [str(error)]
+    return []
 
 
 async def _check(fault: Fault, stage: Stage, journal: Journal, began_us: int) -> Verdict:
@@ -234,8 +247,17 @@ def _ended(fault: Fault, stage: Stage) -> list[str]:
     ]
 
 
-def _faulted(fault: Fault, stage: Stage, sender: Lanes[Any], healed: float, rate: float, verdict: Verdict) -> Faulted:
-    journal, landing = sender.journal, stage.landing
+class _Recovery(NamedTuple):
+    """What came after a moment: seconds from there, readings, and readings a second."""
+
+    first_acknowledged_s: float | None
+    first_landed_s: float | None
+    recovered_s: float | None
+    drained_per_s: float | None
+    backlog: int
+
+
+def _recovery(journal: Journal, landing: Landing, healed: float, rate: float) -> _Recovery:
     first_acknowledged = journal.first_after(healed)
     first = landing.first_after(healed)
     behind = journal.acknowledged_by(healed) - landing.at(healed)
@@ -247,14 +269,23 @@ def _faulted(fault: Fault, stage: Stage, sender: Lanes[Any], healed: float, rate
         begin = first - 1
         readings = landing.landed[level] - landing.landed[begin]
         drained = readings / (landing.moments[level] - landing.moments[begin])
+    return _Recovery(
+        first_acknowledged_s=None if first_acknowledged is None else first_acknowledged - healed,
+        first_landed_s=None if first is None else max(0.0, landing.moments[first] - healed),
+        recovered_s=None if level is None else max(0.0, landing.moments[level] - healed),
+        drained_per_s=drained,
+        backlog=max(0, behind),
+    )
+
+
+def _faulted(
+    fault: Fault, stage: Stage, journal: Journal, recovery: _Recovery, verdict: Verdict, health: float | None
+) -> Faulted:
     return Faulted(
         name=fault.name,
         verdict=verdict,
-        first_acknowledged_s=None if first_acknowledged is None else first_acknowledged - healed,
-        first_landed_s=None if first is None else max(0.0, landing.moments[first] - healed),
-        drained_per_s=drained,
-        recovered_s=None if level is None else max(0.0, landing.moments[level] - healed),
-        backlog=max(0, behind),
+        **recovery._asdict(),
+        health_per_s=health,
         spooled=journal.spooled,
         failures=dict(journal.failures),
         unexpected=dict(journal.unexpected),

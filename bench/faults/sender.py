@@ -18,10 +18,13 @@ from typing import Final, Generic, NamedTuple, Protocol, Self, TypeVar
 
 import orjson
 
+from bench.errors import within
 from bench.faults.traffic import MIX, Device, Kind
 from bench.load import LOOPBACK
 
 ANSWER_TIMEOUT_S: Final = 30.0
+#: A connection and an answer, twice: of what is under way, and of its repeat.
+STOP_TIMEOUT_S: Final = 5 * ANSWER_TIMEOUT_S
 TRIES: Final = 3
 #: Of what can be repeated, also when it was acknowledged: a client that did not see its answer.
 REPEATED_SHARE: Final = 0.1
@@ -107,9 +110,10 @@ class Link:
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def connect(self) -> None:
-        """Raises `OSError` when nobody listens."""
+        """Raises `OSError` or `TimeoutError` when nobody listens."""
         if self._streams is None:
-            self._streams = await asyncio.open_connection(LOOPBACK, self._port, limit=HEAD_BYTES_MAX)
+            async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                self._streams = await asyncio.open_connection(LOOPBACK, self._port, limit=HEAD_BYTES_MAX)
 
     async def ask(self, request: bytes) -> Answer:
         """Raises `OSError`, `EOFError` or `TimeoutError` when there is no whole answer."""
@@ -187,10 +191,11 @@ class Lanes(Generic[L]):
         self._widened.set()
 
     async def stop(self) -> None:
-        """Once what is under way has been answered, or given up."""
+        """Once what is under way has been answered, or given up. Raises `BenchError` when that takes too long."""
         self._stopped = True
         self._widened.set()
-        await asyncio.gather(*self._lanes)
+        async with within(STOP_TIMEOUT_S, "answers to what the load has under way"):
+            await asyncio.gather(*self._lanes)
 
     async def _run(self, devices: Sequence[Device], lane: int) -> None:
         loop = asyncio.get_running_loop()

@@ -8,12 +8,14 @@ processes, workers, and a data directory; all of it is removed after it. Left ou
 import asyncio
 import itertools
 import os
+import re
 import shutil
 import signal
 import tempfile
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit, urlunsplit
@@ -21,8 +23,8 @@ from uuid import UUID
 
 import asyncpg
 
-from bench.books import Books
-from bench.errors import BenchError
+from bench.books import Books, connect
+from bench.errors import BenchError, within
 from bench.faults.sender import Landing
 from bench.faults.traffic import Device, Reading
 from bench.load import LOOPBACK
@@ -40,8 +42,9 @@ from bench.parts import (
     workshop,
 )
 from bench.proxy import Proxy
-from bench.registry import register
+from bench.registry import Registered, register
 from bench.usage import family, free_port, listener
+from runtime.postgres import UNAVAILABLE
 from runtime.secrets import VARIABLE as KEYS_VARIABLE
 from runtime.secrets import new_ring
 
@@ -50,6 +53,10 @@ INGEST_PROCESSES: Final = 2
 BACK_BY_US: Final = 3_600_000_000
 LOOK_EVERY_S: Final = 0.1
 LOOK_TIMEOUT_S: Final = 2.0
+LOOKED_TIMEOUT_S: Final = 60.0
+ENDS_TIMEOUT_S: Final = 60.0
+#: A slow load, or a busy machine, takes its time to meet a fault.
+TOLD_TIMEOUT_S: Final = 60.0
 BOOTSTRAP: Final = CHECKOUT / "deploy" / "sql" / "bootstrap.sql"
 KAFKA, DATABASE, BROKER = "kafka", "timescaledb", "mosquitto"
 BRIDGES: Final = 2
@@ -136,10 +143,21 @@ class Instance:
 
     @asynccontextmanager
     async def superuser(self, database: str) -> AsyncIterator[Any]:
-        connection = await asyncpg.connect(self.superuser_url(database))
-        try:
+        async with session(self.superuser_url(database)) as connection:
             yield connection
-        finally:
+
+
+@asynccontextmanager
+async def session(url: str) -> AsyncIterator[Any]:
+    """Cut at its end. Raises `BenchError` when the database does not answer in time."""
+    connection: Any = None
+    try:
+        connection = await connect(url)
+        yield connection
+    except TimeoutError:
+        raise BenchError(f"waited in vain for an answer of the database {urlsplit(url).path[1:]}") from None
+    finally:
+        if connection is not None:
             connection.terminate()
 
 
@@ -198,6 +216,8 @@ class Stage:
         self.ingest: Role | None = None
         self._shop = shop
         self._settings = settings
+        self._watching: asyncio.Task[None] | None = None
+        self._past: dict[Role, int] = {}
 
     # ------------------------------------------------------------ roles
 
@@ -256,8 +276,17 @@ class Stage:
         return found
 
     def said(self) -> str:
-        """What all roles have logged."""
-        return "\n".join(role.process.output() for role in self.roles)
+        """What all roles have logged, since `forget_said` if that was asked for."""
+        return "\n".join(role.process.output()[self._past.get(role, 0) :] for role in self.roles)
+
+    def forget_said(self) -> None:
+        self._past = {role: len(role.process.output()) for role in self.roles}
+
+    async def told(self, says: str) -> None:
+        """Once the logs hold what `says` finds, or so late that they never will: that is judged at the end."""
+        deadline = time.monotonic() + TOLD_TIMEOUT_S
+        while not is_told(says, self.said()) and time.monotonic() < deadline:  # noqa: ASYNC110 - nothing else tells
+            await asyncio.sleep(LOOK_EVERY_S)
 
     # ------------------------------------------------------------ the database and the log
 
@@ -266,31 +295,37 @@ class Stage:
         async with self.instance.superuser(self.database) as connection:
             yield connection
 
-    async def watch(self) -> None:
-        """Look how much has landed, again and again, whether or not the database answers; its owner cancels it."""
-        connection: Any = None
+    @asynccontextmanager
+    async def watched(self) -> AsyncIterator[None]:
+        """Meanwhile it is looked how much has landed, again and again, whether or not the database answers."""
+        url = partial(self.instance.superuser_url, self.database)
+        self._watching = asyncio.create_task(watch(url, self.landing), name="watch")
         try:
-            while True:
-                try:
-                    if connection is None:
-                        url = self.instance.superuser_url(self.database)
-                        connection = await asyncpg.connect(url, timeout=LOOK_TIMEOUT_S)
-                    landed = await connection.fetchval(_LANDED, timeout=LOOK_TIMEOUT_S)
-                    self.landing.add(time.monotonic(), landed)
-                except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
-                    if connection is not None:
-                        connection.terminate()
-                    connection = None
-                await asyncio.sleep(LOOK_EVERY_S)
+            yield
         finally:
-            if connection is not None:
-                connection.terminate()
+            self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
 
     async def looked(self) -> None:
-        """Once `watch` has looked again."""
+        """Once it was looked again. Raises `BenchError` when that takes too long, or nobody looks any more."""
         now = time.monotonic()
-        while not self.landing.moments or self.landing.moments[-1] < now:  # noqa: ASYNC110 - nothing else tells
-            await asyncio.sleep(LOOK_EVERY_S)
+        async with within(LOOKED_TIMEOUT_S, "a look at how much has landed"):
+            while not self.landing.moments or self.landing.moments[-1] < now:
+                self._check_watching()
+                await asyncio.sleep(LOOK_EVERY_S)
+
+    async def landed(self, readings: int, timeout_s: float) -> None:
+        """Once so many have. Raises `BenchError` when that takes too long, or nobody looks any more."""
+        async with within(timeout_s, f"{readings} readings to land"):
+            while not self.landing.landed or self.landing.landed[-1] < readings:
+                self._check_watching()
+                await asyncio.sleep(LOOK_EVERY_S)
+
+    def _check_watching(self) -> None:
+        assert self._watching is not None
+        if self._watching.done():
+            error = None if self._watching.cancelled() else self._watching.exception()
+            raise BenchError(f"nobody looks any more how much has landed: {error!r}") from error
 
     async def _spooled(self) -> float:
         return (
@@ -314,12 +349,41 @@ class Stage:
             if time.monotonic() > deadline:
                 raise BenchError(f"{depth:.0f} records are still in spools after {timeout_s:g} s")
             await asyncio.sleep(LOOK_EVERY_S)
+        left_s = max(1.0, deadline - time.monotonic())
         books = Books(self.parts, self.organisation)
-        await books.open()
-        try:
-            await books.landed(max(1.0, deadline - time.monotonic()))
-        finally:
-            await books.close()
+        # It has a limit of its own, once it is known where the log ends.
+        async with within(left_s + ENDS_TIMEOUT_S, "the ends of the log"):
+            await books.open()
+            try:
+                await books.landed(left_s)
+            finally:
+                await books.close()
+
+
+async def watch(url: Callable[[], str], landing: Landing) -> None:
+    """Look how much has landed, again and again, whether or not the database answers; its owner cancels it."""
+    connection: Any = None
+    try:
+        while True:
+            try:
+                async with asyncio.timeout(LOOK_TIMEOUT_S):
+                    if connection is None:
+                        connection = await connect(url())
+                    landed = await connection.fetchval(_LANDED)
+                landing.add(time.monotonic(), landed)
+            except (*UNAVAILABLE, asyncpg.PostgresError):
+                if connection is not None:
+                    connection.terminate()
+                connection = None
+            await asyncio.sleep(LOOK_EVERY_S)
+    finally:
+        if connection is not None:
+            connection.terminate()
+
+
+def is_told(says: str, said: str) -> bool:
+    """Whether the logs hold what the regular expression finds, over all lines."""
+    return re.search(says, said, re.DOTALL) is not None
 
 
 def _probe(port: int) -> str:
@@ -340,15 +404,19 @@ async def open_stage(instance: Instance, settings: Mapping[str, str]) -> AsyncIt
         parts = Parts(_environment(instance, database, directory), 0, 0, instance.superuser_url(database))
         await _migrate(parts)
         begin_us = time.time_ns() // 1_000 - BACK_BY_US
-        connection = await asyncpg.connect(parts.database_url)
-        registered = await register(connection, parts.environment[KEYS_VARIABLE], DEVICES)
-        await connection.close()
+        registered = await registered_in(parts, DEVICES)
         devices = [
             Device(number, device, token, begin_us)
             for number, (device, token) in enumerate(zip(registered.devices, registered.tokens, strict=True))
         ]
         shop = await stack.enter_async_context(workshop(parts))
         yield Stage(instance, database, parts, shop, registered.organisation, devices, settings)
+
+
+async def registered_in(parts: Parts, devices: int) -> Registered:
+    """An organisation with so many devices."""
+    async with session(parts.database_url) as connection:
+        return await register(connection, parts.environment[KEYS_VARIABLE], devices)
 
 
 def _environment(instance: Instance, database: str, directory: str) -> dict[str, str]:
@@ -368,9 +436,13 @@ async def _migrate(parts: Parts) -> None:
     process = await asyncio.create_subprocess_exec(
         *sluice_command("migrate"), env=environment, stdout=asyncio.subprocess.DEVNULL
     )
-    async with asyncio.timeout(START_TIMEOUT_S):
-        if await process.wait():
-            raise BenchError("`sluice migrate` failed")
+    try:
+        async with within(START_TIMEOUT_S, "`sluice migrate`"):
+            if await process.wait():
+                raise BenchError("`sluice migrate` failed")
+    finally:
+        if process.returncode is None:
+            process.kill()
 
 
 async def _create(instance: Instance, database: str) -> None:
@@ -382,7 +454,7 @@ async def _create(instance: Instance, database: str) -> None:
 
 async def _drop(instance: Instance, database: str) -> None:
     """A database that does not answer now goes with its server."""
-    with suppress(OSError, asyncpg.PostgresError):
+    with suppress(BenchError, *UNAVAILABLE, asyncpg.PostgresError):
         async with instance.superuser("postgres") as connection:
             await connection.execute(f"DROP DATABASE IF EXISTS {database} WITH (FORCE)")
 

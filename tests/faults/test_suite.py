@@ -6,14 +6,19 @@ Left out: what a fault costs (figures of a full run), and what `test_landing` do
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from urllib.parse import urlsplit, urlunsplit
 
 import pytest
 import uvloop
 
+from bench.errors import BenchError
+from bench.faults import stage as stage_module
 from bench.faults.catalogue import FAULTS, Fault
 from bench.faults.run import Options, run_fault
-from bench.faults.sender import Sender
-from bench.faults.stage import Instance, Stage, own_parts
+from bench.faults.sender import Landing, Sender
+from bench.faults.stage import DATABASE, Instance, Stage, open_stage, own_parts, watch
+from bench.proxy import Proxy
+from bench.usage import free_port
 
 RATE = 3_000.0
 FAULT_TIMEOUT_S = 600.0
@@ -27,7 +32,10 @@ SHORT = {
     "SLUICE_LOG_APPEND_TIMEOUT_MS": "1000",
     "SLUICE_SHUTDOWN_TIMEOUT_MS": "5000",
 }
-OPTIONS = Options(seconds=5.0, hold=2.5, rate=RATE, tail=2.0, settings=SHORT)
+END_OTHERS = """
+SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()"""
+OPTIONS = Options(seconds=5.0, hold=2.5, rate=RATE, tail=2.0, settings=SHORT, compares=False)
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +93,64 @@ def test_what_a_killed_broker_loses_is_counted_and_nothing_else_is_lost(
     assert verdict.stored + verdict.lost_by_broker >= verdict.acknowledged - verdict.quarantined
 
 
+async def looked(watching: "asyncio.Task[None]", landing: Landing, times: int) -> None:
+    while len(landing.moments) < times:
+        assert not watching.done(), watching.exception()
+        await asyncio.sleep(0.01)
+
+
+def test_a_server_that_said_farewell_and_has_not_hung_up_yet_does_not_end_the_looks(
+    instance: Instance, runner: asyncio.Runner
+) -> None:
+    """As each session of a killed server says it, a moment before it ends."""
+
+    async def test(stage: Stage, proxy: Proxy, port: int) -> None:
+        def url() -> str:
+            place = urlsplit(instance.superuser_url(stage.database))
+            return urlunsplit(place._replace(netloc=place.netloc.replace(f":{place.port}", f":{port}")))
+
+        landing = Landing()
+        watching = asyncio.create_task(watch(url, landing))
+        await looked(watching, landing, 1)
+        (first,) = proxy.links
+        async with stage.superuser() as other:
+            assert await other.fetchval(END_OTHERS) == 1
+        await looked(watching, landing, len(landing.moments) + 2)
+        assert first not in proxy.links
+        watching.cancel()
+
+    async def run() -> None:
+        port = free_port()
+        async with open_stage(instance, SHORT) as stage:
+            target = urlsplit(instance.superuser_url(stage.database)).port
+            assert target is not None
+            async with Proxy(port, target) as proxy, asyncio.timeout(60):
+                proxy.keeps_ended = True
+                await test(stage, proxy, port)
+
+    runner.run(run())
+
+
+def test_a_look_that_never_comes_is_not_waited_for_without_end(
+    instance: Instance, runner: asyncio.Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def run() -> None:
+        async with open_stage(instance, SHORT) as stage:
+            async with stage.watched():
+                await stage.looked()
+                await instance.services("kill", DATABASE)
+                with monkeypatch.context() as patched:
+                    patched.setattr(stage_module, "LOOKED_TIMEOUT_S", 0.5)
+                    with pytest.raises(BenchError, match="in vain for a look"):
+                        await stage.looked()
+                await instance.start(DATABASE)
+                await stage.looked()
+            with pytest.raises(BenchError, match="nobody looks any more"):
+                await stage.looked()
+
+    runner.run(run())
+
+
 @asynccontextmanager
 async def sabotage(stage: Stage, _: Sender) -> AsyncIterator[None]:
     """One row is deleted, one moved by a microsecond, one invented."""
@@ -100,7 +166,7 @@ async def sabotage(stage: Stage, _: Sender) -> AsyncIterator[None]:
 
 
 def test_what_is_missing_moved_or_invented_is_found(instance: Instance, runner: asyncio.Runner) -> None:
-    fault = Fault("sabotage", sabotage, "nothing says so")
+    fault = Fault("sabotage", sabotage, "nothing says so", says_after=True)
     faulted = runner.run(run_fault(fault, RATE, OPTIONS, instance))
     assert (faulted.verdict.lost, faulted.verdict.doubled) == (1, 2)
     assert "never sent" in "".join(faulted.verdict.examples)
