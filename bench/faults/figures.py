@@ -10,6 +10,8 @@ AGAIN_MAX_S: Final = 15.0
 """From a fault's end to the first acknowledgement, and to the first landing."""
 DRAIN_LEAST: Final = 0.8
 """Of what a backlog is landed at in health."""
+DRAIN_WORTH_S: Final = 1.0
+"""A backlog that health lands sooner tells how long workers took to come back, not how fast they land."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Faulted:
     drained_per_s: float | None = None
     """Readings a second; None where the fault left no backlog worth the name."""
     health_per_s: float | None = None
-    """What a backlog is landed at without the fault, with as many workers, the load going on."""
+    """What a backlog is landed at just before the fault, by the same workers, the load going on."""
     recovered_s: float | None = None
     """From the fault's end until what lands is no more than a second behind what is acknowledged."""
     backlog: int = 0
@@ -75,8 +77,11 @@ class Faulted:
 
     @property
     def drained(self) -> float | None:
-        """Of what a backlog is landed at in health."""
-        return self.drained_per_s / self.health_per_s if self.drained_per_s and self.health_per_s else None
+        """Of what a backlog is landed at in health; None where it was too small to tell."""
+        if not self.drained_per_s or not self.health_per_s:
+            return None
+        is_worth = self.backlog >= DRAIN_WORTH_S * self.health_per_s
+        return self.drained_per_s / self.health_per_s if is_worth else None
 
     @property
     def missed(self) -> list[str]:

@@ -196,11 +196,14 @@ async def _from_the_start(
 
 
 async def _hold(fault: Fault, stage: Stage, sender: Lanes[Any], options: Options) -> None:
-    """For as long as is asked for, and until the roles tell of it: how soon they meet it depends on the machine."""
-    sender.widen()
-    await asyncio.sleep(options.hold)
+    """Until the roles tell of it, which they do once they meet it, and for as long as is asked for from there.
+
+    Only then does the load widen: what waits for a part that is away may hold up what would meet the fault.
+    """
     if not fault.says_after:
         await stage.told(fault.says)
+    sender.widen()
+    await asyncio.sleep(options.hold)
 
 
 async def _settle(stage: Stage, sender: Lanes[Any]) -> list[str]:

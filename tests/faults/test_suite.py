@@ -68,6 +68,9 @@ def instance(runner: asyncio.Runner, tmp_path_factory: pytest.TempPathFactory) -
         "rolling-restart-ingest",
         "bridge-kill",
         "broker-restart",
+        "mqtt-kafka-kill",
+        "mqtt-worker-kill",
+        "mqtt-database-kill",
     ],
 )
 def test_nothing_acknowledged_is_lost_or_doubled(name: str, instance: Instance, runner: asyncio.Runner) -> None:
