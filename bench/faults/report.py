@@ -60,7 +60,7 @@ def _measure(suite: Suite) -> list[str]:
         f"{suite.seconds:g} s of load at {reference.rate:,.0f} readings/s{sustained}; faults held {suite.hold:g} s",
         "doubled: also what stands at another time than its own, or was never sent; unknown: not answered",
         "drain: readings/s of the backlog, and of what one was landed at just before the fault, under the same load;",
-        "- where that lands the backlog within a second",
+        "no drain (-): that lands the backlog within a second",
         "recovered: landing is a second behind at most",
     ]
 
