@@ -39,7 +39,7 @@ _COLUMNS: Final = "s.series_id, s.device_id, s.metric, s.label, s.unit"
 _WHOLE: Final = f"""
 SELECT {_COLUMNS} FROM series s WHERE {{narrowed}} ORDER BY s.device_id, s.metric, s.label LIMIT $1
 """  # noqa: S608
-# A device may have stood there several times: its series come once for each.
+# A device may have stood there several times: its series come once for each. Stays outlive a site that is being erased.
 _OF_STAYS: Final = f"""
 SELECT {_COLUMNS}, greatest(stay.valid_from, $3) AS start, least(stay.valid_until, $4) AS stop
 FROM (SELECT h.device_id, h.site_id, h.valid_from,
@@ -48,6 +48,7 @@ FROM (SELECT h.device_id, h.site_id, h.valid_from,
       WHERE h.device_id IN (SELECT o.device_id FROM device_sites o WHERE o.site_id = $2)) stay
 JOIN series s ON s.device_id = stay.device_id
 WHERE {{narrowed}} AND stay.site_id = $2 AND stay.valid_from < $4 AND stay.valid_until > $3
+  AND EXISTS (SELECT FROM sites WHERE site_id = $2)
 ORDER BY s.device_id, s.metric, s.label, start LIMIT $1
 """  # noqa: S608
 

@@ -22,7 +22,7 @@ from api.metrics import ApiMetrics
 from api.registry.credentials import Credentials
 from api.registry.devices import add_device
 from api.registry.organisations import acting_for, add_organisation
-from api.registry.sites import add_site
+from api.registry.sites import add_site, begin_erasure
 from api.server import create_app
 from api.serving import ApiFace
 from api.settings import ApiSettings
@@ -484,6 +484,31 @@ def test_only_the_organisation_of_the_key_is_seen(any_database: Database) -> Non
                 assert (await it.get(path, device_id=others_device))[0] == 404
                 assert (await it.get(path, device_id=uuid7()))[0] == 404
             assert (await it.get(key=others_key, device_id=others_device))[1]["data"] == []
+
+    run(test())
+
+
+def test_a_site_that_is_being_erased_is_nobodys(any_database: Database) -> None:
+    """From the moment on at which it is deleted, not once its readings are gone."""
+
+    async def test() -> None:
+        async with world(any_database) as it:
+            await it.store(await it.series("a"), datetime.now(UTC) - HOUR, 1)
+            span = {"from_": (datetime.now(UTC) - 2 * HOUR).isoformat(), "to": datetime.now(UTC).isoformat()}
+            paths: dict[str, dict[str, str]] = {
+                "": {}, "/latest": {}, "/series": {}, "/aggregated": span, "/stats": span,
+            }  # fmt: skip
+            for device in (None, it.device):
+                for path, query in paths.items():
+                    assert len(await it.data(path, device_id=device, site_id=it.site, **query)) == 1
+            connection = await connect(any_database.settings, role="sluice_app", application="test")
+            async with acting_for(connection, it.organisation):
+                await begin_erasure(connection, it.site)
+            await connection.close()
+            for device in (None, it.device):
+                for path, query in paths.items():
+                    status, body, _ = await it.get(path, device_id=device, site_id=it.site, **query)
+                    assert (status, body.get("code")) == (404, "site_not_found"), path
 
     run(test())
 
