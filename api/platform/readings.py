@@ -1,6 +1,6 @@
 """Reading back, as operations. Left out: what is asked of the database (`api.readings`)."""
 
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any, Final, Literal, NamedTuple
 from uuid import UUID
 
@@ -209,7 +209,7 @@ class ReadingOperations:
         """
         query = call.query
         form = form_of(call.accept, query.format)
-        asked = await self._ask(call, ("latest", form.value))
+        asked = await self._ask(call, ("latest", form.value), is_now=query.end is None)
         if call.known(asked.version):
             return known(asked.version)
         rows = await read_latest(call.connection, asked.kept.found, asked.kept.start, query.end, self._newest)
@@ -225,9 +225,14 @@ class ReadingOperations:
         data = [SeriesFound(series_id, *series) for series_id, series in found.series.items()]
         return SeriesList(data, msgspec.UNSET if found.removed_at is None else found.removed_at)
 
-    async def _ask(self, call: Call[Nothing, Any, Nothing], how: tuple[Any, ...]) -> _Asked:
+    async def _ask(
+        self, call: Call[Nothing, Any, Nothing], how: tuple[Any, ...], *, is_now: bool = False
+    ) -> _Asked:
+        """`is_now`: of a site, without what has left it."""
         query, most = call.query, self._settings.api_page_series_max
         found = await find(call.connection, query.series, query.start, query.end, most)
+        if is_now:
+            found = found.lasting(datetime.now(UTC))
         version = await version_of(call.connection, found, (how, query.start, query.end), query.end)
         return _Asked(await kept_of(call.connection, found, query.start), version)
 

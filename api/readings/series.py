@@ -99,6 +99,12 @@ class Found:
         }
         return replace(self, series=series)
 
+    def lasting(self, now: datetime) -> "Found":
+        """The same without what its spans have that ended by now."""
+        if self.spans is None:
+            return self
+        return replace(self, spans=[span for span in self.spans if span[2] > now])
+
     def since(self, start: datetime | None) -> "Found":
         """The same without what its spans have before `start`."""
         if self.spans is None or start is None:

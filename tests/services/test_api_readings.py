@@ -287,6 +287,8 @@ def test_the_newest_at_a_site_is_of_while_each_device_stood_there(any_database: 
                 "left": [(it.site, 10_000), (None, 3)],
                 "back": [(it.site, 10_000), (None, 7), (it.site, 4), (None, 2)],
                 "too late": [(None, 10_000), (it.site, 1)],
+                "to leave": [(it.site, 10_000), (None, -1)],
+                "to come": [(None, 10_000), (it.site, -1)],
             }
             for metric, stood in stays.items():
                 device = await standing(it, metric, [(site, now - hours * HOUR) for site, hours in stood])
@@ -297,15 +299,36 @@ def test_the_newest_at_a_site_is_of_while_each_device_stood_there(any_database: 
                     await it.store(series, now - 4 * HOUR + MINUTE, "text")
             of_site: dict[str, Any] = {"device_id": None, "site_id": it.site}
             found = {one["metric"]: one["value"] for one in await it.data("/latest", **of_site)}
-            assert found == {"always": 2, "came": 2, "silent": 9_000}
+            assert found == {"always": 2, "came": 2, "silent": 9_000, "to leave": 2}
             until_now = await it.data("/latest", **of_site, to=now.isoformat())
             assert {one["metric"]: one["value"] for one in until_now} == {
-                "always": 2, "came": 2, "silent": 9_000, "left": "text", "back": 4,
+                "always": 2, "came": 2, "silent": 9_000, "left": "text", "back": 4, "to leave": 2,
             }  # fmt: skip
             earlier = await it.data("/latest", **of_site, to=(now - 5 * HOUR).isoformat())
             assert {one["metric"]: one["value"] for one in earlier} == {
-                "always": 6, "silent": 9_000, "left": 6, "back": 9,
+                "always": 6, "silent": 9_000, "left": 6, "back": 9, "to leave": 6,
             }  # fmt: skip
+
+    run(test())
+
+
+def test_the_newest_at_a_site_are_others_once_a_move_has_come_due(any_database: Database) -> None:
+    async def test() -> None:
+        async with world(any_database) as it:
+            now = datetime.now(UTC)
+            device = await standing(it, "leaves", [(it.site, now - HOUR), (None, now + timedelta(seconds=5))])
+            await it.store(await it.series("a", device=device), now - MINUTE, 1)
+            url, query = f"{it.url}/api/v1/readings/latest", {"site_id": str(it.site)}
+            headers = {"Authorization": f"Bearer {it.key}"}
+            async with it.session.get(url, params=query, headers=headers) as answer:
+                assert [reading["value"] for reading in (await answer.json())["data"]] == [1]
+                headers["If-None-Match"] = answer.headers["ETag"]
+
+            async def has_left() -> bool:
+                async with it.session.get(url, params=query, headers=headers) as answer:
+                    return answer.status == 200 and (await answer.json())["data"] == []
+
+            await until(has_left)
 
     run(test())
 
