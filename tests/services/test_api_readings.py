@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import json
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
@@ -12,12 +13,14 @@ from urllib.parse import urlsplit
 from uuid import UUID
 
 import asyncpg
+import orjson
 import pytest
 from aiohttp import ClientError, ClientSession, web
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
+from api.http.problems import Problem
 from api.metrics import ApiMetrics
 from api.registry.credentials import Credentials
 from api.registry.devices import add_device
@@ -630,6 +633,35 @@ def test_errors_have_one_shape_and_stable_codes(any_database: Database) -> None:
                 assert it.registry.get_sample_value("sluice_api_requests_total", sample) == count
 
     run(test())
+
+
+def test_what_was_refused_is_gone_without_being_looked_for(any_database: Database) -> None:
+    """Garbage is looked for once there is much of it, and what a refused request held may be large."""
+
+    async def test() -> None:
+        async with world(any_database) as it:
+            headers = {"Authorization": f"Bearer {it.key}"}
+            unknown = {"series_id": 2**31 - 1, "from": "2026-11-01T00:00:00Z", "to": "2026-11-02T00:00:00Z"}
+            bodies = [(b'{"queries":', 400), (orjson.dumps({"queries": [unknown, unknown]}), 200)]
+            await it.get()
+            gc.collect()
+            gc.disable()
+            try:
+                before = problems_held()
+                for query in ({"limit": "x"}, {"cursor": "x"}, {"device_id": uuid7()}, {"site_id": uuid7()}):
+                    assert (await it.get(**query))[0] >= 400
+                for body, status in bodies:
+                    async with it.session.post(f"{it.url}/api/v1/readings/batch", data=body, headers=headers) as answer:
+                        assert (answer.status, b"not_found" in await answer.read()) == (status, status == 200)
+                assert problems_held() == before
+            finally:
+                gc.enable()
+
+    run(test())
+
+
+def problems_held() -> int:
+    return sum(isinstance(one, Problem) for one in gc.get_objects())
 
 
 def test_bad_http_is_refused_in_the_face_s_words_without_quoting_it(any_database: Database) -> None:
