@@ -1,6 +1,6 @@
 """Reading back, as operations. Left out: what is asked of the database (`api.readings`)."""
 
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated, Any, Final, Literal, NamedTuple
 from uuid import UUID
 
@@ -205,7 +205,7 @@ class ReadingOperations:
     async def latest_readings(self, call: Call[Nothing, Whose, Nothing]) -> Reply[Readings]:
         """The newest reading of each series
 
-        In `[from, to)`, if given. Of a site, without `to`: of the devices that stand there now.
+        In `[from, to)`, if given. Of a site, without `to`: of the devices that stand there now and are not deleted.
         """
         query = call.query
         form = form_of(call.accept, query.format)
@@ -225,14 +225,9 @@ class ReadingOperations:
         data = [SeriesFound(series_id, *series) for series_id, series in found.series.items()]
         return SeriesList(data, msgspec.UNSET if found.removed_at is None else found.removed_at)
 
-    async def _ask(
-        self, call: Call[Nothing, Any, Nothing], how: tuple[Any, ...], *, is_now: bool = False
-    ) -> _Asked:
-        """`is_now`: of a site, without what has left it."""
+    async def _ask(self, call: Call[Nothing, Any, Nothing], how: tuple[Any, ...], *, is_now: bool = False) -> _Asked:
         query, most = call.query, self._settings.api_page_series_max
-        found = await find(call.connection, query.series, query.start, query.end, most)
-        if is_now:
-            found = found.lasting(datetime.now(UTC))
+        found = await find(call.connection, query.series, query.start, query.end, most, is_now=is_now)
         version = await version_of(call.connection, found, (how, query.start, query.end), query.end)
         return _Asked(await kept_of(call.connection, found, query.start), version)
 

@@ -23,7 +23,7 @@ from prometheus_client import CollectorRegistry
 from api.http.problems import Problem
 from api.metrics import ApiMetrics
 from api.registry.credentials import Credentials
-from api.registry.devices import add_device
+from api.registry.devices import add_device, remove
 from api.registry.organisations import acting_for, add_organisation
 from api.registry.sites import add_site, begin_erasure
 from api.server import create_app
@@ -278,7 +278,7 @@ async def newest(it: World) -> dict[int, Any]:
 
 
 def test_the_newest_at_a_site_is_of_while_each_device_stood_there(any_database: Database) -> None:
-    """Of what stands there all the time, came, came long ago and fell silent, left, and came back."""
+    """Of what stands there all the time, came, fell silent, left, came back, is to leave or come, and was deleted."""
 
     async def test() -> None:
         async with world(any_database) as it:
@@ -292,6 +292,7 @@ def test_the_newest_at_a_site_is_of_while_each_device_stood_there(any_database: 
                 "too late": [(None, 10_000), (it.site, 1)],
                 "to leave": [(it.site, 10_000), (None, -1)],
                 "to come": [(None, 10_000), (it.site, -1)],
+                "deleted": [(it.site, 10_000)],
             }
             for metric, stood in stays.items():
                 device = await standing(it, metric, [(site, now - hours * HOUR) for site, hours in stood])
@@ -300,16 +301,19 @@ def test_the_newest_at_a_site_is_of_while_each_device_stood_there(any_database: 
                     await it.store(series, now - hours * HOUR, float(hours))
                 if metric in ("always", "left"):
                     await it.store(series, now - 4 * HOUR + MINUTE, "text")
+                if metric == "deleted":
+                    await delete(it, device)
             of_site: dict[str, Any] = {"device_id": None, "site_id": it.site}
             found = {one["metric"]: one["value"] for one in await it.data("/latest", **of_site)}
             assert found == {"always": 2, "came": 2, "silent": 9_000, "to leave": 2}
             until_now = await it.data("/latest", **of_site, to=now.isoformat())
             assert {one["metric"]: one["value"] for one in until_now} == {
                 "always": 2, "came": 2, "silent": 9_000, "left": "text", "back": 4, "to leave": 2,
+                "deleted": 2,
             }  # fmt: skip
             earlier = await it.data("/latest", **of_site, to=(now - 5 * HOUR).isoformat())
             assert {one["metric"]: one["value"] for one in earlier} == {
-                "always": 6, "silent": 9_000, "left": 6, "back": 9, "to leave": 6,
+                "always": 6, "silent": 9_000, "left": 6, "back": 9, "to leave": 6, "deleted": 6,
             }  # fmt: skip
 
     run(test())
@@ -334,6 +338,13 @@ def test_the_newest_at_a_site_are_others_once_a_move_has_come_due(any_database: 
             await until(has_left)
 
     run(test())
+
+
+async def delete(it: World, device: UUID) -> None:
+    connection = await connect(it.database.settings, role="sluice_app", application="test")
+    async with acting_for(connection, it.organisation):
+        await remove(connection, device, None)
+    await connection.close()
 
 
 async def standing(it: World, name: str, stays: Sequence[tuple[UUID | None, datetime]]) -> UUID:
@@ -640,7 +651,7 @@ def test_what_was_refused_is_gone_without_being_looked_for(any_database: Databas
 
     async def test() -> None:
         async with world(any_database) as it:
-            headers = {"Authorization": f"Bearer {it.key}"}
+            url, headers = f"{it.url}/api/v1/readings/batch", {"Authorization": f"Bearer {it.key}"}
             unknown = {"series_id": 2**31 - 1, "from": "2026-11-01T00:00:00Z", "to": "2026-11-02T00:00:00Z"}
             bodies = [(b'{"queries":', 400), (orjson.dumps({"queries": [unknown, unknown]}), 200)]
             await it.get()
@@ -651,7 +662,7 @@ def test_what_was_refused_is_gone_without_being_looked_for(any_database: Databas
                 for query in ({"limit": "x"}, {"cursor": "x"}, {"device_id": uuid7()}, {"site_id": uuid7()}):
                     assert (await it.get(**query))[0] >= 400
                 for body, status in bodies:
-                    async with it.session.post(f"{it.url}/api/v1/readings/batch", data=body, headers=headers) as answer:
+                    async with it.session.post(url, data=body, headers=headers) as answer:
                         assert (answer.status, b"not_found" in await answer.read()) == (status, status == 200)
                 assert problems_held() == before
             finally:
