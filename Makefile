@@ -38,7 +38,7 @@ services: ## Start a real Kafka, TimescaleDB and Mosquitto on loopback
 	@deploy/local/services start
 
 test: install-dev ## Install, start the real parts, run every test
-	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --benchmark-disable
+	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder --benchmark-disable
 
 conformance: install-dev ## schemathesis against the running API, 10,000 cases and more
 	@$(BIN)/python -m tests.system.conformance
