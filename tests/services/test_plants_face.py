@@ -197,7 +197,9 @@ def test_errors_have_the_documents_codes_operation_by_operation(any_database: Da
                 if "{id}" in path:
                     for bad in ("string", "123", "%00", "dev_" + "0" * 32):
                         url = f"{PATH}{path.replace('{id}', bad)}"
-                        assert error(await here.ask(method, url, here.key, body)) == (400, malformed), (path, bad)
+                        refused = await here.ask(method, url, here.key, body)
+                        assert error(refused) == (400, malformed), (path, bad)
+                        assert refused.body["message"] == "Invalid plant UUID", (path, bad)
                     for key, whose in ((foreign, plant), (here.key, str(NOBODY_S))):
                         url = f"{PATH}{path.replace('{id}', whose)}"
                         assert error(await here.ask(method, url, key, body)) == (404, "PLANT_NOT_FOUND"), path
