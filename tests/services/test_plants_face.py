@@ -19,6 +19,7 @@ from runtime.ids import uuid7
 from runtime.postgres import connect
 from runtime.secrets import KeyRing, Seal, new_ring
 from schemas.plants import SECRET_SEAL, TOKEN_AUDIENCE
+from schemas.record import PG_EPOCH_US
 from tests.certificate_rig import people_with_authority
 from tests.databases import Database
 from tests.people_rig import RING, Answer, People
@@ -518,6 +519,41 @@ def test_a_suspended_plants_device_is_suspended_and_a_revoked_one_has_nothing_le
             assert (await row())[0] == "active"
             await step(here, plant, "revoke")
             assert await row() == ("suspended", None, None, None, 0, 0, "FAILED")
+
+    run(test())
+
+
+def test_a_plant_that_is_cut_off_is_offline_with_that_step(any_database: Database) -> None:
+    async def test() -> None:
+        async with people_with_authority(any_database) as here:
+            worker = Presence(here.database.settings, PresenceSettings(presence_steady_s=0))
+
+            async def heard(plant: str) -> str:
+                now_us = int(datetime.now(UTC).timestamp() * 1e6) - PG_EPOCH_US
+                worker.hear({UUID(plant).bytes: now_us})
+                await worker.keep()
+                status: str = (await get(here, plant))["status"]
+                return status
+
+            async def standing(plant: str) -> tuple[bool, bool]:
+                sql = "SELECT online, online_changed_at = updated_at FROM devices WHERE device_id = $1"
+                return tuple((await here.superuser(sql, UUID(plant)))[0])
+
+            plant, _ = await active(here)
+            assert await heard(plant) == "ONLINE"
+            assert await step(here, plant, "suspend") == 200
+            assert await standing(plant) == (False, True)
+            assert await heard(plant) == "OFFLINE"
+            assert await step(here, plant, "reactivate") == 200
+            assert await heard(plant) == "ONLINE"
+            assert await step(here, plant, "revoke") == 200
+            assert await standing(plant) == (False, True)
+            assert await heard(plant) == "OFFLINE"
+
+            plant, _ = await active(here)
+            assert await heard(plant) == "ONLINE"
+            assert (await here.ask("DELETE", f"{PATH}/{plant}", here.key)).status in (200, 204)
+            assert await standing(plant) == (False, True)
 
     run(test())
 
