@@ -1,8 +1,10 @@
--- Who is cut off is not there: at once, and whatever of theirs was on its way.
+-- Plants, once more: who is cut off, and commands that are over.
 
--- `online` of a device that may send nothing is false from the step that forbade it, since when its broker sends no last
--- will for whom it throws out. Who is let in again is there once it is heard from then on: what was taken while others
--- did not know yet that it was cut off, and landed late, is no sign of it.
+-- ---------------------------------------------------------------- who is cut off
+
+-- `online` of a device that may send nothing is false with the step that forbade it: a broker sends no last will for whom
+-- it throws out. Who is let in again is there once it is heard from then on: what was taken before, by a bridge that did
+-- not know yet, and landed late, is no sign of it.
 CREATE FUNCTION on_device_cut_off() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     IF OLD.online THEN
@@ -43,3 +45,9 @@ UPDATE devices SET online = false, offline_at = now(),
     online_changed_at = least(now(), silent_after(last_seen_at, cadence_s))
 WHERE status <> 'active' AND online;
 ALTER TABLE devices FORCE ROW LEVEL SECURITY;
+
+-- ---------------------------------------------------------------- commands that are over
+
+-- They are let go by their age (`sluice retention`).
+CREATE INDEX commands_over ON commands (finished_at) WHERE state IN ('SUCCESS', 'FAILED', 'TIMEOUT');
+GRANT DELETE ON commands TO sluice_worker;
