@@ -1,4 +1,4 @@
--- Plants, once more: who is cut off, and commands that are over.
+-- Plants, once more: who is cut off, commands that are over, and which certificate a plant has.
 
 -- ---------------------------------------------------------------- who is cut off
 
@@ -51,3 +51,35 @@ ALTER TABLE devices FORCE ROW LEVEL SECURITY;
 -- They are let go by their age (`sluice retention`).
 CREATE INDEX commands_over ON commands (finished_at) WHERE state IN ('SUCCESS', 'FAILED', 'TIMEOUT');
 GRANT DELETE ON commands TO sluice_worker;
+
+-- ---------------------------------------------------------------- certificates of plants
+
+-- A plant tells of its newest certificate and what became of that, whoever issues or revokes it. One that is held is not
+-- revoked: its plant is suspended, and says so.
+CREATE FUNCTION on_certificate_of_plant() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF TG_OP = 'INSERT' THEN
+        UPDATE plants SET certificate_fingerprint = NEW.fingerprint, certificate_serial_number = NEW.serial,
+            certificate_expires_at = NEW.not_after, certificate_revoked_at = NULL
+        WHERE device_id = NEW.device_id AND deleted_at IS NULL;
+    ELSE
+        UPDATE plants SET certificate_revoked_at = CASE WHEN NEW.reason <> 'certificateHold' THEN NEW.revoked_at END
+        WHERE device_id = NEW.device_id AND certificate_fingerprint = NEW.fingerprint AND deleted_at IS NULL;
+    END IF;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER certificates_of_plants AFTER INSERT OR UPDATE OF revoked_at, reason ON certificates
+    FOR EACH ROW EXECUTE FUNCTION on_certificate_of_plant();
+
+ALTER TABLE plants NO FORCE ROW LEVEL SECURITY;
+ALTER TABLE certificates NO FORCE ROW LEVEL SECURITY;
+UPDATE plants p SET certificate_fingerprint = c.fingerprint, certificate_serial_number = c.serial,
+    certificate_expires_at = c.not_after, certificate_revoked_at = c.revoked_at
+FROM (SELECT DISTINCT ON (device_id) device_id, fingerprint, serial, not_after,
+             CASE WHEN reason <> 'certificateHold' THEN revoked_at END AS revoked_at
+      FROM certificates ORDER BY device_id, issued_at DESC, fingerprint) c
+WHERE c.device_id = p.device_id AND p.deleted_at IS NULL
+  AND (p.certificate_fingerprint IS DISTINCT FROM c.fingerprint
+       OR (p.certificate_revoked_at IS NULL AND c.revoked_at IS NOT NULL));
+ALTER TABLE certificates FORCE ROW LEVEL SECURITY;
+ALTER TABLE plants FORCE ROW LEVEL SECURITY;
