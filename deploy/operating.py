@@ -1,6 +1,7 @@
 """What the operator's commands do, and what they print. Left out: their options (`deploy.commands`)."""
 
 import shlex
+import sys
 from dataclasses import asdict
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -118,7 +119,10 @@ async def skip_spool(settings: Settings, name: UUID, partition: int, sequence: i
 
 
 def print_demo(settings: Settings, demo: Demo, url: str, *, config: Path | None = None) -> None:
-    """One line of JSON, or two commands to try; `config` is the file by which other commands reach the same parts."""
+    """One line of JSON, or two commands to try; `config` is the file by which other commands reach the same parts.
+
+    What is printed can be typed as it stands, where this command was.
+    """
     if settings.get(DeploySettings).json:
         data_dir = str(Path(settings.get(DeploySettings).data_dir).absolute())
         known = {name: value for name, value in asdict(demo).items() if value is not None}
@@ -134,17 +138,25 @@ def print_demo(settings: Settings, demo: Demo, url: str, *, config: Path | None 
         f'curl -sS "{url}/api/v1/readings?device_id={demo.device_id}" '
         f'-H "Authorization: Bearer {demo.api_key or "$API_KEY"}"'
     )
-    hint = "" if config is None else f"{CONFIG_VARIABLE}={shlex.quote(str(config))} "
-    if hint:
+    click.echo(f"The organisation is {demo.organisation_id}, its device {demo.device_id}.")
+    command = shlex.quote(_program())
+    if config is not None:
+        command = f"{CONFIG_VARIABLE}={shlex.quote(str(config))} {command}"
         click.echo(
-            f"Other commands reach the same parts by a file of settings. To make somebody who may do everything:\n"
-            f"{hint}sluice admin create you@example.org"
+            "Other commands reach the same parts by a file of settings. To make somebody who may do everything:\n"
+            f"{command} admin create you@example.org"
         )
     if demo.ingest_token is None:
         click.echo(
             "The tokens were shown when they were made. To make others:\n"
-            f"{hint}sluice token device {demo.device_id}\n{hint}sluice token api-key {demo.organisation_id}"
+            f"{command} token device {demo.device_id}\n{command} token api-key {demo.organisation_id}"
         )
+
+
+def _program() -> str:
+    """As it was called: in an environment of its own, no shell finds it by its name alone."""
+    called = sys.argv[0]
+    return called if Path(called).name == "sluice" else "sluice"
 
 
 async def print_token(

@@ -39,7 +39,11 @@ async def print_retention(settings: Settings) -> None:
     keeper, rollups = _keeper(settings)
     async with open_session(settings.get(PostgresSettings), rollups) as session:
         standing = await keeper.look(session.connection)
-    answer = {"tiers": [_tier(standing, tier) for tier in TIERS], "organisations": _organisations(standing)}
+    answer: dict[str, Any] = {
+        "tiers": [_tier(standing, tier) for tier in TIERS],
+        "commands_days": settings.get(RetentionSettings).retention_commands_days,
+        "organisations": _organisations(standing),
+    }
     if settings.get(DeploySettings).json:
         click.echo(orjson.dumps(answer).decode())
         return
@@ -47,6 +51,7 @@ async def print_retention(settings: Settings) -> None:
         click.echo(
             "{tier}: {chunks} chunks, {bytes} bytes, from {first}; {retired} of them beyond retention".format(**tier)
         )
+    click.echo(f"commands that are over: {_days(answer['commands_days'])}")
     for one in answer["organisations"]:
         kept = ", ".join(f"{tier} {_kept(one['tiers'][tier])}" for tier in TIERS)
         click.echo(f"organisation {one['organisation_id']}: {kept}")
@@ -58,11 +63,12 @@ async def run_retention(settings: Settings, *, is_dry: bool) -> None:
     keeper, rollups = _keeper(settings)
     async with open_session(settings.get(PostgresSettings), rollups) as session:
         if is_dry:
-            answer = await _foretold(keeper, session)
+            answer = await _foretold(keeper, session, settings.get(RetentionSettings))
         elif await session.connection.fetchval(sql.LEAD):
             went = await keeper.follow(session)
             rows = [_rows(share, count) for share, count in went.rows.items()]
-            answer = {"dry_run": False, "chunks": list(map(_chunk, went.chunks)), "rows": rows, "waits": keeper.doing}
+            chunks, commands = list(map(_chunk, went.chunks)), _commands(went.commands)
+            answer = {"dry_run": False, "chunks": chunks, "rows": rows, "commands": commands, "waits": keeper.doing}
         else:
             raise UnavailableError("a worker is at it: try again in a while")
     if settings.get(DeploySettings).json:
@@ -71,7 +77,7 @@ async def run_retention(settings: Settings, *, is_dry: bool) -> None:
         _say(answer)
 
 
-async def _foretold(keeper: Retention, session: Session) -> dict[str, Any]:
+async def _foretold(keeper: Retention, session: Session, settings: RetentionSettings) -> dict[str, Any]:
     """What a pass would let go, once it is computed."""
     standing = await keeper.look(session.connection)
     chunks = retired(standing)
@@ -86,7 +92,12 @@ async def _foretold(keeper: Retention, session: Session) -> dict[str, Any]:
         )
         if count:
             rows.append(_rows(share, count, is_exact=count < _COUNT_MAX))
-    return {"dry_run": True, "chunks": [_chunk(one) for one in chunks], "rows": rows, "waits": waits}
+    days, count = settings.retention_commands_days, 0
+    if days:
+        count = await session.connection.fetchval(sql.COUNT_COMMANDS, days, _COUNT_MAX)
+    commands = _commands(count, is_exact=count < _COUNT_MAX)
+    found = list(map(_chunk, chunks))
+    return {"dry_run": True, "chunks": found, "rows": rows, "commands": commands, "waits": waits}
 
 
 def _say(answer: dict[str, Any]) -> None:
@@ -100,7 +111,11 @@ def _say(answer: dict[str, Any]) -> None:
                 most=most, verb=verb, **one
             )
         )
-    if not answer["chunks"] and not answer["rows"]:
+    commands = answer["commands"]
+    if commands["rows"]:
+        most = "" if commands["is_exact"] else " or more"
+        click.echo(f"{commands['rows']} commands{most} that are over {verb}")
+    if not (answer["chunks"] or answer["rows"] or commands["rows"]):
         click.echo(f"nothing {verb}")
     if answer["waits"]:
         click.echo(answer["waits"])
@@ -109,6 +124,10 @@ def _say(answer: dict[str, Any]) -> None:
 def _chunk(one: Chunk) -> dict[str, Any]:
     first, stop = told(one.first), told(one.stop)
     return {"tier": one.tier, "chunk": one.name, "first": first, "stop": stop, "bytes": one.bytes}
+
+
+def _commands(count: int, *, is_exact: bool = True) -> dict[str, Any]:
+    return {"rows": count, "is_exact": is_exact}
 
 
 def _rows(share: Share, count: int, *, is_exact: bool = True) -> dict[str, Any]:
@@ -135,5 +154,9 @@ def _organisations(standing: Standing) -> list[dict[str, Any]]:
 
 
 def _kept(tier: dict[str, Any]) -> str:
-    days = f"{tier['days']} days" if tier["days"] else "for ever"
+    days = _days(tier["days"])
     return days if tier["dropped_through"] is None else f"{days} (gone before {tier['dropped_through']})"
+
+
+def _days(days: int) -> str:
+    return f"{days} days" if days else "for ever"

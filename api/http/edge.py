@@ -228,8 +228,9 @@ class _Edge:
                 allowed = _allowed(error)
                 response = web.Response(status=204, headers={hdrs.ALLOW: allowed})
             else:
-                problem = _problem(error, request, request_id)
-                response = problem_response(face_of(self._faces, request.path), problem, request_id)
+                # Under a name here it would hold this frame, which holds it: a body, until garbage is looked for.
+                face = face_of(self._faces, request.path)
+                response = problem_response(face, _problem(error, request, request_id), request_id)
         headers = self._origins.headers(request.headers, allowed)
         if name := headers.pop(hdrs.VARY, None):
             add_vary(response, name)

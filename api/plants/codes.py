@@ -13,6 +13,8 @@ from api.http.problems import Kind
 VALIDATION_ERROR: Final = Kind("VALIDATION_ERROR", 400, "Validation error")
 INVALID_UUID: Final = Kind("INVALID_UUID", 400, "Invalid plant UUID")
 BAD_REQUEST: Final = Kind("BAD_REQUEST", 400, "Bad request")
+#: Of an operation that has no `INVALID_UUID`.
+BAD_PLANT: Final = BAD_REQUEST._replace(meaning=INVALID_UUID.meaning)
 _UNAUTHORIZED: Final = Kind("UNAUTHORIZED", 401, "Unauthorized")
 _FORBIDDEN: Final = Kind("FORBIDDEN", 403, "Forbidden")
 _UNAVAILABLE: Final = Kind("SERVICE_UNAVAILABLE", 503, "Service unavailable")

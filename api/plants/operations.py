@@ -10,7 +10,7 @@ from api.faces import PLANTS
 from api.http.operations import Call, Example, Nothing, Reply, Role, needs, operation
 from api.http.problems import FORBIDDEN, STALE, Problem
 from api.plants import examples
-from api.plants.codes import BAD_REQUEST, INVALID_UUID, ONE_CODE
+from api.plants.codes import BAD_PLANT, INVALID_UUID, ONE_CODE
 from api.plants.energy import energy_of_day
 from api.plants.shapes import (
     AtRisk,
@@ -97,7 +97,7 @@ class PlantOperations:
         return Reply(whole, version=str(row["version"]))
 
     @operation(
-        PLANTS, "PATCH", ONE, CHANGES, missing=PLANT_NOT_FOUND, malformed=BAD_REQUEST, codes=ONE_CODE,
+        PLANTS, "PATCH", ONE, CHANGES, missing=PLANT_NOT_FOUND, malformed=BAD_PLANT, codes=ONE_CODE,
         problems=[PLANT_REFUSED, STALE], example=Example(examples.PLANT_TO_UPDATE, examples.PLANT),
     )  # fmt: skip
     async def update_plant(self, call: Call[OnePlant, Nothing, PlantToUpdate]) -> Reply[Plant]:

@@ -9,7 +9,7 @@ from typing import Final
 from api.faces import PLANTS
 from api.http.operations import Call, Example, Nothing, Reply, operation
 from api.plants import examples
-from api.plants.codes import BAD_REQUEST, INVALID_UUID, ONE_CODE
+from api.plants.codes import BAD_PLANT, INVALID_UUID, ONE_CODE
 from api.plants.operations import CHANGES, ONE, READS
 from api.plants.shapes import (
     Command,
@@ -42,7 +42,7 @@ class PlantSecurityOperations:
         self._open_max = settings.commands_open_max
 
     @operation(
-        PLANTS, "POST", f"{ONE}/mqtt-token", CHANGES, missing=PLANT_NOT_FOUND, malformed=BAD_REQUEST, codes=ONE_CODE,
+        PLANTS, "POST", f"{ONE}/mqtt-token", CHANGES, missing=PLANT_NOT_FOUND, malformed=BAD_PLANT, codes=ONE_CODE,
         problems=[PLANT_REFUSED], example=Example(answer=examples.MQTT_TOKEN),
     )  # fmt: skip
     async def mqtt_token(self, call: Call[OnePlant, Nothing, Nothing]) -> MqttToken:
@@ -54,7 +54,7 @@ class PlantSecurityOperations:
         return MqttToken(token.expires_at, token.text)
 
     @operation(
-        PLANTS, "POST", f"{ONE}/provision", CHANGES, missing=PLANT_NOT_FOUND, malformed=BAD_REQUEST, codes=ONE_CODE,
+        PLANTS, "POST", f"{ONE}/provision", CHANGES, missing=PLANT_NOT_FOUND, malformed=BAD_PLANT, codes=ONE_CODE,
         problems=[PLANT_REFUSED, AUTHORITY_MISSING, CERTIFICATE_LIMIT], repeatable=True,
         example=Example(answer=examples.PACKAGE),
     )  # fmt: skip
@@ -66,7 +66,7 @@ class PlantSecurityOperations:
         return await self._provisioning.provision(call.connection, call.path.id)
 
     @operation(
-        PLANTS, "GET", f"{ONE}/provision/download", CHANGES, missing=PLANT_NOT_FOUND, malformed=BAD_REQUEST,
+        PLANTS, "GET", f"{ONE}/provision/download", CHANGES, missing=PLANT_NOT_FOUND, malformed=BAD_PLANT,
         codes=ONE_CODE, problems=[PLANT_REFUSED], writes=True, example=Example(answer=examples.PACKAGE),
     )  # fmt: skip
     async def download_package(self, call: Call[OnePlant, Nothing, Nothing]) -> Reply[Package]:
@@ -79,7 +79,7 @@ class PlantSecurityOperations:
         return Reply(package, headers={"Content-Disposition": name})
 
     @operation(
-        PLANTS, "POST", f"{ONE}/reactivate", CHANGES, missing=PLANT_NOT_FOUND, malformed=BAD_REQUEST, codes=ONE_CODE,
+        PLANTS, "POST", f"{ONE}/reactivate", CHANGES, missing=PLANT_NOT_FOUND, malformed=BAD_PLANT, codes=ONE_CODE,
         problems=[PLANT_REFUSED], example=Example(answer=examples.SAID),
     )  # fmt: skip
     async def reactivate(self, call: Call[OnePlant, Nothing, Nothing]) -> Said:
@@ -88,7 +88,7 @@ class PlantSecurityOperations:
         return Said("Plant reactivated")
 
     @operation(
-        PLANTS, "POST", f"{ONE}/revoke", CHANGES, missing=PLANT_NOT_FOUND, malformed=BAD_REQUEST, codes=ONE_CODE,
+        PLANTS, "POST", f"{ONE}/revoke", CHANGES, missing=PLANT_NOT_FOUND, malformed=BAD_PLANT, codes=ONE_CODE,
         problems=[PLANT_REFUSED], example=Example(answer=examples.SAID),
     )  # fmt: skip
     async def revoke(self, call: Call[OnePlant, Nothing, Nothing]) -> Said:
@@ -100,7 +100,7 @@ class PlantSecurityOperations:
         return Said("Plant revoked")
 
     @operation(
-        PLANTS, "POST", f"{ONE}/rotate-secret", CHANGES, missing=PLANT_NOT_FOUND, malformed=BAD_REQUEST,
+        PLANTS, "POST", f"{ONE}/rotate-secret", CHANGES, missing=PLANT_NOT_FOUND, malformed=BAD_PLANT,
         codes=ONE_CODE, problems=[PLANT_REFUSED], repeatable=True, example=Example(answer=examples.ROTATED_SECRET),
     )  # fmt: skip
     async def rotate_secret(self, call: Call[OnePlant, Nothing, Nothing]) -> RotatedSecret:
@@ -109,7 +109,7 @@ class PlantSecurityOperations:
         return RotatedSecret(SECRET_GRACE_MINUTES, secret)
 
     @operation(
-        PLANTS, "POST", f"{ONE}/suspend", CHANGES, missing=PLANT_NOT_FOUND, malformed=BAD_REQUEST, codes=ONE_CODE,
+        PLANTS, "POST", f"{ONE}/suspend", CHANGES, missing=PLANT_NOT_FOUND, malformed=BAD_PLANT, codes=ONE_CODE,
         problems=[PLANT_REFUSED], example=Example(answer=examples.SAID),
     )  # fmt: skip
     async def suspend(self, call: Call[OnePlant, Nothing, Nothing]) -> Said:
@@ -134,7 +134,7 @@ class PlantSecurityOperations:
         return Commands([Command.of(row) for row in rows], Meta.of(call.query, total))
 
     @operation(
-        PLANTS, "POST", _COMMANDS, CHANGES, status=201, missing=PLANT_NOT_FOUND, malformed=BAD_REQUEST,
+        PLANTS, "POST", _COMMANDS, CHANGES, status=201, missing=PLANT_NOT_FOUND, malformed=BAD_PLANT,
         codes=ONE_CODE, problems=[PLANT_REFUSED, COMMAND_LIMIT], repeatable=True,
         example=Example(examples.COMMAND_TO_SEND, examples.COMMAND),
     )  # fmt: skip

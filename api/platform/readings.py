@@ -205,11 +205,11 @@ class ReadingOperations:
     async def latest_readings(self, call: Call[Nothing, Whose, Nothing]) -> Reply[Readings]:
         """The newest reading of each series
 
-        In `[from, to)`, if given. Of a site, without `to`: of the devices that stand there now.
+        In `[from, to)`, if given. Of a site, without `to`: of the devices that stand there now and are not deleted.
         """
         query = call.query
         form = form_of(call.accept, query.format)
-        asked = await self._ask(call, ("latest", form.value))
+        asked = await self._ask(call, ("latest", form.value), is_now=query.end is None)
         if call.known(asked.version):
             return known(asked.version)
         rows = await read_latest(call.connection, asked.kept.found, asked.kept.start, query.end, self._newest)
@@ -225,9 +225,9 @@ class ReadingOperations:
         data = [SeriesFound(series_id, *series) for series_id, series in found.series.items()]
         return SeriesList(data, msgspec.UNSET if found.removed_at is None else found.removed_at)
 
-    async def _ask(self, call: Call[Nothing, Any, Nothing], how: tuple[Any, ...]) -> _Asked:
+    async def _ask(self, call: Call[Nothing, Any, Nothing], how: tuple[Any, ...], *, is_now: bool = False) -> _Asked:
         query, most = call.query, self._settings.api_page_series_max
-        found = await find(call.connection, query.series, query.start, query.end, most)
+        found = await find(call.connection, query.series, query.start, query.end, most, is_now=is_now)
         version = await version_of(call.connection, found, (how, query.start, query.end), query.end)
         return _Asked(await kept_of(call.connection, found, query.start), version)
 

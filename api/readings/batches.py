@@ -56,7 +56,7 @@ async def answer_all(connection: Any, items: Sequence[Item], settings: ApiSettin
                 found = await _found(connection, item, known, settings)
                 question = await _question(connection, item, found, budget)
         except Problem as problem:
-            results[index] = problem
+            results[index] = _alone(problem)
             continue
         # Spans of stays are a question's own; so are readings that have to be gone through, which may be too many.
         own = index if found.spans is not None or needs_readings(question) else None
@@ -82,10 +82,15 @@ async def _answer_group(
             answer = await answer_of(connection, everything, replace(group[0][2], functions=functions), settings)
     except Problem as problem:
         for index, _, _ in group:
-            results[index] = problem
+            results[index] = _alone(problem)
         return
     for index, found, question in group:
         results[index] = Answered(found, question, answer.of(found))
+
+
+def _alone(problem: Problem) -> Problem:
+    """Without where it was raised: that has the results, which would hold it and themselves."""
+    return problem.with_traceback(None)
 
 
 class _Trials:

@@ -83,7 +83,7 @@ def edges_of(start: datetime, end: datetime, bucket: Bucket, zone: tzinfo) -> li
     if bucket.seconds % _DAY_S == 0:
         return _trimmed(_days(first, last, bucket.seconds // _DAY_S, zone), start, end)
     if _DAY_S % bucket.seconds:
-        raise invalid_parameter("bucket", "divides a day, or is a number of days, in a time zone other than UTC")
+        raise invalid_parameter("bucket", "must divide a day, or be a number of days, in a time zone other than UTC")
     return _trimmed(_clocked(first, last, bucket.seconds, zone), start, end)
 
 

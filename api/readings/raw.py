@@ -167,8 +167,7 @@ async def read_latest(
 ) -> list[Any]:
     """The newest reading in `[start, end)` of each series that has one: looked for in recent chunks, then in all.
 
-    `hints`: for many series without an end, where to look before that. Without an end, what has left the site that it
-    is asked of is left out.
+    `hints`: for many series without an end, where to look before that.
     """
     recent = (end or datetime.now(UTC)) - _RECENT
     if start is not None:
@@ -178,7 +177,7 @@ async def read_latest(
     newest: dict[int, Any] = {}
     for since in begins:
         first, stop = since or ALWAYS, end or STAYS
-        whole, stays = _without(found, newest, first, stop, end is None)
+        whole, stays = _without(found, newest, first, stop)
         rows = await connection.fetch(_LATEST, whole, first, stop) if whole else []
         if stays:
             rows += await connection.fetch(_LATEST_OF_STAYS, *zip(*stays, strict=True))
@@ -193,17 +192,14 @@ async def read_latest(
 
 
 def _without(
-    found: Found, given: Collection[int], first: datetime, stop: datetime, staying: bool
+    found: Found, given: Collection[int], first: datetime, stop: datetime
 ) -> tuple[list[int], list[tuple[int, datetime, datetime]]]:
-    """What is left to look for: series in all of `[first, stop)`, and the spans of others within it.
-
-    `staying`: of spans, those that have not ended.
-    """
+    """What is left to look for: series in all of `[first, stop)`, and the spans of others within it."""
     if found.spans is None:
         return [series_id for series_id in found.series if series_id not in given], []
     whole, stays = [], []
     for series_id, start, end in found.spans:
-        if series_id in given or (staying and end != STAYS):
+        if series_id in given:
             continue
         if start <= first and end >= stop:
             whole.append(series_id)

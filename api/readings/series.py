@@ -39,7 +39,8 @@ _COLUMNS: Final = "s.series_id, s.device_id, s.metric, s.label, s.unit"
 _WHOLE: Final = f"""
 SELECT {_COLUMNS} FROM series s WHERE {{narrowed}} ORDER BY s.device_id, s.metric, s.label LIMIT $1
 """  # noqa: S608
-# A device may have stood there several times: its series come once for each.
+# A device may have stood there several times: its series come once for each. A site's stays are there until it is
+# erased, and the site itself only until that begins.
 _OF_STAYS: Final = f"""
 SELECT {_COLUMNS}, greatest(stay.valid_from, $3) AS start, least(stay.valid_until, $4) AS stop
 FROM (SELECT h.device_id, h.site_id, h.valid_from,
@@ -48,8 +49,13 @@ FROM (SELECT h.device_id, h.site_id, h.valid_from,
       WHERE h.device_id IN (SELECT o.device_id FROM device_sites o WHERE o.site_id = $2)) stay
 JOIN series s ON s.device_id = stay.device_id
 WHERE {{narrowed}} AND stay.site_id = $2 AND stay.valid_from < $4 AND stay.valid_until > $3
+  AND EXISTS (SELECT FROM sites WHERE site_id = $2)
 ORDER BY s.device_id, s.metric, s.label, start LIMIT $1
 """  # noqa: S608
+# So few are deleted that leaving them out costs nothing; to look for all others costs as much as the rest.
+_STAND_NOW: Final = """
+  AND stay.valid_from <= now() AND stay.valid_until > now()
+  AND NOT EXISTS (SELECT FROM devices d WHERE d.device_id = stay.device_id AND d.status = 'deleted')"""
 
 
 class Selection(NamedTuple):
@@ -142,8 +148,11 @@ async def find(
     most: int,
     *,
     is_awaited: bool = False,
+    is_now: bool = False,
 ) -> Found:
     """The series; of a site those of the devices that stood there within `[start, end)`, and when they did.
+
+    `is_now`: of a site, those of the devices alone that stand there now.
 
     Raises the problems of what this organisation does not have, of a selection that says too little, of more than
     `most` series, and of a metric that is none, unless whoever asks waits for what is still to come (`is_awaited`).
@@ -159,7 +168,10 @@ async def find(
     if wanted.site_id is not None:
         arguments += [wanted.site_id, start or ALWAYS, end or STAYS]
     sql = _WHOLE if wanted.site_id is None else _OF_STAYS
-    rows = await connection.fetch(sql.format(narrowed=_narrowed(named, _NARROWED, arguments)), *arguments)
+    conditions = _narrowed(named, _NARROWED, arguments)
+    if is_now and wanted.site_id is not None:
+        conditions += _STAND_NOW
+    rows = await connection.fetch(sql.format(narrowed=conditions), *arguments)
     if not rows:
         # Where there are series, what they are of is there too.
         for name in things:

@@ -39,9 +39,7 @@ from schemas.plants import (
 TOKEN_TYPE: Final = "mqtt+jwt"  # noqa: S105
 
 _PROVISION: Final = """
-UPDATE plants SET activated_at = now(), secret = $2, broker_password = $3, broker_password_until = NULL,
-    certificate_fingerprint = $4, certificate_serial_number = $5, certificate_expires_at = $6,
-    certificate_revoked_at = NULL
+UPDATE plants SET activated_at = now(), secret = $2, broker_password = $3, broker_password_until = NULL
 WHERE device_id = $1
 """
 _ROTATE: Final = """
@@ -139,7 +137,7 @@ class Provisioning:
         secret = secrets.token_bytes(SECRET_BYTES)
         # Of a broker whose certificate is ours as well; where there is no authority, it cannot be.
         security = Security(secret.hex(), ca_cert=await trusted(connection) or UNSET)
-        issued = kept = None
+        kept = None
         if method is AuthMethod.MTLS:
             issued = await self._issuer.issue(connection, held["organisation_id"], plant, None)
             security.client_cert, security.client_key = issued.presented, issued.private_key or UNSET
@@ -148,10 +146,7 @@ class Provisioning:
         if method is AuthMethod.PASSWORD:
             security.password = make_password()
             kept = await self._handovers.give(connection, held["organisation_id"], plant, security.password)
-        await connection.execute(
-            _PROVISION, plant, self._secrets.seal(secret), kept,
-            *(None, None, None) if issued is None else (issued.fingerprint, issued.serial_number, issued.not_after),
-        )  # fmt: skip
+        await connection.execute(_PROVISION, plant, self._secrets.seal(secret), kept)
         await plants.set_lifecycle(connection, plant, Lifecycle.ACTIVE)
         package = Package(method, self._mqtt(plant, method), plant, _protocol(method), security)
         await self._keep(connection, held, package, timedelta(hours=PACKAGE_HOURS))

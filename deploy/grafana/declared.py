@@ -97,6 +97,7 @@ INGEST: Final = Dashboard(
             Prom("max(delta(sluice_mqtt_broker_dropped_messages[$__rate_interval]))", "dropped by the broker"),
             unit="cps",
         ),
+        chart("Snapshots of plants", Prom(rate("sluice_mqtt_snapshots_total", "result"), "{{result}}"), unit="cps"),
         chart("Commands to devices", Prom(rate("sluice_commands_total", "outcome"), "{{outcome}}"), unit="cps"),
         chart(
             "Commands that wait",

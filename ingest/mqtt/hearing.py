@@ -6,6 +6,9 @@ Left out: what it says (`sayings`), and who writes it down (`events`, `presence`
 import asyncio
 import logging
 from collections.abc import Callable
+from uuid import UUID, uuid5
+
+import msgspec
 
 from ingest.credentials import Grant
 from ingest.limits import Limits
@@ -64,7 +67,7 @@ class Hearing:
                 self._done(family, connection, message, "announced")
                 return
             if not message.is_counted and not message.again:
-                self._limits.request(grant, self._clock.now_us())
+                self._limits.request(_sender(grant, target), self._clock.now_us())
                 message.is_counted = True
             said = read(target.kind, message.payload, message.size)
         except MalformedError as error:
@@ -84,6 +87,18 @@ class Hearing:
 
     def _kept(self, event: Event, result: str) -> None:
         self._done(event.family, event.connection, event.message, result)
+
+
+def answers_of(device: bytes) -> bytes:
+    """By which a device's answers to commands are told from all else that it sends."""
+    return uuid5(UUID(bytes=device), "answers").bytes
+
+
+def _sender(grant: Grant, target: Target) -> Grant:
+    """Whose limits hold: answers may be as many as all else, beside it, so that no storm of alarms is before them."""
+    if target.kind is not Kind.ANSWER:
+        return grant
+    return msgspec.structs.replace(grant, device=answers_of(target.device))
 
 
 def _is_no_news(message: Message, target: Target, grant: Grant) -> str | None:

@@ -24,7 +24,7 @@ from ingest.limits import LimitExceededError, Limits
 from ingest.mqtt import snapshots
 from ingest.mqtt.connection import Connection, Message
 from ingest.mqtt.failures import Failures
-from ingest.mqtt.hearing import Hearing
+from ingest.mqtt.hearing import Hearing, answers_of
 from ingest.mqtt.marking import delivery_of, is_made_up, with_nonce
 from ingest.mqtt.metrics import BridgeMetrics
 from ingest.mqtt.names import Names, TrayFullError
@@ -146,8 +146,7 @@ class Intake:
         if message.packet and target.kind in WITH_READINGS:
             connection.window.assign(message.number, partition_of(target.device, self._log.partitions))
         held = _Held(source, connection, message, target)
-        if self._held and target.device in self._held:
-            self._held[target.device].append(held)
+        if self._held and self._waits(held):
             return
         grant = self._credentials.cached(target.device)
         if grant is None:
@@ -164,8 +163,7 @@ class Intake:
         target, message = held.target, held.message
         if message.packet and target.kind is Kind.READINGS:
             held.connection.window.expect(message.number)
-        if target.device in self._held:
-            self._held[target.device].append(held)
+        if self._waits(held):
             return
         bound = self._names.cached(target)
         if bound is None:
@@ -395,19 +393,27 @@ class Intake:
 
     # ------------------------------------------------------------ those that wait
 
+    def _waits(self, held: _Held) -> bool:
+        """Whether it does now, behind others that do."""
+        queue = self._held.get(_lane(held.target))
+        if queue is None:
+            return False
+        queue.append(held)
+        return True
+
     def _hold(self, held: _Held) -> None:
-        device = held.target.device
-        self._held[device] = deque([held])
-        task = asyncio.create_task(self._release(device), name="bridge held messages")
+        lane = _lane(held.target)
+        self._held[lane] = deque([held])
+        task = asyncio.create_task(self._release(lane), name="bridge held messages")
         self._releasing.add(task)
         task.add_done_callback(self._releasing.discard)
 
-    async def _release(self, device: bytes) -> None:
+    async def _release(self, lane: bytes) -> None:
         """Settle what waits of a device, in order; by then nothing does."""
-        queue = self._held[device]
+        queue = self._held[lane]
         try:
             while queue:
-                await self._settle_in_time(queue[0])
+                await self._settle_in_time(queue)
                 queue.popleft()
         except asyncio.CancelledError:
             raise
@@ -416,9 +422,11 @@ class Intake:
             for held in queue:
                 held.connection.abort(f"a message cannot be settled: {error}")
         finally:
-            del self._held[device]
+            del self._held[lane]
 
-    async def _settle_in_time(self, held: _Held) -> None:
+    async def _settle_in_time(self, queue: deque[_Held]) -> None:
+        """The first one."""
+        held = queue[0]
         while not held.connection.closed.done():
             try:
                 held, grant = await self._find(held)
@@ -436,7 +444,7 @@ class Intake:
             try:
                 self._settle(held, grant)
             except LimitExceededError as error:
-                if self._is_over(held, error):
+                if self._is_over(held, error, len(queue)):
                     self._metrics.limited.add((error.kind.name, error.scope))
                     if held.target.kind not in WITH_READINGS:
                         self._drop(held.source, held.connection, held.message, "rate_limited")
@@ -465,12 +473,18 @@ class Intake:
         bound = await self._names.find(held.target)
         return held._replace(target=bound.target), bound.grant
 
-    def _is_over(self, held: _Held, error: LimitExceededError) -> bool:
-        """Whether it may not wait until the limit lets it in."""
+    def _is_over(self, held: _Held, error: LimitExceededError, waiting: int) -> bool:
+        """Whether it may not wait until the limit lets it in. `waiting`: how many do in its lane."""
         settings = self._settings
         waited_s = (self._clock.now_us() - held.message.arrived_us) / 1e6
         is_late = waited_s + error.resets_in_s > settings.mqtt_limit_wait_s
-        return is_late or error.is_beyond or self.held > settings.mqtt_held_max
+        is_too_many = self.held > settings.mqtt_held_max and waiting > settings.mqtt_held_max // len(self._held)
+        return is_late or error.is_beyond or is_too_many
+
+
+def _lane(target: Target) -> bytes:
+    """In which messages wait one behind the other: a device's, and its answers to commands beside them."""
+    return target.device if target.kind is not Kind.ANSWER else answers_of(target.device)
 
 
 _NOWHERE: Final = Target(Kind.READINGS, None, b"")

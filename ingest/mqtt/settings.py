@@ -42,7 +42,7 @@ class BridgeSettings:
     mqtt_held_max: int = setting(
         500, unit="messages", least=0,
         why="Of those in flight, a process: how many may wait for a limit. Beyond it, they are quarantined as"
-        " rate_limited, so that one wild device does not stop the others.",
+        " rate_limited, of devices with more than an even share of it, so that a wild one stops no others.",
     )  # fmt: skip
     mqtt_limit_wait_s: float = setting(
         60.0, unit="s", least=0, most=3_600,

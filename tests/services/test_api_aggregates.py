@@ -127,7 +127,7 @@ def test_edges_follow_the_clock_whatever_the_bucket() -> None:
         assert Question(start, end, edges_of(start, end, Bucket.parse("1d"), zone), ("mean",)).tier == tier
     assert Question(start, end, edges_of(start, start + DAY, Bucket.parse("1m"), UTC), ("mean",)).tier is None
     assert Question(start, end, [start, end], ("mean",)).tier == "1d"
-    with pytest.raises(Problem, match="divides a day"):
+    with pytest.raises(Problem, match="must divide a day"):
         edges_of(start, end, Bucket.parse("7m"), prague)
     assert len(edges_of(start, start + HOUR, Bucket.parse("7m"), UTC)) in (10, 11)
 
@@ -439,7 +439,7 @@ def test_what_cannot_be_asked_is_refused_in_words(any_database: Database) -> Non
                     "no metric of this name",
                 ),
                 ({"bucket": "999999w"}, 400, "invalid_parameter", "bucket"),
-                ({"bucket": "7m", "tz": "Europe/Prague"}, 400, "invalid_parameter", "divides a day"),
+                ({"bucket": "7m", "tz": "Europe/Prague"}, 400, "invalid_parameter", "must divide a day"),
                 ({"tz": "Europe/Atlantis"}, 400, "invalid_parameter", "tz"),
                 ({"tz": "localtime"}, 400, "invalid_parameter", "tz"),
                 ({"from_": "0001-01-01T00:00:00Z"}, 400, "invalid_parameter", "1900"),

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import json
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
@@ -12,17 +13,19 @@ from urllib.parse import urlsplit
 from uuid import UUID
 
 import asyncpg
+import orjson
 import pytest
 from aiohttp import ClientError, ClientSession, web
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
+from api.http.problems import Problem
 from api.metrics import ApiMetrics
 from api.registry.credentials import Credentials
-from api.registry.devices import add_device
+from api.registry.devices import add_device, remove
 from api.registry.organisations import acting_for, add_organisation
-from api.registry.sites import add_site
+from api.registry.sites import add_site, begin_erasure
 from api.server import create_app
 from api.serving import ApiFace
 from api.settings import ApiSettings
@@ -275,7 +278,7 @@ async def newest(it: World) -> dict[int, Any]:
 
 
 def test_the_newest_at_a_site_is_of_while_each_device_stood_there(any_database: Database) -> None:
-    """Of what stands there all the time, came, came long ago and fell silent, left, and came back."""
+    """Of what stands there all the time, came, fell silent, left, came back, is to leave or come, and was deleted."""
 
     async def test() -> None:
         async with world(any_database) as it:
@@ -287,6 +290,9 @@ def test_the_newest_at_a_site_is_of_while_each_device_stood_there(any_database: 
                 "left": [(it.site, 10_000), (None, 3)],
                 "back": [(it.site, 10_000), (None, 7), (it.site, 4), (None, 2)],
                 "too late": [(None, 10_000), (it.site, 1)],
+                "to leave": [(it.site, 10_000), (None, -1)],
+                "to come": [(None, 10_000), (it.site, -1)],
+                "deleted": [(it.site, 10_000)],
             }
             for metric, stood in stays.items():
                 device = await standing(it, metric, [(site, now - hours * HOUR) for site, hours in stood])
@@ -295,19 +301,50 @@ def test_the_newest_at_a_site_is_of_while_each_device_stood_there(any_database: 
                     await it.store(series, now - hours * HOUR, float(hours))
                 if metric in ("always", "left"):
                     await it.store(series, now - 4 * HOUR + MINUTE, "text")
+                if metric == "deleted":
+                    await delete(it, device)
             of_site: dict[str, Any] = {"device_id": None, "site_id": it.site}
             found = {one["metric"]: one["value"] for one in await it.data("/latest", **of_site)}
-            assert found == {"always": 2, "came": 2, "silent": 9_000}
+            assert found == {"always": 2, "came": 2, "silent": 9_000, "to leave": 2}
             until_now = await it.data("/latest", **of_site, to=now.isoformat())
             assert {one["metric"]: one["value"] for one in until_now} == {
-                "always": 2, "came": 2, "silent": 9_000, "left": "text", "back": 4,
+                "always": 2, "came": 2, "silent": 9_000, "left": "text", "back": 4, "to leave": 2,
+                "deleted": 2,
             }  # fmt: skip
             earlier = await it.data("/latest", **of_site, to=(now - 5 * HOUR).isoformat())
             assert {one["metric"]: one["value"] for one in earlier} == {
-                "always": 6, "silent": 9_000, "left": 6, "back": 9,
+                "always": 6, "silent": 9_000, "left": 6, "back": 9, "to leave": 6, "deleted": 6,
             }  # fmt: skip
 
     run(test())
+
+
+def test_the_newest_at_a_site_are_others_once_a_move_has_come_due(any_database: Database) -> None:
+    async def test() -> None:
+        async with world(any_database) as it:
+            now = datetime.now(UTC)
+            device = await standing(it, "leaves", [(it.site, now - HOUR), (None, now + timedelta(seconds=5))])
+            await it.store(await it.series("a", device=device), now - MINUTE, 1)
+            url, query = f"{it.url}/api/v1/readings/latest", {"site_id": str(it.site)}
+            headers = {"Authorization": f"Bearer {it.key}"}
+            async with it.session.get(url, params=query, headers=headers) as answer:
+                assert [reading["value"] for reading in (await answer.json())["data"]] == [1]
+                headers["If-None-Match"] = answer.headers["ETag"]
+
+            async def has_left() -> bool:
+                async with it.session.get(url, params=query, headers=headers) as answer:
+                    return answer.status == 200 and (await answer.json())["data"] == []
+
+            await until(has_left)
+
+    run(test())
+
+
+async def delete(it: World, device: UUID) -> None:
+    connection = await connect(it.database.settings, role="sluice_app", application="test")
+    async with acting_for(connection, it.organisation):
+        await remove(connection, device, None)
+    await connection.close()
 
 
 async def standing(it: World, name: str, stays: Sequence[tuple[UUID | None, datetime]]) -> UUID:
@@ -488,6 +525,31 @@ def test_only_the_organisation_of_the_key_is_seen(any_database: Database) -> Non
     run(test())
 
 
+def test_a_site_that_is_being_erased_is_nobodys(any_database: Database) -> None:
+    """From the moment on at which it is deleted, not once its readings are gone."""
+
+    async def test() -> None:
+        async with world(any_database) as it:
+            await it.store(await it.series("a"), datetime.now(UTC) - HOUR, 1)
+            span = {"from_": (datetime.now(UTC) - 2 * HOUR).isoformat(), "to": datetime.now(UTC).isoformat()}
+            paths: dict[str, dict[str, str]] = {
+                "": {}, "/latest": {}, "/series": {}, "/aggregated": span, "/stats": span,
+            }  # fmt: skip
+            for device in (None, it.device):
+                for path, query in paths.items():
+                    assert len(await it.data(path, device_id=device, site_id=it.site, **query)) == 1
+            connection = await connect(any_database.settings, role="sluice_app", application="test")
+            async with acting_for(connection, it.organisation):
+                await begin_erasure(connection, it.site)
+            await connection.close()
+            for device in (None, it.device):
+                for path, query in paths.items():
+                    status, body, _ = await it.get(path, device_id=device, site_id=it.site, **query)
+                    assert (status, body.get("code")) == (404, "site_not_found"), path
+
+    run(test())
+
+
 def test_a_key_ends_at_once_when_it_is_revoked_or_expires(any_database: Database) -> None:
     async def test() -> None:
         async with world(any_database) as it:
@@ -582,6 +644,35 @@ def test_errors_have_one_shape_and_stable_codes(any_database: Database) -> None:
                 assert it.registry.get_sample_value("sluice_api_requests_total", sample) == count
 
     run(test())
+
+
+def test_what_was_refused_is_gone_without_being_looked_for(any_database: Database) -> None:
+    """Garbage is looked for once there is much of it, and what a refused request held may be large."""
+
+    async def test() -> None:
+        async with world(any_database) as it:
+            url, headers = f"{it.url}/api/v1/readings/batch", {"Authorization": f"Bearer {it.key}"}
+            unknown = {"series_id": 2**31 - 1, "from": "2026-11-01T00:00:00Z", "to": "2026-11-02T00:00:00Z"}
+            bodies = [(b'{"queries":', 400), (orjson.dumps({"queries": [unknown, unknown]}), 200)]
+            await it.get()
+            gc.collect()
+            gc.disable()
+            try:
+                before = problems_held()
+                for query in ({"limit": "x"}, {"cursor": "x"}, {"device_id": uuid7()}, {"site_id": uuid7()}):
+                    assert (await it.get(**query))[0] >= 400
+                for body, status in bodies:
+                    async with it.session.post(url, data=body, headers=headers) as answer:
+                        assert (answer.status, b"not_found" in await answer.read()) == (status, status == 200)
+                assert problems_held() == before
+            finally:
+                gc.enable()
+
+    run(test())
+
+
+def problems_held() -> int:
+    return sum(isinstance(one, Problem) for one in gc.get_objects())
 
 
 def test_bad_http_is_refused_in_the_face_s_words_without_quoting_it(any_database: Database) -> None:

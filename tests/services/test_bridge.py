@@ -308,6 +308,38 @@ def test_a_message_over_its_limit_waits_and_one_for_which_that_is_too_long_is_se
     run(test())
 
 
+def test_where_too_many_wait_for_a_limit_those_of_a_flood_go_and_others_stay(
+    installation: Installation, broker: Broker
+) -> None:
+    async def test() -> None:
+        wild, other = await installation.tenant(), await installation.tenant()
+        settings: dict[str, Any] = {
+            "limit_device_requests_per_minute": 1, "mqtt_limit_wait_s": 3_600, "mqtt_held_max": 4,
+        }  # fmt: skip
+        async with installation.open_log() as log, bridge(installation, broker, log, **settings) as running:
+            await running.connected()
+
+            async def taken(count: int) -> None:
+                """As many have come, and no more wait than may."""
+
+                async def are() -> bool:
+                    waiting = running.counted("sluice_mqtt_held_messages")
+                    done = running.messages("accepted") + running.messages("quarantined")
+                    return waiting + done == count and waiting <= 4
+
+                await until(are)
+
+            broker.publish_lines(topic(wild), [ONE] * 20)
+            await taken(20)
+            broker.publish_lines(topic(other), [ONE] * 3)
+            await taken(23)
+            assert [record.refused for record in await records_of(log, other) if record.refused] == []
+            refused = [one.code for record in await records_of(log, wild) for one in record.refused]
+            assert {*refused} == {"rate_limited"}
+
+    run(test())
+
+
 # ---------------------------------------------------------------- when something is away
 
 

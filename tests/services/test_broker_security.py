@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -404,15 +405,22 @@ def test_a_database_that_is_away_throws_nobody_out(database: Database, tmp_path:
     run(test())
 
 
-def test_one_keeps_it_and_another_stands_by(database: Database, tmp_path: Path) -> None:
+def test_one_keeps_it_and_another_stands_by(
+    database: Database, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "sluice.broker")
+
     async def test() -> None:
         async with stage(tmp_path, database) as (here, kept), keeping(kept.broker, database) as second:
-            await until("it stands by", lambda: "another" in (second.keeper.trouble or ""))
+            await until("it stands by", lambda: "SLUICE_BROKER_KEEPS" in (second.keeper.trouble or ""))
+            assert "those of devices" in (second.keeper.trouble or "")
             assert second.counted("sluice_broker_failures_total", part="database") == 0
             plant = await equipped(here, "PASSWORD")
             await let_in(kept, "PASSWORD", *plant)
             assert kept.counted("sluice_broker_changes_total", kind="created") == 1
             assert second.counted("sluice_broker_changes_total", kind="created") == 0
+        kept_again = [one for one in caplog.records if one.getMessage() == "the broker's identities are kept"]
+        assert len(kept_again) == 1, "the one that keeps them, and not at every look"
 
     run(test())
 

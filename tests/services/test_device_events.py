@@ -466,6 +466,32 @@ def test_over_its_limit_a_device_s_events_wait_and_are_dropped_in_the_end(
     run(test())
 
 
+def test_a_storm_of_alarms_keeps_no_answer_waiting_and_answers_have_a_limit_too(
+    installation: Installation, broker: Broker
+) -> None:
+    async def test() -> None:
+        one = await plant(installation, broker)
+        commands = [await one.command() for _ in range(10)]
+        settings: dict[str, Any] = {"limit_device_requests_per_minute": 2, "mqtt_limit_wait_s": 3_600}
+        async with bridged(installation, broker, **settings) as running:
+            topic, alarms = f"cpi/{one.id}/%s", [json.dumps({"type": "T", "message": str(n)}) for n in range(400)]
+            answers = [json.dumps({"cmdId": str(command)}) for command in commands]
+            broker.publish_lines(topic % "alarm", alarms)
+            broker.publish_lines(topic % "ack", answers)
+
+            async def answered() -> list[bool]:
+                return [(await one.state(command))["state"] == "ACKNOWLEDGED" for command in commands]
+
+            async def are_two() -> bool:
+                return all((await answered())[:2])
+
+            await until(are_two)
+            assert running.counted("sluice_mqtt_held_messages") > 300
+            assert sum(await answered()) <= 4  # a minute may have begun
+
+    run(test())
+
+
 # ---------------------------------------------------------------- when the database is away
 
 

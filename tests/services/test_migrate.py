@@ -1,9 +1,11 @@
 """Migrations on a real database: applied once, whoever asks, and refused where files and database disagree."""
 
 import asyncio
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import pytest
 
 from deploy.database import migrations
@@ -63,6 +65,47 @@ def test_the_real_ones_reach_what_the_roles_expect(database: Database) -> None:
         async with pool.acquire() as connection:
             await assert_migrated(connection, migrations())
         await pool.close()
+
+    run(test())
+
+
+#: A plant that was suspended while online, and one whose certificate was renewed; before either was noted.
+PLANTS_OF_OLD = """
+SET session_replication_role = replica;
+INSERT INTO organisations (organisation_id, name) VALUES (md5('o')::uuid, 'Test');
+INSERT INTO devices (device_id, organisation_id, name, local_id, status, online, online_until, last_seen_at)
+SELECT md5(name)::uuid, md5('o')::uuid, name, name, status, true, now() + interval '1 minute', now()
+FROM (VALUES ('cut off', 'suspended'), ('renewed', 'active')) v(name, status);
+INSERT INTO plants (device_id, organisation_id, serial_number, type, auth_method, lifecycle, certificate_fingerprint)
+SELECT device_id, organisation_id, name, 'SENSOR', 'MTLS', 'ACTIVE', repeat('0', 64) FROM devices;
+INSERT INTO certificate_authorities (authority_id, kind, certificate, fingerprint, not_before, not_after)
+VALUES (md5('a')::uuid, 'issuing', '', repeat('a', 64), now(), now());
+INSERT INTO certificates
+    (fingerprint, authority_id, serial, organisation_id, device_id, not_before, not_after, issued_at)
+SELECT repeat(n::text, 64), md5('a')::uuid, n::text, md5('o')::uuid, md5('renewed')::uuid, now(), 'infinity',
+       now() + n * interval '1 day' FROM generate_series(0, 2) n;
+"""
+
+
+def test_plants_of_old_are_set_right(any_bare_database: Database, tmp_path: Path) -> None:
+    ours = Path(str(resources.files("schemas") / "sql"))
+    for path in sorted(ours.glob("*.sql"))[:31]:
+        write(tmp_path, **{path.stem: path.read_text()})
+
+    async def test() -> None:
+        await applied(any_bare_database, tmp_path)
+        superuser = await asyncpg.connect(any_bare_database.superuser_url)
+        await superuser.execute(PLANTS_OF_OLD)
+        assert (await applied(any_bare_database, ours))[0] == "0032_plants_again"
+        told = "SELECT name, online, offline_at IS NULL, online_changed_at IS NULL FROM devices ORDER BY name"
+        rows = [tuple(row) for row in await superuser.fetch(told)]
+        assert rows == [("cut off", False, False, False), ("renewed", True, True, True)]
+        told = (
+            "SELECT serial_number, left(certificate_fingerprint, 1), certificate_serial_number FROM plants ORDER BY 1"
+        )
+        rows = [tuple(row) for row in await superuser.fetch(told)]
+        assert rows == [("cut off", "0", None), ("renewed", "2", "2")]
+        await superuser.close()
 
     run(test())
 

@@ -12,14 +12,17 @@ import pytest
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 
+from api.certificates import issuing
 from api.http.openapi import kinds_of
 from api.plants import examples
+from api.registry.organisations import acting_for
 from api.registry.plants import open_alert
 from runtime.ids import uuid7
 from runtime.postgres import connect
 from runtime.secrets import KeyRing, Seal, new_ring
 from schemas.plants import SECRET_SEAL, TOKEN_AUDIENCE
-from tests.certificate_rig import people_with_authority
+from schemas.record import PG_EPOCH_US
+from tests.certificate_rig import people_with_authority, request_for
 from tests.databases import Database
 from tests.people_rig import RING, Answer, People
 from tests.support import run
@@ -197,7 +200,9 @@ def test_errors_have_the_documents_codes_operation_by_operation(any_database: Da
                 if "{id}" in path:
                     for bad in ("string", "123", "%00", "dev_" + "0" * 32):
                         url = f"{PATH}{path.replace('{id}', bad)}"
-                        assert error(await here.ask(method, url, here.key, body)) == (400, malformed), (path, bad)
+                        refused = await here.ask(method, url, here.key, body)
+                        assert error(refused) == (400, malformed), (path, bad)
+                        assert refused.body["message"] == "Invalid plant UUID", (path, bad)
                     for key, whose in ((foreign, plant), (here.key, str(NOBODY_S))):
                         url = f"{PATH}{path.replace('{id}', whose)}"
                         assert error(await here.ask(method, url, key, body)) == (404, "PLANT_NOT_FOUND"), path
@@ -522,6 +527,41 @@ def test_a_suspended_plants_device_is_suspended_and_a_revoked_one_has_nothing_le
     run(test())
 
 
+def test_a_plant_that_is_cut_off_is_offline_with_that_step(any_database: Database) -> None:
+    async def test() -> None:
+        async with people_with_authority(any_database) as here:
+            worker = Presence(here.database.settings, PresenceSettings(presence_steady_s=0))
+
+            async def heard(plant: str) -> str:
+                now_us = int(datetime.now(UTC).timestamp() * 1e6) - PG_EPOCH_US
+                worker.hear({UUID(plant).bytes: now_us})
+                await worker.keep()
+                status: str = (await get(here, plant))["status"]
+                return status
+
+            async def standing(plant: str) -> tuple[bool, bool]:
+                sql = "SELECT online, online_changed_at = updated_at FROM devices WHERE device_id = $1"
+                return tuple((await here.superuser(sql, UUID(plant)))[0])
+
+            plant, _ = await active(here)
+            assert await heard(plant) == "ONLINE"
+            assert await step(here, plant, "suspend") == 200
+            assert await standing(plant) == (False, True)
+            assert await heard(plant) == "OFFLINE"
+            assert await step(here, plant, "reactivate") == 200
+            assert await heard(plant) == "ONLINE"
+            assert await step(here, plant, "revoke") == 200
+            assert await standing(plant) == (False, True)
+            assert await heard(plant) == "OFFLINE"
+
+            plant, _ = await active(here)
+            assert await heard(plant) == "ONLINE"
+            assert (await here.ask("DELETE", f"{PATH}/{plant}", here.key)).status in (200, 204)
+            assert await standing(plant) == (False, True)
+
+    run(test())
+
+
 # ---------------------------------------------------------------- what is secret
 
 
@@ -793,6 +833,57 @@ def test_certificate_stats(any_database: Database) -> None:
             same_fields(found["atRiskPlants"], examples.CERTIFICATE_STATS["atRiskPlants"])
             assert datetime.fromisoformat(found["nextRenewalAt"]) < datetime.now(UTC)
             assert good not in json.dumps(found)
+
+    run(test())
+
+
+def test_a_plant_tells_of_its_newest_certificate_whoever_issued_or_revoked_it(any_database: Database) -> None:
+    async def test() -> None:
+        async with people_with_authority(any_database) as here:
+            plant, _ = await active(here)
+            first = (await get(here, plant))["certificateFingerprint"]
+            await here.superuser("UPDATE plants SET certificate_expires_at = now() + interval '1 day'")
+
+            async def by_request(device: str) -> Any:
+                body = {"deviceId": device}
+                answer = await here.ask("POST", "/api/v1/devices/registration/tokens", here.key, body)
+                body = {"token": answer.body["token"], "csr": request_for()}
+                answer = await here.ask("POST", "/api/v1/devices/provision", None, body)
+                assert answer.status == 201, answer.body
+                return answer.body
+
+            async def is_told(device: str, issued: Any) -> bool:
+                found, names = await get(here, device), ("Fingerprint", "SerialNumber", "ExpiresAt")
+                return [found[f"certificate{name}"] for name in names] == [
+                    issued[f"certificate{name}"] for name in names
+                ]
+
+            async def standing() -> dict[str, int]:
+                found = (await here.ask("GET", f"{PATH}/certificate-stats", here.key)).body
+                return {name: found[name] for name in ("active", "expiringSoon", "revoked") if found[name]}
+
+            assert await standing() == {"expiringSoon": 1}
+            renewed = await by_request(plant)
+            assert renewed["certificateFingerprint"] != first
+            assert await is_told(plant, renewed)
+            assert await standing() == {"active": 1}  # the former one ends with the overlap, and counts no more
+            assert await step(here, plant, "suspend") == await step(here, plant, "reactivate") == 200
+            assert await standing() == {"active": 1}
+
+            # As `sluice ca revoke` does.
+            connection = await connect(here.database.settings, role=None, application="test")
+            async with acting_for(connection, here.organisation):
+                assert await issuing.revoke(connection, here.organisation, UUID(plant), "keyCompromise") == 1
+            await connection.close()
+            assert await standing() == {"revoked": 1}
+            assert await is_told(plant, await by_request(plant))
+            assert await standing() == {"active": 1}
+
+            # One that comes with a key of its own before it is provisioned keeps that certificate.
+            other = await made(here, method="TOKEN")
+            issued = await by_request(other)
+            assert await step(here, other, "provision") == 200
+            assert await is_told(other, issued)
 
     run(test())
 

@@ -9,6 +9,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import asyncpg
+import pytest
 
 from api.registry.devices import NewDevice, create, move
 from api.registry.organisations import acting_for, add_organisation
@@ -65,6 +66,13 @@ class Fleet:
         row = await self.row(device)
         seen = row["last_seen_at"] and (self.now - row["last_seen_at"]).total_seconds()
         return seen, row["cadence_s"] and round(row["cadence_s"], 3), row["online"]
+
+    async def set_status(self, device: UUID, status: str) -> None:
+        """As the registry does."""
+        connection = await connect(self.database.settings, role="sluice_app", application="test")
+        async with acting_for(connection, self.organisation):
+            await connection.execute("UPDATE devices SET status = $2 WHERE device_id = $1", device, status)
+        await connection.close()
 
     async def superuser(self, sql: str, *values: Any) -> list[Any]:
         connection = await asyncpg.connect(self.database.superuser_url)
@@ -151,6 +159,50 @@ def test_it_never_goes_back_in_time_nor_ahead_of_it(any_database: Database) -> N
             await here.hear(wrong, -86_400)
             seen = (await here.row(wrong))["last_seen_at"]
             assert seen - here.now < timedelta(hours=1)
+
+    run(test())
+
+
+@pytest.mark.parametrize("status", ["suspended", "deleted"])
+def test_who_is_cut_off_is_gone_at_once_and_stays_so_whatever_was_on_its_way(
+    any_database: Database, status: str
+) -> None:
+    async def test() -> None:
+        async with fleet(any_database) as here:
+            device, silent = await here.device("device"), await here.device("silent")
+            for one, ago_s in ((device, 10), (silent, 10 * MINUTE)):
+                await here.hear(one, ago_s)
+                await here.set_status(one, status)
+            row = await here.row(device)
+            assert (row["online"], row["online_changed_at"]) == (False, row["offline_at"])
+            assert row["offline_at"] >= here.now
+            # Silent since before: it did not go at this moment.
+            assert (await here.row(silent))["online_changed_at"] == here.now - timedelta(minutes=9)
+            changed_at = row["online_changed_at"]
+            await here.superuser("UPDATE devices SET offline_at = now() - interval '1 second'")
+            await here.hear(device, -1)  # taken after the step, by one who had not heard of it
+            row = await here.row(device)
+            assert (row["online"], row["online_changed_at"]) == (False, changed_at)
+
+    run(test())
+
+
+def test_who_is_let_in_again_is_there_once_it_is_heard_from_then_on(any_database: Database) -> None:
+    async def test() -> None:
+        async with fleet(any_database) as here:
+            device = await here.device()
+            await here.hear(device, 10)
+            await here.set_status(device, "suspended")
+            since = (await here.row(device))["online_changed_at"]
+            await here.set_status(device, "active")
+            await here.hear(device, 5)  # of before, landed late
+            row = await here.row(device)
+            assert (row["online"], row["online_changed_at"]) == (False, since)
+            await here.superuser("UPDATE devices SET offline_at = now() - interval '1 second'")
+            await here.hear(device, -1)
+            row = await here.row(device)
+            assert (row["online"], row["offline_at"]) == (True, None)
+            assert row["online_changed_at"] == row["last_seen_at"]
 
     run(test())
 

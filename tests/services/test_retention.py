@@ -393,7 +393,9 @@ def test_the_command_says_what_would_go_and_lets_it_go(
     assert went["chunks"] == foretold["chunks"]
     assert went["rows"] == foretold["rows"] != []
     assert went["waits"] is None
-    assert told("run", "--dry-run") == {"dry_run": True, "chunks": [], "rows": [], "waits": None}
+    assert told("run", "--dry-run") == {
+        "dry_run": True, "chunks": [], "rows": [], "commands": {"rows": 0, "is_exact": True}, "waits": None,
+    }  # fmt: skip
     after = told("show")
     assert after["tiers"][0]["retired"] == 0
     assert after["tiers"][0]["first"] == min(one["stop"] for one in went["chunks"][-2:])
@@ -407,6 +409,58 @@ def test_the_command_says_what_would_go_and_lets_it_go(
     assert foretold.count("would go") == len(foretold.splitlines()) > 0, "rows alone"
     assert sluice("run").output == foretold.replace("would go", "went")
     assert sluice("run").output == "nothing went\n"
+
+
+COMMAND = """
+INSERT INTO commands (command_id, organisation_id, device_id, command, state, created_at, expires_at, finished_at)
+VALUES ($1, $2, $3, $4, $5, now() - $6::interval, now() - $6::interval,
+        CASE WHEN $5 IN ('SUCCESS', 'FAILED', 'TIMEOUT') THEN now() - $6::interval END)
+"""
+STATES = ("PENDING", "SENT", "ACKNOWLEDGED", "SUCCESS", "FAILED", "TIMEOUT")
+
+
+def test_commands_that_are_over_go_by_their_age_and_open_ones_never(
+    any_database: Database, tmp_path: Path, logging_as_it_was: None
+) -> None:
+    url = sqlite_url(tmp_path)
+
+    def sluice(*arguments: str, days: str = "395") -> Any:
+        environment = {**any_database.environment, "SLUICE_LOG_URL": url, "SLUICE_RETENTION_COMMANDS_DAYS": days}
+        result = CliRunner().invoke(main, ["retention", *arguments], env=environment)
+        assert result.exit_code == 0, result.output
+        return result.output
+
+    async def left() -> list[str]:
+        async with open_rig(any_database, url) as rig:
+            return [row[0] for row in await rig.fetch("SELECT command FROM commands ORDER BY command")]
+
+    async def prepare() -> None:
+        async with open_rig(any_database, url) as rig, rig.superuser() as connection:
+            for device in [(await rig.register())[0] for _ in range(2)]:
+                for days in (394, 396, 4_000):
+                    for state in STATES:
+                        name, age = f"{state} {days}", timedelta(days=days)
+                        await connection.execute(
+                            COMMAND, uuid4(), device.organisation, device.device, name, state, age
+                        )
+
+    async def keep() -> int:
+        async with open_rig(any_database, url) as rig, session(rig) as opened:
+            return (await keeper(rig, replace(SETTINGS, retention_step_rows=5)).follow(opened)).commands
+
+    run(prepare())
+    everything = run(left())
+    assert "commands that are over: 395 days" in sluice("show")
+    assert sluice("run", "--dry-run") == "12 commands that are over would go\n"
+    assert json.loads(sluice("run", "--dry-run", "--json"))["commands"] == {"rows": 12, "is_exact": True}
+    assert sluice("run", days="0") == "nothing went\n"
+    assert run(left()) == everything
+    assert run(keep()) == 12  # in steps of five
+    kept = [name for name in everything if name.split()[0] in STATES[:3] or name.endswith(" 394")]
+    assert run(left()) == kept
+    assert sluice("run", "--dry-run") == "nothing would go\n"
+    assert sluice("run", days="100") == "6 commands that are over went\n"
+    assert [name.split()[0] for name in run(left())] == sorted(6 * STATES[:3])
 
 
 def test_a_columnstore_is_refused_where_the_licence_has_none(

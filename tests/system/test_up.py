@@ -116,8 +116,8 @@ def below(directory: Path) -> list[str]:
 
 
 def test_the_two_lines_that_are_printed_send_the_first_reading_and_read_it_back(data: Path) -> None:
-    with up(data, lines=2) as it:
-        assert all(line.startswith("curl ") for line in it.printed)
+    with up(data, lines=3) as it:
+        assert all(line.startswith("curl ") for line in it.printed[:2])
         sent = subprocess.run(shlex.split(it.printed[0]), capture_output=True, text=True, timeout=120, check=True)
         assert json.loads(sent.stdout)["accepted"] == 1
 
@@ -127,6 +127,12 @@ def test_the_two_lines_that_are_printed_send_the_first_reading_and_read_it_back(
 
         (reading,) = eventually("the first reading", read)
         assert (reading["metric"], reading["value"], reading["unit"]) == ("temperature", 21.5, "°C")
+        key = it.printed[1].rsplit(" ", 1)[1].strip('"')
+        url = next(part for part in shlex.split(it.printed[0]) if part.startswith("http")).removesuffix("/v1/ingest")
+        told = re.fullmatch(r"The organisation is (\S+), its device (\S+)\.", it.printed[2])
+        assert told
+        assert told[2] == reading["device_id"]
+        assert ask(f"{url}/api/organisations/{told[1]}/sites", token=key).status == 200
 
 
 def test_it_lives_on_in_its_directory_and_leaves_nothing_running(data: Path) -> None:
@@ -224,11 +230,11 @@ def test_the_file_of_settings_leads_other_commands_to_the_same_parts(data: Path)
 
 
 def typed(line: str, password: str = "", **variables: str) -> "subprocess.CompletedProcess[str]":
-    """A command as it is printed, in a directory without settings, with the password that it asks for."""
-    assignment, _, *arguments = shlex.split(line)
+    """A command as it is printed, its program too, with the password that it asks for."""
+    assignment, *command = shlex.split(line)
     name, _, value = assignment.partition("=")
     return subprocess.run(
-        [SLUICE, *arguments],
+        command,
         env=environment(**variables, **{name: value}),
         input=f"{password}\n",
         capture_output=True,
@@ -239,18 +245,18 @@ def typed(line: str, password: str = "", **variables: str) -> "subprocess.Comple
 
 
 def test_what_is_printed_makes_who_may_do_everything_and_links_lead_here(data: Path) -> None:
-    with up(data, lines=4) as it:
+    with up(data, lines=5) as it:
         url = next(part for part in shlex.split(it.printed[0]) if part.startswith("http")).removesuffix("/v1/ingest")
-        made = typed(it.printed[3], "correct horse battery")
+        made = typed(it.printed[4], "correct horse battery")
         assert (made.returncode, "may do everything" in made.stdout) == (0, True), made.stderr
-        email = it.printed[3].split()[-1]
-        link = typed(f"SLUICE_CONFIG={data / 'sluice.toml'} sluice admin reset-link {email}").stdout
+        email = it.printed[4].split()[-1]
+        link = typed(f"SLUICE_CONFIG={data / 'sluice.toml'} {SLUICE} admin reset-link {email}").stdout
         assert link.startswith(f"{url}/account#reset=")
         assert ask(f"{url}/account").status == 200
         assert it.end() == 0
-    with up(data, lines=4, SLUICE_PUBLIC_URL="https://sluice.example") as it:
-        assert it.printed[3].startswith(f"SLUICE_CONFIG={data / 'sluice.toml'} sluice admin create ")
-        link = typed(f"SLUICE_CONFIG={data / 'sluice.toml'} sluice admin reset-link {email}").stdout
+    with up(data, lines=5, SLUICE_PUBLIC_URL="https://sluice.example") as it:
+        assert it.printed[4].startswith(f"SLUICE_CONFIG={data / 'sluice.toml'} {SLUICE} admin create ")
+        link = typed(f"SLUICE_CONFIG={data / 'sluice.toml'} {SLUICE} admin reset-link {email}").stdout
         assert link.startswith("https://sluice.example/account#reset=")
 
 

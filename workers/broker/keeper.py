@@ -121,7 +121,7 @@ class Keeper:
         try:
             for whose, lock in _LOCKS.items():
                 if self._settings.broker_keeps in ("all", whose) and not await connection.fetchval(_ALONE, lock):
-                    raise Trouble("", "another process keeps the broker's identities")
+                    raise Trouble("", f"another process keeps those of {whose}, see SLUICE_BROKER_KEEPS")
             connection.add_termination_listener(lambda _: self._wake.set())
             await connection.add_listener(PLANTS_CHANNEL, self._hear)
             await self._with_broker(connection)
@@ -342,6 +342,8 @@ class Keeper:
         }
         for state, count in states.items():
             self._metrics.clients.labels(state).set(count)
+        if is_done and self.trouble is not None:
+            _log.info("the broker's identities are kept", extra={"whose": self._settings.broker_keeps})
         self.trouble = None if is_done else "the broker did not take everything: see the log"
         if is_done:
             self._metrics.agreed.set_to_current_time()

@@ -8,6 +8,8 @@ Each step is committed before the next and may be repeated, so that a kill costs
    A computation under way is waited for, slice by slice, since a chunk would vanish under its snapshot.
 4. Chunks before which all organisations' horizons lie are dropped; of others, rows of those who keep less go.
 
+Commands that are over go by their age alone, with each pass.
+
 Left out: what may go (`planning`), how a chunk is dropped (the schema's `drop_retired`).
 """
 
@@ -36,10 +38,11 @@ _SERIES_AT_ONCE: Final = 200
 
 
 class Went(NamedTuple):
-    """What a pass let go: whole chunks, and how many rows of those who keep less than others."""
+    """What a pass let go: whole chunks, how many rows of those who keep less than others, and how many commands."""
 
     chunks: list[Chunk]
     rows: Mapping[Share, int]
+    commands: int
 
 
 class Retention:
@@ -89,10 +92,11 @@ class Retention:
         standing = await self.look(connection)
         self._show(standing)
         rows = await self._delete_rows(connection, standing)
+        commands = await self._forget_commands(connection)
         self._tell(retired(standing), why or "locked")
         self._show(await self.look(connection))
         self._metrics.passed.set_to_current_time()
-        return Went(went, rows)
+        return Went(went, rows, commands)
 
     async def look(self, connection: Any) -> Standing:
         """How everything stands."""
@@ -220,9 +224,24 @@ class Retention:
                 gone = int(done.rpartition(" ")[2])
                 rows += gone
                 self._metrics.rows.labels(table).inc(gone)
-                await asyncio.sleep(min(1.0, gone / step) * self._settings.retention_pause_ms / 1000)
+                await self._pause(gone, step)
             after = series[-1]
         return rows
+
+    async def _forget_commands(self, connection: Any) -> int:
+        """How many were over for long enough; one that is open stays, however old it is."""
+        days, step = self._settings.retention_commands_days, self._settings.retention_step_rows
+        gone, rows = step if days else 0, 0
+        while gone == step:
+            done = await connection.execute(sql.FORGET_COMMANDS, days, step)
+            gone = int(done.rpartition(" ")[2])
+            rows += gone
+            self._metrics.rows.labels("commands").inc(gone)
+            await self._pause(gone, step)
+        return rows
+
+    async def _pause(self, gone: int, step: int) -> None:
+        await asyncio.sleep(min(1.0, gone / step) * self._settings.retention_pause_ms / 1000)
 
     async def _series(self, connection: Any, organisation: UUID, after: int) -> list[int]:
         return [row[0] for row in await connection.fetch(sql.SERIES, organisation, after, _SERIES_AT_ONCE)]

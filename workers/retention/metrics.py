@@ -26,7 +26,8 @@ class RetentionMetrics:
         )
         self.rows = Counter(
             "sluice_retention_rows_total",
-            "Rows deleted one by one, of organisations that keep less than others. kind: a table.",
+            "Rows deleted one by one, of organisations that keep less than others, and commands that are over. "
+            "kind: a table.",
             ["kind"],
             registry=registry,
         )

@@ -26,6 +26,13 @@ class RetentionSettings:
     retention_1d_days: int = setting(
         0, unit="days", least=0, most=36_600, why="Those of a day; 0: for ever, a year of a series is 50 kB."
     )
+    retention_commands_days: int = setting(
+        395,
+        unit="days",
+        least=0,
+        most=36_600,
+        why="Commands that are over, 13 months as readings: a year beside the one before; 0: for ever.",
+    )
     retention_check_s: float = setting(
         3_600.0, unit="s", least=0.05, why="How often it is looked what may go; the finest chunk has a week."
     )

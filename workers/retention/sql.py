@@ -68,5 +68,13 @@ DELETED: Final = """
 UPDATE retention_horizons SET deleted_through = $4
 WHERE organisation_id = $1 AND tier = $2 AND deleted_through = $3 AND dropped_through >= $4"""
 
+_COMMANDS_OVER: Final = """
+SELECT command_id FROM commands
+WHERE state IN ('SUCCESS', 'FAILED', 'TIMEOUT') AND finished_at < now() - make_interval(days => $1)
+ORDER BY finished_at LIMIT $2"""
+#: Commands that ended more than so many days ago, the first of them: removes them, and counts them up to a bound.
+FORGET_COMMANDS: Final = f"DELETE FROM commands WHERE command_id = ANY (ARRAY({_COMMANDS_OVER}))"  # noqa: S608
+COUNT_COMMANDS: Final = f"SELECT count(*) FROM ({_COMMANDS_OVER}) n"  # noqa: S608
+
 IS_EXTENDED: Final = "SELECT EXISTS (SELECT FROM pg_extension WHERE extname = 'timescaledb')"
 ENSURE_WEEK: Final = "SELECT ensure_week($1)"
