@@ -188,8 +188,10 @@ class Session:
         """A second, or until the connection ends or there is something to be remembered at once."""
         news = asyncio.create_task(self._news.wait())
         either: set[asyncio.Future[Any]] = {connection.closed, news}
-        await asyncio.wait(either, timeout=_TICK_S, return_when=asyncio.FIRST_COMPLETED)
-        news.cancel()
+        try:
+            await asyncio.wait(either, timeout=_TICK_S, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            news.cancel()
         self._news.clear()
 
     async def _subscribe(self, connection: Connection, connack: Connack) -> None:
