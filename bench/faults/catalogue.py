@@ -39,6 +39,7 @@ from bench.faults.traffic import CHANNELS, TIMES_A_BATCH, VALUES_A_DEVICE, Devic
 from bench.parts import Role
 from bench.proxy import Mode, Proxy
 from bench.workload import json_post
+from ingest.spool.files import SPOOL
 from runtime.ids import uuid7
 from runtime.log import Log
 from schemas import record as records
@@ -403,20 +404,28 @@ async def _flood(stage: Stage, token: str) -> None:
 async def _ingest_kill(stage: Stage, _: Sender) -> AsyncIterator[None]:
     """One of two, with records in its spool, while the log is away."""
     async with _cut(stage.instance.kafka_proxy):
-        await _until_spooling(stage)
+        spooling = await _spooling(stage)
         await asyncio.sleep(SPOOLING_S)
-        assert stage.ingest is not None
-        signal_process(random.choice(stage.children(stage.ingest)), signal.SIGKILL)
+        signal_process(spooling, signal.SIGKILL)
         yield
 
 
-async def _until_spooling(stage: Stage) -> None:
+async def _spooling(stage: Stage) -> int:
+    """The process that first has a spool of its own; others may still wait for the log."""
     deadline = time.monotonic() + STARTED_TIMEOUT_S
     assert stage.ingest is not None
-    while not (await stage.ingest.metrics()).get("sluice_ingest_spool_depth_records"):
-        if time.monotonic() > deadline:
-            raise BenchError("ingest does not spool though the log is away")
+    while time.monotonic() < deadline:
+        for pid in stage.children(stage.ingest):
+            if _has_spool(pid):
+                return pid
         await asyncio.sleep(0.2)
+    raise BenchError("ingest does not spool though the log is away")
+
+
+def _has_spool(pid: int) -> bool:
+    with suppress(FileNotFoundError):  # what it closes meanwhile
+        return any(file.readlink().suffix == SPOOL for file in Path(f"/proc/{pid}/fd").iterdir())
+    return False
 
 
 @_fault("rolling-restart-ingest", fails_nothing=True)
