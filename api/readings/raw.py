@@ -172,7 +172,9 @@ async def read_latest(
     recent = (end or datetime.now(UTC)) - _RECENT
     if start is not None:
         recent = max(start, recent)
-    hint = hints.since(found.series) if hints is not None and end is None else None
+    if end is not None:
+        hints = None
+    hint = None if hints is None else hints.since(found.series)
     begins = [recent, start] if hint is None or hint <= recent else [hint, recent, start]
     newest: dict[int, Any] = {}
     for since in begins:
@@ -186,7 +188,7 @@ async def read_latest(
             # A number and a text, or out of several stays.
             if before is None or (row["ts"], row["kind"]) > (before["ts"], before["kind"]):
                 newest[row["series_id"]] = row
-    if hints is not None and end is None:
+    if hints is not None:
         hints.note(newest)
     return [newest[series_id] for series_id in found.series if series_id in newest]
 

@@ -173,9 +173,10 @@ async def find(
         conditions += _STAND_NOW
     rows = await connection.fetch(sql.format(narrowed=conditions), *arguments)
     if not rows:
-        # Where there are series, what they are of is there too.
+        # Where there are series, what they are of is there too; a device was found already.
         for name in things:
-            await _have(connection, name, named[name])
+            if name != "device_id":
+                await _have(connection, name, named[name])
         if not is_awaited:
             await check_metric(connection, wanted)
     if len(rows) > most:

@@ -228,6 +228,18 @@ def test_an_alarm_of_one_moment_that_is_over_is_not_opened_by_its_repeat(
     run(test())
 
 
+async def only_plant(connection: Any) -> UUID:
+    """In a database where nothing else is."""
+    organisation, device = uuid7(), uuid7()
+    await connection.execute("INSERT INTO organisations (organisation_id, name) VALUES ($1, 'x')", organisation)
+    await connection.execute(
+        "INSERT INTO devices (device_id, organisation_id, name, local_id) VALUES ($1, $2, 'x', 'x')",
+        device, organisation,
+    )  # fmt: skip
+    await connection.execute(ACTIVE_PLANT, device, organisation, "x")
+    return device
+
+
 PLANS = """
 LOAD 'auto_explain';
 SET client_min_messages = log; SET auto_explain.log_min_duration = 0; SET auto_explain.log_nested_statements = on;
@@ -241,13 +253,7 @@ def test_an_alarm_goes_through_a_plant_s_alerts_a_few_times_whatever_the_planner
 
     async def test() -> None:
         connection = await asyncpg.connect(database.superuser_url)
-        organisation, device = uuid7(), uuid7()
-        await connection.execute("INSERT INTO organisations (organisation_id, name) VALUES ($1, 'x')", organisation)
-        await connection.execute(
-            "INSERT INTO devices (device_id, organisation_id, name, local_id) VALUES ($1, $2, 'x', 'x')",
-            device, organisation,
-        )  # fmt: skip
-        await connection.execute(ACTIVE_PLANT, device, organisation, "x")
+        device = await only_plant(connection)
         said = """SELECT device_said(gen_random_uuid(), $1, 'alarm', jsonb_build_object('type', 'T',
             'severity', 'INFO', 'message', gen_random_uuid(), 'is_over', false)) FROM generate_series(1, $2::int)"""
         await connection.execute(said, device, 1_300)
@@ -275,13 +281,7 @@ def test_a_plant_has_a_hundred_open_alerts_at_most_and_what_is_worst_stays(
 ) -> None:
     async def test() -> None:
         connection = await asyncpg.connect(any_database.superuser_url)
-        organisation, device = uuid7(), uuid7()
-        await connection.execute("INSERT INTO organisations (organisation_id, name) VALUES ($1, 'x')", organisation)
-        await connection.execute(
-            "INSERT INTO devices (device_id, organisation_id, name, local_id) VALUES ($1, $2, 'x', 'x')",
-            device, organisation,
-        )  # fmt: skip
-        await connection.execute(ACTIVE_PLANT, device, organisation, "x")
+        device = await only_plant(connection)
         await connection.execute("SET ROLE sluice_ingest")
         said = (
             "SELECT device_said(gen_random_uuid(), $1, 'alarm', jsonb_build_object('type', 'T', 'severity', $2::text,"

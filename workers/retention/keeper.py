@@ -216,32 +216,28 @@ class Retention:
 
     async def _delete(self, connection: Any, organisation: UUID, table: str, first: int, stop: int) -> int:
         """How many rows that were."""
-        after, step, rows = 0, self._settings.retention_step_rows, 0
+        after, rows = 0, 0
         while series := await self._series(connection, organisation, after):
-            gone = step
-            while gone == step:
-                done = await connection.execute(sql.DELETE[table], series, first, stop, step)
-                gone = int(done.rpartition(" ")[2])
-                rows += gone
-                self._metrics.rows.labels(table).inc(gone)
-                await self._pause(gone, step)
+            rows += await self._in_steps(connection, table, sql.DELETE[table], series, first, stop)
             after = series[-1]
         return rows
 
     async def _forget_commands(self, connection: Any) -> int:
         """How many were over for long enough; one that is open stays, however old it is."""
-        days, step = self._settings.retention_commands_days, self._settings.retention_step_rows
-        gone, rows = step if days else 0, 0
+        days = self._settings.retention_commands_days
+        return await self._in_steps(connection, "commands", sql.FORGET_COMMANDS, days) if days else 0
+
+    async def _in_steps(self, connection: Any, table: str, statement: str, *arguments: Any) -> int:
+        """How many rows it deleted, so many at once as it is told behind its arguments, until fewer are left."""
+        step, rows = self._settings.retention_step_rows, 0
+        gone = step
         while gone == step:
-            done = await connection.execute(sql.FORGET_COMMANDS, days, step)
+            done = await connection.execute(statement, *arguments, step)
             gone = int(done.rpartition(" ")[2])
             rows += gone
-            self._metrics.rows.labels("commands").inc(gone)
-            await self._pause(gone, step)
+            self._metrics.rows.labels(table).inc(gone)
+            await asyncio.sleep(min(1.0, gone / step) * self._settings.retention_pause_ms / 1000)
         return rows
-
-    async def _pause(self, gone: int, step: int) -> None:
-        await asyncio.sleep(min(1.0, gone / step) * self._settings.retention_pause_ms / 1000)
 
     async def _series(self, connection: Any, organisation: UUID, after: int) -> list[int]:
         return [row[0] for row in await connection.fetch(sql.SERIES, organisation, after, _SERIES_AT_ONCE)]
